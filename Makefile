@@ -1,0 +1,113 @@
+# The front door: `make help` lists what it can do.
+#
+#   make                 the release library and the examples, in build/
+#   make demo            the same, and the demonstration (as root)
+#   make install PREFIX=/usr/local DESTDIR=/tmp/package
+
+PREFIX  ?= /opt/RealTimeKql
+DESTDIR ?=
+CFLAGS  ?= -O2
+CARGO   ?= cargo
+
+# rustup's folder is on the PATH of its users' shells, but not of sudo's.
+ifneq ($(wildcard $(HOME)/.cargo/bin),)
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+endif
+
+VERSION    := $(shell sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml | head -n 1)
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+LIBRARY    := $(TARGET_DIR)/release/libtcpEvent.so
+EXAMPLES   := tcp_table tcp_dlopen
+PROGRAMS   := $(EXAMPLES:%=build/%)
+HEADERS    := $(wildcard include/*.h)
+
+C_FLAGS := -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude -DTCPEVENT_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS)
+# The library is beside the program in build/, and in ../lib once both are installed.
+RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
+
+.DELETE_ON_ERROR:
+# cargo uses all cores by itself, and two setups at once would wait for one apt.
+.NOTPARALLEL:
+.PHONY: all demo monitor test install uninstall clean help setup setup-test fmt lint headers FORCE
+
+all: $(PROGRAMS) ## build the library and the examples (the default)
+
+demo: all ## show it at work: known loopback traffic, each event checked against it (as root)
+	tests/demo
+
+monitor: all ## show this host's connections until Ctrl-C (as root)
+	@build/tcp_table
+
+test: setup-test all ## run all tests (as root)
+	$(CARGO) test --release --locked
+
+# Only cargo knows whether the library is out of date; where it is not, its time stays and nothing else is built.
+$(LIBRARY): FORCE | setup
+	$(CARGO) build --release --locked
+
+build/libtcpEvent.so: $(LIBRARY)
+	@mkdir -p build
+	ln -srf $(LIBRARY) $@
+
+build/tcp_table: examples/tcp_table.c $(HEADERS) $(LIBRARY) build/libtcpEvent.so
+	$(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $< -Lbuild -ltcpEvent -pthread
+
+# No prerequisite but for the folder and the order: it finds the library when it runs.
+build/tcp_dlopen: examples/tcp_dlopen.c $(HEADERS) | build/libtcpEvent.so
+	$(CC) $(C_FLAGS) $(LDFLAGS) -o $@ $< -ldl
+
+# What is built is installed as it is, so that `make` needs no root and `sudo make install` no compiler.
+install: ## install into $(DESTDIR)$(PREFIX)
+	@ls -L build/libtcpEvent.so $(PROGRAMS) >/dev/null 2>&1 || $(MAKE) --no-print-directory all
+	install -d $(INSTALL_DIRS)
+	install -m 755 $(LIBRARY) $(ROOT)/lib/libtcpEvent.so
+	install -m 644 include/*.h $(ROOT)/include
+	install -m 755 $(PROGRAMS) $(ROOT)/bin
+	install -m 644 $(EXAMPLES:%=examples/%.c) $(ROOT)/share/tcpEvent/examples
+	printf '%s\n' "$$PKG_CONFIG_FILE" >$(ROOT)/lib/pkgconfig/tcpEvent.pc
+	chmod 644 $(ROOT)/lib/pkgconfig/tcpEvent.pc
+
+uninstall: ## remove what install put there, and the folders that are then empty
+	rm -f $(ROOT)/lib/libtcpEvent.so $(ROOT)/lib/pkgconfig/tcpEvent.pc $(HEADERS:%=$(ROOT)/%) \
+		$(EXAMPLES:%=$(ROOT)/bin/%) $(EXAMPLES:%=$(ROOT)/share/tcpEvent/examples/%.c)
+	@for folder in $(INSTALL_DIRS) $(ROOT)/share $(ROOT); do rmdir "$$folder" 2>/dev/null || true; done
+
+ROOT = $(DESTDIR)$(PREFIX)
+INSTALL_DIRS = $(ROOT)/lib/pkgconfig $(ROOT)/lib $(ROOT)/include $(ROOT)/bin $(ROOT)/share/tcpEvent/examples \
+	$(ROOT)/share/tcpEvent
+
+define PKG_CONFIG_FILE
+prefix=$(PREFIX)
+libdir=$${prefix}/lib
+includedir=$${prefix}/include
+
+Name: tcpEvent
+Description: TCP connections of a Linux host, as events
+Version: $(VERSION)
+Libs: -L$${libdir} -ltcpEvent
+Cflags: -I$${includedir}
+endef
+export PKG_CONFIG_FILE
+
+headers: | setup ## write include/*.h again from the Rust sources
+	UPDATE_HEADERS=1 $(CARGO) test --locked --test headers
+
+fmt: | setup-test ## is the code formatted?
+	$(CARGO) fmt --check
+
+lint: | setup-test ## clippy, and shellcheck where there is one
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+	@if command -v shellcheck >/dev/null; then echo shellcheck .ci/setup; shellcheck .ci/setup; fi
+
+setup: ## install what a build needs, where it is missing (as root, by apt)
+	@.ci/setup build
+
+setup-test: ## the same for the tests
+	@.ci/setup test
+
+clean: ## remove all that was built
+	rm -rf build
+	$(CARGO) clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 13

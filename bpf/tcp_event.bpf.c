@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR MIT)
+/*
+ * Reports every TCP endpoint that reaches TCP_CLOSE: who owned it, its addresses and its counters.
+ *
+ * Two hooks see the same transitions, and user space attaches one of them: a kprobe at the entry of
+ * tcp_set_state(), or the typed tracepoint inet_sock_set_state. Beside it, one accept hook records which process
+ * took a connection, and an iterator finds the owners of endpoints that are older than the probe.
+ *
+ * The task on the CPU at TCP_CLOSE is often a bystander, because most endpoints close in softirq. The owner is
+ * therefore noted whenever a process acts on the endpoint in its own context, and kept in `owners` until the close.
+ */
+#include "core_types.h"
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#include "tcp_event.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+struct owner {
+	__u64 birth_ns;
+	__u32 pid;
+	__u32 uid;
+	char comm[TASK_COMM_LEN];
+	__u8 origin;
+	__u8 pad[7];
+};
+
+/*
+ * Preallocated, so that an update fails for one reason only: more endpoints alive than entries. Not an LRU: that one
+ * evicts live endpoints in batches.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct sock *);
+	__type(value, struct owner);
+} owners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} records SEC(".maps");
+
+/* Set by user space before it sleeps, cleared by the first record after that: see wake(). */
+__u32 reader_sleeps;
+
+/* What could not be kept, for the statistics. */
+__u64 lost_records;
+__u64 lost_owners;
+
+/* Reads a field of a socket: directly where the verifier knows the pointer's type, else through a probe read. */
+#define FIELD(direct, ptr, field) ((direct) ? (ptr)->field : BPF_CORE_READ(ptr, field))
+
+static __always_inline void set_actor(struct owner *owner, __u8 origin)
+{
+	owner->pid = bpf_get_current_pid_tgid() >> 32;
+	owner->uid = bpf_get_current_uid_gid();
+	owner->origin = origin;
+	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
+}
+
+static __always_inline void insert(struct sock *sk, const struct owner *owner)
+{
+	if (bpf_map_update_elem(&owners, &sk, owner, BPF_ANY))
+		__sync_fetch_and_add(&lost_owners, 1);
+}
+
+/* A connection begins. Whatever the address of the socket stood for before is over. */
+static __always_inline void born(struct sock *sk, __u8 origin)
+{
+	struct owner owner = {.birth_ns = bpf_ktime_get_ns()};
+
+	if (origin != TCP_ORIGIN_NONE)
+		set_actor(&owner, origin);
+	insert(sk, &owner);
+}
+
+/* The current process acts on the endpoint. */
+static __always_inline void acted(struct sock *sk, __u8 origin)
+{
+	struct owner *known = bpf_map_lookup_elem(&owners, &sk);
+
+	if (known) {
+		set_actor(known, origin);
+	} else {
+		struct owner owner = {};
+
+		set_actor(&owner, origin);
+		insert(sk, &owner);
+	}
+}
+
+/*
+ * True where the current process is in a system call on this very socket: lock_sock() has set sk_lock.owned. Softirq
+ * leaves an owned socket alone (the packet goes to its backlog), so the current task is no bystander then.
+ */
+static __always_inline bool in_owner_context(struct sock *sk, const bool direct)
+{
+	return FIELD(direct, sk, sk_lock.owned) != 0;
+}
+
+/*
+ * Wakes the reader if it sleeps. Called after a record is committed: the commit is a full barrier, as is the reader's
+ * between setting the flag and its last look at the ring, so either it sees the record or this sees the flag.
+ */
+static __always_inline void wake(void)
+{
+	void *nothing;
+
+	if (!*(volatile __u32 *)&reader_sleeps)
+		return;
+	*(volatile __u32 *)&reader_sleeps = 0;
+	nothing = bpf_ringbuf_reserve(&records, 8, 0);
+	if (nothing)
+		bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
+}
+
+static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, struct owner *known, int old_state,
+				       const bool direct)
+{
+	struct socket *socket = FIELD(direct, sk, sk_socket);
+	bool owned = in_owner_context(sk, direct);
+	int err = FIELD(direct, sk, sk_err);
+	bool current_acts;
+
+	/*
+	 * The close happens in the context of the process that causes it where the socket is locked by it and bears
+	 * no error (close with unread data, with SO_LINGER 0, a disconnect), or where the connection was never
+	 * accepted and its listener is being closed (inet_csk_listen_stop: no struct socket, no error yet).
+	 */
+	current_acts = (owned && !err) ||
+		       (!socket && !err && (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT));
+	/* A reader that processes its backlog is a process of the endpoint too; one that aborts it (ss -K) is not. */
+	if (!current_acts && !(known && known->origin) && owned && err != ECONNABORTED)
+		current_acts = true;
+
+	record->birth_ns = known ? known->birth_ns : 0;
+	record->inode = 0;
+	if (current_acts) {
+		record->pid = bpf_get_current_pid_tgid() >> 32;
+		record->uid = bpf_get_current_uid_gid();
+		record->origin = TCP_ORIGIN_CLOSE;
+		bpf_get_current_comm(record->comm, sizeof(record->comm));
+	} else if (known && known->origin) {
+		record->pid = known->pid;
+		record->uid = known->uid;
+		record->origin = known->origin;
+		__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
+	} else {
+		record->pid = 0;
+		record->uid = FIELD(direct, sk, sk_uid.val);
+		record->origin = TCP_ORIGIN_NONE;
+		__builtin_memset(record->comm, 0, sizeof(record->comm));
+		if (socket)
+			record->inode = BPF_CORE_READ((struct socket_alloc *)socket, vfs_inode.i_ino);
+	}
+}
+
+static __always_inline void fill_addresses(struct tcp_record *record, struct sock *sk, const bool direct)
+{
+	__be32 *local = (__be32 *)record->local_addr;
+	__be32 *remote = (__be32 *)record->remote_addr;
+
+	__builtin_memset(record->local_addr, 0, sizeof(record->local_addr));
+	__builtin_memset(record->remote_addr, 0, sizeof(record->remote_addr));
+	if (record->family == AF_INET) {
+		local[0] = FIELD(direct, sk, __sk_common.skc_rcv_saddr);
+		remote[0] = FIELD(direct, sk, __sk_common.skc_daddr);
+	} else if (bpf_core_field_exists(struct sock_common, skc_v6_daddr)) {
+		struct in6_addr addr;
+
+		if (direct) {
+			addr = sk->__sk_common.skc_v6_rcv_saddr;
+			__builtin_memcpy(local, &addr, sizeof(addr));
+			addr = sk->__sk_common.skc_v6_daddr;
+			__builtin_memcpy(remote, &addr, sizeof(addr));
+		} else {
+			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_rcv_saddr);
+			__builtin_memcpy(local, &addr, sizeof(addr));
+			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
+			__builtin_memcpy(remote, &addr, sizeof(addr));
+		}
+	}
+}
+
+static __always_inline void report(struct sock *sk, struct owner *known, int old_state, const bool direct)
+{
+	struct tcp_record *record;
+	struct tcp_sock *tp;
+	__u16 family = FIELD(direct, sk, __sk_common.skc_family);
+
+	if (family != AF_INET && family != AF_INET6)
+		return;
+	/* inet_sock_set_state fires for other protocols too, MPTCP's own sockets among them. */
+	if (direct) {
+		tp = bpf_skc_to_tcp_sock(sk);
+		if (!tp)
+			return;
+	} else {
+		/* sk_protocol was a bit field before Linux 5.6 (commit bf9765145b85). */
+		if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP)
+			return;
+		tp = (struct tcp_sock *)sk;
+	}
+
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&lost_records, 1);
+		return;
+	}
+	record->time_ns = bpf_ktime_get_ns();
+	record->bytes_received = FIELD(direct, tp, bytes_received);
+	record->bytes_acked = FIELD(direct, tp, bytes_acked);
+	record->data_segs_out = FIELD(direct, tp, data_segs_out);
+	record->data_segs_in = FIELD(direct, tp, data_segs_in);
+	record->family = family;
+	/* Not skc_num: before the tracepoint fires, inet_put_port() has cleared that one. */
+	record->local_port = __builtin_bswap16(FIELD(direct, (struct inet_sock *)tp, inet_sport));
+	record->remote_port = __builtin_bswap16(FIELD(direct, sk, __sk_common.skc_dport));
+	record->old_state = old_state;
+	fill_addresses(record, sk, direct);
+	fill_owner(record, sk, known, old_state, direct);
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	wake();
+}
+
+static __always_inline int transition(struct sock *sk, int old_state, int new_state, const bool direct)
+{
+	struct owner *known;
+
+	switch (new_state) {
+	case TCP_SYN_SENT:
+		born(sk, TCP_ORIGIN_CONNECT);
+		break;
+	case TCP_ESTABLISHED:
+		/* With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. */
+		if (old_state == TCP_SYN_RECV && !FIELD(direct, sk, sk_socket))
+			born(sk, TCP_ORIGIN_NONE);
+		break;
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		if (in_owner_context(sk, direct))
+			acted(sk, TCP_ORIGIN_CLOSE);
+		break;
+	case TCP_CLOSE:
+		/* Neither a listener, nor a socket that was closed before, is a connection. */
+		if (old_state == TCP_LISTEN || old_state == TCP_CLOSE)
+			break;
+		known = bpf_map_lookup_elem(&owners, &sk);
+		/* A handshake that was aborted before it was complete is no connection yet. */
+		if (old_state != TCP_SYN_RECV)
+			report(sk, known, old_state, direct);
+		if (known)
+			bpf_map_delete_elem(&owners, &sk);
+		break;
+	}
+	return 0;
+}
+
+SEC("kprobe/tcp_set_state")
+int BPF_KPROBE(set_state_entry, struct sock *sk, int state)
+{
+	return transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state)
+{
+	return transition(sk, old_state, new_state, true);
+}
+
+/* The current process has taken this connection from a listener. */
+static __always_inline void accepted(struct sock *sk)
+{
+	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE)
+		acted(sk, TCP_ORIGIN_ACCEPT);
+}
+
+SEC("kretprobe/inet_csk_accept")
+int BPF_KRETPROBE(accept_return, struct sock *sk)
+{
+	if (sk)
+		accepted(sk);
+	return 0;
+}
+
+/* The TCP socket behind an open file, or NULL. */
+static __always_inline struct sock *tcp_socket_of(struct file *file)
+{
+	struct inode *inode;
+	struct socket *socket;
+	struct sock *sk;
+	__u16 family;
+
+	inode = BPF_CORE_READ(file, f_inode);
+	if (!inode || (BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = BPF_CORE_READ(file, private_data);
+	sk = BPF_CORE_READ(socket, sk);
+	if (!sk)
+		return 0;
+	family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	if (family != AF_INET && family != AF_INET6)
+		return 0;
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_TCP ? sk : 0;
+}
+
+/* The TCP socket that the current process has under a file descriptor, or NULL. */
+static __always_inline struct sock *tcp_socket_at(long fd)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(fdt, fd);
+	struct file *file = 0;
+
+	if (fd < 0 || fd >= BPF_CORE_READ(fdt, max_fds))
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
+	return file ? tcp_socket_of(file) : 0;
+}
+
+/* accept() and accept4() alike, for kernels that refuse the kretprobe. */
+SEC("tracepoint/syscalls/sys_exit_accept4")
+int accept_syscall(struct trace_event_raw_sys_exit *ctx)
+{
+	struct sock *sk = tcp_socket_at(BPF_CORE_READ(ctx, ret));
+
+	if (sk)
+		accepted(sk);
+	return 0;
+}
+
+/*
+ * accept through io_uring, likewise. A result that is the number of an open descriptor with an endpoint that nobody
+ * has claimed is either just that accept or a coincidence; the descriptor is this process's in both cases.
+ */
+SEC("tp_btf/io_uring_complete")
+int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cqe)
+{
+	struct sock *sk = tcp_socket_at(cqe->res);
+	struct owner *known;
+
+	if (!sk)
+		return 0;
+	known = bpf_map_lookup_elem(&owners, &sk);
+	if (known && known->origin == TCP_ORIGIN_NONE)
+		set_actor(known, TCP_ORIGIN_ACCEPT);
+	return 0;
+}
+
+/* Endpoints older than the probe: whoever holds one open is its owner until somebody acts on it. */
+SEC("iter/task_file")
+int adopt(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct owner owner = {}, *known;
+	struct sock *sk;
+	int state;
+
+	if (!task || !file)
+		return 0;
+	sk = tcp_socket_of(file);
+	if (!sk)
+		return 0;
+	state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state == TCP_LISTEN || state == TCP_CLOSE)
+		return 0;
+	owner.pid = task->tgid;
+	owner.uid = BPF_CORE_READ(task, cred, uid.val);
+	owner.origin = TCP_ORIGIN_INODE;
+	BPF_CORE_READ_STR_INTO(&owner.comm, task, group_leader, comm);
+	known = bpf_map_lookup_elem(&owners, &sk);
+	if (known && known->origin != TCP_ORIGIN_NONE)
+		return 0;
+	if (known)
+		owner.birth_ns = known->birth_ns;
+	insert(sk, &owner);
+	/* It may have closed meanwhile, before the entry was there to be deleted. */
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+		bpf_map_delete_elem(&owners, &sk);
+	return 0;
+}

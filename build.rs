@@ -1,0 +1,27 @@
+//! Compiles and embeds the BPF program, and gives the shared library the name, flags and needs that its
+//! consumers rely on.
+
+use std::env;
+use std::path::PathBuf;
+
+use libbpf_cargo::SkeletonBuilder;
+
+const PROGRAM: &str = "bpf/tcp_event.bpf.c";
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    SkeletonBuilder::new()
+        .source(PROGRAM)
+        .clang_args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Ibpf"])
+        .build_and_generate(out.join("tcp_event.skel.rs"))
+        .expect("clang could not compile the BPF program");
+    println!("cargo:rerun-if-changed=bpf");
+
+    // rustc gives a cdylib no SONAME.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libtcpEvent.so");
+    // Threads of the host keep our thread-local destructors: unmapping the library would leave them dangling,
+    // so dlclose must not unmap it.
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,relro,-z,now");
+    println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
+}

@@ -1,0 +1,704 @@
+/* tcp_table - a live table of this host's TCP connections, one line an event.
+ *
+ * An example of a program that is linked with libtcpEvent.so. `tcp_table --help` says how to use it.
+ *
+ * DequeuePerfEvent blocks until there is an event, however long that takes. So a thread of its own sits in it and
+ * prints, while the main thread waits in one poll() for whatever may end the program: a signal (read through a
+ * signalfd, so no handler runs), the time given by --seconds, a reader that went away, or the last line of --count.
+ */
+#define _GNU_SOURCE
+#include "event.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <locale.h>
+#include <poll.h>
+#include <pthread.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+#include <wchar.h>
+
+#ifndef TCPEVENT_VERSION
+#define TCPEVENT_VERSION "(built outside its source tree)"
+#endif
+
+enum {
+    ATTACH_PATIENCE_MS = 30000, /* loading takes well under a second; under emulation, several */
+    ATTACH_POLL_MS = 10,
+    LAST_LINE_PATIENCE_S = 1,
+    DEFAULT_COLUMNS = 80,
+};
+
+/* ---- One line of output ------------------------------------------------------------------------------------- */
+
+struct line {
+    char text[4096]; /* an event of 430 bytes, each byte escaped to four, still fits */
+    size_t length;
+};
+
+static void put_bytes(struct line *line, const char *bytes, size_t count)
+{
+    if (count > sizeof line->text - line->length)
+        count = sizeof line->text - line->length;
+    memcpy(line->text + line->length, bytes, count);
+    line->length += count;
+}
+
+static void put(struct line *line, const char *text)
+{
+    put_bytes(line, text, strlen(text));
+}
+
+static void put_spaces(struct line *line, int count)
+{
+    while (count-- > 0)
+        put(line, " ");
+}
+
+/* 0, or the errno that ended it. Plain write(2): nothing is ever left in a buffer when the program ends. */
+static int write_line(const struct line *line)
+{
+    size_t written = 0;
+
+    while (written < line->length) {
+        ssize_t now = write(STDOUT_FILENO, line->text + written, line->length - written);
+        if (now >= 0)
+            written += (size_t)now;
+        else if (errno != EINTR)
+            return errno;
+    }
+    return 0;
+}
+
+/* ---- What the columns hold ---------------------------------------------------------------------------------- */
+
+/* Exact below 10,000; above that as many digits as `width` columns hold (4 or more), and a decimal unit. */
+static const char *quantity(char *out, size_t size, uint64_t number, int width)
+{
+    static const char units[] = "KMGTPE";
+    double scaled = (double)number;
+    int unit = -1;
+    int decimals = width - 3;
+
+    if (number < 10000) {
+        snprintf(out, size, "%" PRIu64, number);
+        return out;
+    }
+    do {
+        scaled /= 1000;
+        unit++;
+    } while (scaled >= 999.5);
+    while (snprintf(out, size, "%.*f%c", decimals, scaled, units[unit]) > width && decimals > 0)
+        decimals--;
+    return out;
+}
+
+/* A command is whatever its process says it is: escape sequences must not reach the terminal. Writes at most `room`
+ * columns of printable text, marks what was cut off with a `+`, and returns the columns used. */
+static int put_printable(struct line *line, const char *text, int room)
+{
+    struct line whole = {.length = 0};
+    size_t fitting = 0; /* bytes of `whole` that leave a column for the mark */
+    int fitting_columns = 0;
+    int columns = 0;
+    mbstate_t state;
+
+    memset(&state, 0, sizeof state);
+    while (*text != '\0') {
+        wchar_t character;
+        size_t bytes = mbrtowc(&character, text, strlen(text), &state);
+        int width = bytes <= MB_LEN_MAX ? wcwidth(character) : -1;
+
+        if (bytes > MB_LEN_MAX) { /* not a character of this locale */
+            memset(&state, 0, sizeof state);
+            bytes = 1;
+        }
+        if (width < 0) {
+            put(&whole, "?");
+            width = 1;
+        } else {
+            put_bytes(&whole, text, bytes);
+        }
+        columns += width;
+        text += bytes;
+        if (columns <= room - 1) {
+            fitting = whole.length;
+            fitting_columns = columns;
+        }
+    }
+    if (columns <= room) {
+        put_bytes(line, whole.text, whole.length);
+        return columns;
+    }
+    put_bytes(line, whole.text, fitting);
+    put(line, "+");
+    return fitting_columns + 1;
+}
+
+/* Names of users, looked up once each: a look-up may ask a directory server. */
+static const char *user_name(uint32_t uid)
+{
+    static struct {
+        bool known;
+        uint32_t uid;
+        char name[40];
+    } users[64];
+    size_t slot = uid % (sizeof users / sizeof users[0]);
+
+    if (!users[slot].known || users[slot].uid != uid) {
+        char strings[16384];
+        struct passwd entry;
+        struct passwd *found = NULL;
+
+        users[slot].known = true;
+        users[slot].uid = uid;
+        if (getpwuid_r(uid, &entry, strings, sizeof strings, &found) == 0 && found != NULL)
+            snprintf(users[slot].name, sizeof users[slot].name, "%s", found->pw_name);
+        else
+            snprintf(users[slot].name, sizeof users[slot].name, "%" PRIu32, uid);
+    }
+    return users[slot].name;
+}
+
+/* `address:port`, or `[address]:port` for IPv6. Where it does not fit, the middle of the address gives way to `..`;
+ * the port never does. */
+static void endpoint(char *out, size_t size, const char *address, unsigned port, int room)
+{
+    bool colons = strchr(address, ':') != NULL;
+    const char *open = colons ? "[" : "";
+    const char *close = colons ? "]" : "";
+    char tail[16];
+    int length = (int)strlen(address);
+    int left;
+
+    snprintf(tail, sizeof tail, "%s:%u", close, port);
+    left = room - (int)strlen(open) - (int)strlen(tail);
+    if (length > left && length > 4) {
+        int kept = left > 4 ? left - 2 : 2;
+        int front = (kept + 1) / 2;
+
+        snprintf(out, size, "%s%.*s..%s%s", open, front, address, address + length - (kept - front), tail);
+    } else {
+        snprintf(out, size, "%s%s%s", open, address, tail);
+    }
+}
+
+/* ---- The table ---------------------------------------------------------------------------------------------- */
+
+enum column { TIME, KIND, PID, USER, COMMAND, LOCAL, REMOTE, RECEIVED, SENT, SEGMENTS, COLUMNS };
+
+static const struct {
+    const char *title;
+    int width; /* the least it needs */
+    bool number;
+} columns[COLUMNS] = {
+    [TIME] = {"TIME", 12, false},     [KIND] = {"KIND", 6, false},   [PID] = {"PID", 5, true},
+    [USER] = {"USER", 4, false},      [COMMAND] = {"CMD", 6, false}, [LOCAL] = {"LOCAL", 12, false},
+    [REMOTE] = {"REMOTE", 12, false}, [RECEIVED] = {"RX", 5, true},  [SENT] = {"TX", 5, true},
+    [SEGMENTS] = {"SEGS", 5, true},
+};
+
+struct layout {
+    int width[COLUMNS]; /* 0: not shown */
+};
+
+static int total_width(const struct layout *layout)
+{
+    int sum = -1; /* a space between two columns, none after the last */
+
+    for (int column = 0; column < COLUMNS; column++)
+        if (layout->width[column] > 0)
+            sum += layout->width[column] + 1;
+    return sum;
+}
+
+/* Spreads `room` columns of terminal. `seen` is the widest text each column had so far: pids and segments are never
+ * cut, and a wide terminal gives the others what they want and no more. */
+static struct layout lay_out(int room, const int seen[COLUMNS])
+{
+    /* In order of need. An IPv4 endpoint has 15 characters on loopback and 21 at most, a mapped one 30, any 47. */
+    static const struct {
+        enum column first, second;
+        int target;
+    } wishes[] = {
+        {LOCAL, REMOTE, 15},    {COMMAND, COMMAND, 8}, {USER, USER, 8},       {LOCAL, REMOTE, 21},
+        {COMMAND, COMMAND, 16}, {LOCAL, REMOTE, 30},   {LOCAL, REMOTE, 47},   {USER, USER, 32},
+    };
+    static const enum column least_missed[] = {SEGMENTS, USER, COMMAND, TIME};
+    struct layout layout;
+
+    for (int column = 0; column < COLUMNS; column++)
+        layout.width[column] = columns[column].width;
+    layout.width[PID] = seen[PID];
+    layout.width[SEGMENTS] = seen[SEGMENTS];
+
+    /* The remote column can say `listen` as well, so the kind has its own only where that costs no address. */
+    if (total_width(&layout) + 2 * (21 - columns[LOCAL].width) > room)
+        layout.width[KIND] = 0;
+    for (size_t i = 0; i < sizeof least_missed / sizeof least_missed[0] && total_width(&layout) > room; i++)
+        layout.width[least_missed[i]] = 0;
+
+    for (size_t i = 0; i < sizeof wishes / sizeof wishes[0]; i++) {
+        int *first = &layout.width[wishes[i].first];
+        int *second = &layout.width[wishes[i].second];
+        int sharers = first == second ? 1 : 2;
+        int spare = room - total_width(&layout);
+        int widest = seen[wishes[i].first] > seen[wishes[i].second] ? seen[wishes[i].first] : seen[wishes[i].second];
+        int growth = (widest < wishes[i].target ? widest : wishes[i].target) - *first;
+
+        if (*first == 0 || spare <= 0)
+            continue;
+        if (growth > spare / sharers)
+            growth = spare / sharers;
+        if (growth <= 0)
+            continue;
+        *first += growth;
+        if (sharers == 2)
+            *second += growth;
+    }
+    return layout;
+}
+
+/* `used` columns of a cell are written: the rest is blank, except at the end of the line. */
+static void put_cell(struct line *line, const struct layout *layout, enum column column, const char *text)
+{
+    int width = layout->width[column];
+    int used;
+    bool last = true;
+
+    if (width == 0)
+        return;
+    if (line->length > 0)
+        put(line, " ");
+    for (int next = (int)column + 1; next < COLUMNS; next++)
+        last = last && layout->width[next] == 0;
+    if (columns[column].number) {
+        put_spaces(line, width - (int)strlen(text));
+        put(line, text);
+        return;
+    }
+    /* Only names are cut to fit: an endpoint was shortened already, and its port must stay. */
+    used = put_printable(line, text, column == USER || column == COMMAND ? width : INT_MAX);
+    if (!last)
+        put_spaces(line, width - used);
+}
+
+struct table {
+    struct layout layout;
+    int seen[COLUMNS]; /* the widest text so far */
+    int lines_left;    /* until the header is due again */
+    bool started;
+};
+
+static void put_header(struct line *line, const struct layout *layout)
+{
+    struct line header = {.length = 0};
+
+    for (int column = 0; column < COLUMNS; column++)
+        put_cell(&header, layout, (enum column)column, columns[column].title);
+    put(&header, "\n");
+    put_bytes(line, header.text, header.length);
+}
+
+/* Puts the header where it is due: first of all, after each screenful of a terminal, and when the columns move. */
+static void refresh_table(struct table *table, struct line *line)
+{
+    struct winsize size = {.ws_col = 0};
+    bool terminal = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0;
+    int room = terminal && size.ws_col > 0 ? size.ws_col : DEFAULT_COLUMNS;
+    struct layout layout = lay_out(room, table->seen);
+    bool moved = memcmp(&layout, &table->layout, sizeof layout) != 0;
+
+    table->layout = layout;
+    if (!table->started || (terminal && (moved || table->lines_left <= 0))) {
+        put_header(line, &layout);
+        table->started = true;
+        /* A screen holds the header and this many lines. A window of no size known gets none but the first. */
+        table->lines_left = size.ws_row > 1 ? size.ws_row - 1 : INT_MAX;
+    }
+    table->lines_left--;
+}
+
+static void see(struct table *table, enum column column, const char *text)
+{
+    int length = (int)strlen(text);
+
+    if (length > table->seen[column])
+        table->seen[column] = length;
+}
+
+static void put_row(struct table *table, struct line *line, const struct tcp_event_t *event)
+{
+    struct line row = {.length = 0};
+    char local_address[sizeof event->SADDR + 1];
+    char remote_address[sizeof event->DADDR + 1];
+    char command[sizeof event->task + 1];
+    char time_of_day[32];
+    char milliseconds[8];
+    char pid[16];
+    char local[sizeof local_address + 32];
+    char remote[sizeof local_address + 32];
+    char received[16];
+    char sent[16];
+    char in[16];
+    char out[16];
+    char segments[2 * sizeof in];
+    time_t seconds = (time_t)(event->EventTime / 1000000000u);
+    unsigned milli = (unsigned)(event->EventTime / 1000000u % 1000u);
+    struct tm local_time;
+    /* An event does not say its kind. Only a listening socket has no remote port, and only the snapshots hold
+     * listening sockets. A connection's snapshot and its close differ in nothing that is sure to tell. */
+    bool listening = event->DPT == 0;
+
+    localtime_r(&seconds, &local_time);
+    strftime(time_of_day, sizeof time_of_day, "%H:%M:%S", &local_time);
+    snprintf(milliseconds, sizeof milliseconds, ".%03u", milli);
+    strcat(time_of_day, milliseconds);
+    snprintf(pid, sizeof pid, "%" PRIu32, event->pid);
+    snprintf(command, sizeof command, "%.*s", (int)sizeof event->task, event->task);
+    quantity(received, sizeof received, event->rx_b, 5);
+    quantity(sent, sizeof sent, event->tx_b, 5);
+    quantity(in, sizeof in, event->tcpi_segs_in, 4);
+    quantity(out, sizeof out, event->tcpi_segs_out, 4);
+    snprintf(segments, sizeof segments, "%s/%s", in, out);
+
+    snprintf(local_address, sizeof local_address, "%.*s", (int)sizeof event->SADDR, event->SADDR);
+    snprintf(remote_address, sizeof remote_address, "%.*s", (int)sizeof event->DADDR, event->DADDR);
+
+    see(table, PID, pid);
+    see(table, USER, user_name(event->UserId));
+    see(table, COMMAND, command);
+    see(table, SEGMENTS, segments);
+    endpoint(local, sizeof local, local_address, event->SPT, INT_MAX);
+    see(table, LOCAL, local);
+    endpoint(remote, sizeof remote, remote_address, event->DPT, INT_MAX);
+    see(table, REMOTE, remote);
+    refresh_table(table, line);
+
+    endpoint(local, sizeof local, local_address, event->SPT, table->layout.width[LOCAL]);
+    endpoint(remote, sizeof remote, remote_address, event->DPT, table->layout.width[REMOTE]);
+    if (listening && table->layout.width[KIND] == 0)
+        snprintf(remote, sizeof remote, "listen");
+
+    put_cell(&row, &table->layout, TIME, time_of_day);
+    put_cell(&row, &table->layout, KIND, listening ? "listen" : "-");
+    put_cell(&row, &table->layout, PID, pid);
+    put_cell(&row, &table->layout, USER, user_name(event->UserId));
+    put_cell(&row, &table->layout, COMMAND, command);
+    put_cell(&row, &table->layout, LOCAL, local);
+    put_cell(&row, &table->layout, REMOTE, remote);
+    put_cell(&row, &table->layout, RECEIVED, received);
+    put_cell(&row, &table->layout, SENT, sent);
+    put_cell(&row, &table->layout, SEGMENTS, segments);
+    put(&row, "\n");
+    put_bytes(line, row.text, row.length);
+}
+
+/* ---- Tab-separated values ----------------------------------------------------------------------------------- */
+
+static const char tsv_header[] = "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\t"
+                                 "task\tSADDR\tDADDR\n";
+
+/* Control bytes and backslashes as \t, \n, \\ or \xNN, so that a line is an event and a tab ends a field. Other bytes
+ * stay as they are. */
+static void put_tsv_text(struct line *line, const char *text, size_t size)
+{
+    for (size_t i = 0; i < size && text[i] != '\0'; i++) {
+        unsigned char byte = (unsigned char)text[i];
+        char escape[8];
+
+        if (byte == '\\')
+            put(line, "\\\\");
+        else if (byte == '\t')
+            put(line, "\\t");
+        else if (byte == '\n')
+            put(line, "\\n");
+        else if (byte < 0x20 || byte == 0x7f) {
+            snprintf(escape, sizeof escape, "\\x%02x", byte);
+            put(line, escape);
+        } else
+            put_bytes(line, &text[i], 1);
+    }
+}
+
+static void put_tsv(struct line *line, const struct tcp_event_t *event)
+{
+    char numbers[256];
+
+    snprintf(numbers, sizeof numbers,
+             "%" PRIu64 "\t%" PRIu32 "\t%" PRIu32 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu32 "\t%" PRIu32 "\t%u\t%u\t%u\t",
+             event->EventTime, event->pid, event->UserId, event->rx_b, event->tx_b, event->tcpi_segs_out,
+             event->tcpi_segs_in, event->family, event->SPT, event->DPT);
+    put(line, numbers);
+    put_tsv_text(line, event->task, sizeof event->task);
+    put(line, "\t");
+    put_tsv_text(line, event->SADDR, sizeof event->SADDR);
+    put(line, "\t");
+    put_tsv_text(line, event->DADDR, sizeof event->DADDR);
+    put(line, "\n");
+}
+
+/* ---- The printing thread ------------------------------------------------------------------------------------ */
+
+struct printer {
+    bool tsv;
+    uint64_t count;          /* events to print; 0: no end */
+    pthread_mutex_t writing; /* held while a line is written: the main thread takes it so as to end between lines */
+    int finished;            /* eventfd */
+    int error;               /* errno of the write that failed, set before `finished` */
+};
+
+static int print_header(struct printer *printer, struct table *table)
+{
+    struct line line = {.length = 0};
+
+    if (printer->tsv)
+        put(&line, tsv_header);
+    else
+        refresh_table(table, &line);
+    return write_line(&line);
+}
+
+static void *print_events(void *argument)
+{
+    struct printer *printer = argument;
+    /* What most hosts come to see, so that the columns need not move. */
+    struct table table = {.seen = {[PID] = 5, [USER] = 8, [COMMAND] = 8, [LOCAL] = 21, [REMOTE] = 21, [SEGMENTS] = 5}};
+    uint64_t one = 1;
+    int error = print_header(printer, &table);
+
+    for (uint64_t printed = 0; error == 0 && (printer->count == 0 || printed < printer->count); printed++) {
+        struct tcp_event_t event = DequeuePerfEvent();
+        struct line line = {.length = 0};
+
+        pthread_mutex_lock(&printer->writing);
+        if (printer->tsv)
+            put_tsv(&line, &event);
+        else
+            put_row(&table, &line, &event);
+        error = write_line(&line);
+        pthread_mutex_unlock(&printer->writing);
+    }
+    printer->error = error;
+    while (write(printer->finished, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+    return NULL;
+}
+
+/* ---- The command line --------------------------------------------------------------------------------------- */
+
+struct settings {
+    bool tsv;
+    uint64_t count;
+    uint64_t seconds;
+};
+
+static const char help[] =
+    "Usage: tcp_table [--tsv] [--count N] [--seconds N]\n"
+    "Shows the TCP connections of this host as libtcpEvent.so reports them, one line an event:\n"
+    "each connection when it ends, and every 6.2 seconds those that are open. Needs root.\n"
+    "\n"
+    "  --count N    end after N events\n"
+    "  --seconds N  end after N seconds, counted from the start\n"
+    "  --tsv        tab-separated raw fields for other programs; a first line, which begins\n"
+    "               with #, names them and comes when the probe is at work\n"
+    "  --help       this text\n"
+    "  --version    the version\n"
+    "\n"
+    "RX and TX are bytes as the kernel counts them: an ended connection's include SYN and FIN.\n"
+    "SEGS is segments in/out. KIND is `listen` for a listening socket, else `-`: events do not\n"
+    "say whether a connection has ended. A terminal too narrow for all columns shows `listen`\n"
+    "as the remote end; a narrower one shows no SEGS, then no USER, CMD and TIME.\n"
+    "Ctrl-C ends it. Status: 0 ended as asked, 1 it failed, 2 wrong arguments.\n";
+
+static bool parse_number(const char *text, uint64_t limit, uint64_t *number)
+{
+    char *end;
+
+    if (*text < '0' || *text > '9')
+        return false;
+    errno = 0;
+    *number = strtoull(text, &end, 10);
+    return errno == 0 && *end == '\0' && *number >= 1 && *number <= limit;
+}
+
+static _Noreturn void reject(const char *what, const char *value, const char *remedy)
+{
+    fprintf(stderr, "tcp_table: %s%s%s: %s\n", what, value[0] != '\0' ? " " : "", value, remedy);
+    exit(2);
+}
+
+static struct settings parse_arguments(int count, char **arguments)
+{
+    enum { COUNT = 256, SECONDS, TSV, HELP, VERSION };
+    static const struct option options[] = {
+        {"count", required_argument, NULL, COUNT}, {"seconds", required_argument, NULL, SECONDS},
+        {"tsv", no_argument, NULL, TSV},           {"help", no_argument, NULL, HELP},
+        {"version", no_argument, NULL, VERSION},   {NULL, 0, NULL, 0},
+    };
+    struct settings settings = {.tsv = false};
+    int option;
+
+    opterr = 0; /* its messages give no remedy */
+    while ((option = getopt_long(count, arguments, ":h", options, NULL)) != -1) {
+        switch (option) {
+        case COUNT:
+            if (!parse_number(optarg, UINT64_MAX, &settings.count))
+                reject("--count", optarg, "not a number of events; give a whole number from 1, such as --count 10");
+            break;
+        case SECONDS:
+            if (!parse_number(optarg, 1000000000, &settings.seconds))
+                reject("--seconds", optarg,
+                       "not a number of seconds; give a whole number from 1 to 1000000000, such as --seconds 10");
+            break;
+        case TSV:
+            settings.tsv = true;
+            break;
+        case HELP:
+        case 'h':
+            fputs(help, stdout);
+            exit(0);
+        case VERSION:
+            puts("tcp_table " TCPEVENT_VERSION);
+            exit(0);
+        case ':':
+            reject(arguments[optind - 1], "", "a number must follow; see tcp_table --help");
+        default: {
+            char letter[] = {'-', (char)optopt, '\0'};
+            bool is_letter = optopt > 0 && optopt < COUNT;
+            reject(is_letter ? letter : arguments[optind - 1], "", "not understood; see tcp_table --help");
+        }
+        }
+    }
+    if (optind < count)
+        reject(arguments[optind], "", "takes options only; see tcp_table --help");
+    return settings;
+}
+
+/* ---- The main thread ---------------------------------------------------------------------------------------- */
+
+static int64_t monotonic_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* The signals that end the program, as a descriptor. Blocked before any thread starts, so in all of them. */
+static int ending_signals(void)
+{
+    struct sigaction hangup;
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGTERM);
+    /* nohup(1) has it ignored; a signalfd would read it all the same. */
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
+        sigaddset(&set, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    return signalfd(-1, &set, SFD_CLOEXEC);
+}
+
+/* Waits until something ends the program, and starts the printer once the probe is at work. The exit status. */
+static int supervise(const struct settings *settings, struct printer *printer, int64_t start)
+{
+    enum { SIGNALS, FINISHED, OUTPUT, WATCHED };
+    /* Without events to wait for, poll tells of an output that was closed, even while no event comes. */
+    struct pollfd watched[WATCHED] = {
+        [SIGNALS] = {.fd = ending_signals(), .events = POLLIN},
+        [FINISHED] = {.fd = printer->finished, .events = POLLIN},
+        [OUTPUT] = {.fd = STDOUT_FILENO, .events = 0},
+    };
+    bool printing = false;
+
+    if (watched[SIGNALS].fd < 0 || watched[FINISHED].fd < 0) {
+        perror("tcp_table: signalfd, eventfd");
+        return 1;
+    }
+    AddProbe(NULL);
+    for (;;) {
+        int64_t now = monotonic_ms();
+        int64_t wait = INT_MAX;
+
+        if (!printing) {
+            bool attached = getStatus() == 1;
+            pthread_t thread;
+
+            wait = ATTACH_POLL_MS;
+            if (!attached && now - start >= ATTACH_PATIENCE_MS)
+                fprintf(stderr, "tcp_table: no probe after %d s: only open connections will be shown\n",
+                        ATTACH_PATIENCE_MS / 1000);
+            if (attached || now - start >= ATTACH_PATIENCE_MS) {
+                int error = pthread_create(&thread, NULL, print_events, printer);
+                if (error != 0) {
+                    fprintf(stderr, "tcp_table: cannot start a thread: %s\n", strerror(error));
+                    return 1;
+                }
+                pthread_detach(thread);
+                printing = true;
+                wait = INT_MAX;
+            }
+        }
+        if (settings->seconds > 0) {
+            int64_t left = start + (int64_t)settings->seconds * 1000 - now;
+            if (left <= 0)
+                return 0;
+            if (left < wait)
+                wait = left;
+        }
+        if (poll(watched, WATCHED, (int)wait) < 0 && errno != EINTR) {
+            perror("tcp_table: poll");
+            return 1;
+        }
+        if (watched[FINISHED].revents != 0) {
+            if (printer->error == 0 || printer->error == EPIPE || printer->error == EIO)
+                return 0; /* EIO: the terminal is gone */
+            fprintf(stderr, "tcp_table: cannot write: %s\n", strerror(printer->error));
+            return 1;
+        }
+        if (watched[SIGNALS].revents != 0 || watched[OUTPUT].revents != 0)
+            return 0;
+    }
+}
+
+int main(int argc, char **argv)
+{
+    int64_t start = monotonic_ms();
+    struct settings settings = parse_arguments(argc, argv);
+    /* Static: the printing thread is still there, blocked, when main returns. */
+    static struct printer printer = {.writing = PTHREAD_MUTEX_INITIALIZER};
+    struct timespec patience;
+    int status;
+
+    /* Nobody is listening; and the next file opened would become the standard output. */
+    if (fcntl(STDOUT_FILENO, F_GETFL) < 0)
+        return 0;
+    setlocale(LC_CTYPE, "");
+    tzset();
+    signal(SIGPIPE, SIG_IGN);
+    printer.tsv = settings.tsv;
+    printer.count = settings.count;
+    printer.finished = eventfd(0, EFD_CLOEXEC);
+
+    status = supervise(&settings, &printer, start);
+    cleanup();
+    /* Never given back: no line is cut in half by the end. Not waited for in vain where a reader has stopped reading. */
+    clock_gettime(CLOCK_REALTIME, &patience);
+    patience.tv_sec += LAST_LINE_PATIENCE_S;
+    pthread_mutex_timedlock(&printer.writing, &patience);
+    return status;
+}

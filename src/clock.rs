@@ -1,0 +1,85 @@
+//! The probe's monotonic stamps to the wall clock.
+//!
+//! `bpf_ktime_get_ns` reads `CLOCK_MONOTONIC`, which stands still in suspend and ignores steps of the wall clock. The
+//! distance between the two is therefore measured anew for each batch of records, which are at most some
+//! milliseconds old by then.
+
+/// Distance from the monotonic clock to the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WallClock {
+    offset_ns: i128,
+}
+
+/// Reads of the clock pair, of which the tightest counts.
+const READS: usize = 3;
+
+impl WallClock {
+    /// Measures the distance as it is now.
+    pub fn now() -> Self {
+        Self::measure(read_clock)
+    }
+
+    /// The wall clock is read between two reads of the monotonic one; a preemption between them shows as a long gap,
+    /// and such a read is not used where a better one was had.
+    fn measure(mut read: impl FnMut(libc::clockid_t) -> i128) -> Self {
+        let (_, offset_ns) = (0..READS)
+            .map(|_| {
+                let before = read(libc::CLOCK_MONOTONIC);
+                let wall = read(libc::CLOCK_REALTIME);
+                let after = read(libc::CLOCK_MONOTONIC);
+                (after - before, wall - i128::midpoint(before, after))
+            })
+            .min()
+            .expect("READS is not 0");
+        Self { offset_ns }
+    }
+
+    /// Nanoseconds since 1970 of a monotonic stamp.
+    pub fn wall_ns(self, monotonic_ns: u64) -> u64 {
+        u64::try_from(i128::from(monotonic_ns) + self.offset_ns).unwrap_or(0)
+    }
+}
+
+fn read_clock(clock: libc::clockid_t) -> i128 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid timespec, and the two clocks read here exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)
+}
+
+/// Nanoseconds since 1970, now.
+pub fn wall_now_ns() -> u64 {
+    u64::try_from(read_clock(libc::CLOCK_REALTIME)).unwrap_or(0)
+}
+
+/// Nanoseconds of the monotonic clock, now.
+pub fn monotonic_now_ns() -> u64 {
+    u64::try_from(read_clock(libc::CLOCK_MONOTONIC)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_of_now_is_the_wall_clock_of_now() {
+        let clock = WallClock::now();
+        let distance = clock.wall_ns(monotonic_now_ns()).abs_diff(wall_now_ns());
+        assert!(distance < 100_000_000, "{distance} ns apart");
+    }
+
+    #[test]
+    fn the_tightest_read_counts() {
+        // Two reads are torn by a preemption of 5 s; the third is clean: monotonic 100, wall 1000, monotonic 102.
+        let mut values = [0, 5_000_000_000, 5_000_000_000, 10, 20, 5_000_000_000, 100, 1000, 102].into_iter();
+        let clock = WallClock::measure(|_| values.next().unwrap());
+        assert_eq!(clock.wall_ns(101), 1000);
+    }
+
+    #[test]
+    fn a_wall_clock_before_1970_gives_0() {
+        let mut values = [100, -1_000_000, 100].into_iter().cycle();
+        let clock = WallClock::measure(|_| values.next().unwrap());
+        assert_eq!(clock.wall_ns(50), 0);
+    }
+}

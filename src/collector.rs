@@ -1,0 +1,237 @@
+//! Reads the ring, completes the events and queues them: prompt when the host is quiet, in batches when it is busy.
+//!
+//! As a network driver switches between interrupts and polling, so does this: a quiet reader sleeps until the probe
+//! wakes it; one that is woken again and again looks every millisecond instead, and the probe wakes nobody. No timer
+//! runs while nothing happens.
+
+use std::cell::RefCell;
+use std::panic::catch_unwind;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use libbpf_rs::{RingBuffer, RingBufferBuilder};
+
+use crate::clock::WallClock;
+use crate::counters::Counters;
+use crate::decode::{Closed, decode};
+use crate::event::Origin;
+use crate::log::{self, Level, Limited};
+use crate::netlink::owners::{self, Owners};
+use crate::probe::Probe;
+use crate::queue::Queue;
+use crate::wake::{Sleeper, Woken};
+
+/// From look to look while polling. Wake-ups nearer to each other than this make a burst.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// A burst of this many wake-ups starts polling.
+const BURST_WAKES: u32 = 8;
+
+/// This many looks in a row that found nothing end the polling.
+const EMPTY_LOOKS: u32 = 4;
+
+/// The owners of inodes are looked up in a table that is at most this old.
+const OWNERS_AGE: Duration = Duration::from_millis(20);
+
+static SHEDDING: Limited = Limited::new("Shedding TCP events..");
+
+/// Reads until told to stop; then detaches the probe and reads what is left. `when_reading` is called once records
+/// are being read.
+pub fn collect(
+    probe: &mut Probe<'_>,
+    sleeper: &Sleeper<'_>,
+    queue: &Queue,
+    counters: &Counters,
+    when_reading: impl FnOnce(),
+) -> libbpf_rs::Result<()> {
+    let batch = RefCell::new(Vec::new());
+    let mut builder = RingBufferBuilder::new();
+    builder.add(&probe.skeleton.maps.records, |bytes| {
+        // A panic must not unwind into libbpf.
+        match catch_unwind(|| decode(bytes)) {
+            Ok(Some(closed)) => batch.borrow_mut().push(closed),
+            Ok(None) | Err(_) => {
+                counters.undecoded.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        0
+    })?;
+    let ring = builder.build()?;
+    let mut reader = Reader { ring, batch: &batch, queue, counters, owners: None };
+
+    when_reading();
+    let mut pace = Pace::default();
+    loop {
+        let found = reader.read();
+        let woken = match pace.after_look(found) {
+            Next::Poll => sleeper.wait(None, Some(POLL_INTERVAL)),
+            Next::Sleep => {
+                // The probe looks at the flag after it has committed a record; this looks at the ring after it has
+                // set the flag. One of the two sees the other.
+                let flag = probe.variables().reader_sleeps;
+                flag.store(1, Ordering::SeqCst);
+                fence(Ordering::SeqCst);
+                let woken =
+                    if reader.read() > 0 { Woken::Ready } else { sleeper.wait(Some(reader.ring.epoll_fd()), None) };
+                flag.store(0, Ordering::SeqCst);
+                pace.woken(Instant::now());
+                woken
+            }
+        };
+        if woken == Woken::Told {
+            break;
+        }
+    }
+    probe.detach();
+    reader.read();
+    Ok(())
+}
+
+/// Empties the ring into the queue.
+struct Reader<'run, 'cb> {
+    ring: RingBuffer<'cb>,
+    batch: &'run RefCell<Vec<Closed>>,
+    queue: &'run Queue,
+    counters: &'run Counters,
+    owners: Option<(Instant, Owners)>,
+}
+
+impl Reader<'_, '_> {
+    /// Queues all records that are there. Returns how many.
+    fn read(&mut self) -> usize {
+        // It fails only where a callback asks for that, which ours never does.
+        self.ring.consume_raw();
+        let mut batch = self.batch.take();
+        let found = batch.len();
+        if found > 0 {
+            let clock = WallClock::now();
+            for mut closed in batch.drain(..) {
+                closed.event.time_ns = clock.wall_ns(closed.event.time_ns);
+                if let Some(inode) = closed.unowned_inode {
+                    self.find_owner(&mut closed, inode);
+                }
+                if self.queue.push_displacing(closed.event) > 0 {
+                    SHEDDING.warn();
+                }
+            }
+            self.counters.closes.fetch_add(found as u64, Ordering::Relaxed);
+        }
+        // The batch keeps its memory for the next one, but not that of a rare flood.
+        batch.shrink_to(1024);
+        self.batch.replace(batch);
+        found
+    }
+
+    /// No process was seen to act on the endpoint: whoever holds its inode is the owner.
+    fn find_owner(&mut self, closed: &mut Closed, inode: u64) {
+        if inode != 0
+            && let Some(pid) = self.holder(inode)
+            && let Some((comm, uid)) = owners::read_identity(pid)
+        {
+            closed.event.pid = pid;
+            closed.event.uid = uid;
+            closed.event.comm = comm;
+            closed.event.origin = Origin::Inode;
+        } else {
+            self.counters.guesses.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn holder(&mut self, inode: u64) -> Option<u32> {
+        if let Some((read, owners)) = &self.owners
+            && read.elapsed() < OWNERS_AGE
+        {
+            return owners.holder(inode);
+        }
+        match Owners::scan() {
+            Ok(owners) => {
+                let holder = owners.holder(inode);
+                self.owners = Some((Instant::now(), owners));
+                holder
+            }
+            Err(error) => {
+                log::line(Level::Debug, format_args!("/proc cannot be read: {error}"));
+                None
+            }
+        }
+    }
+}
+
+/// When to look at the ring next.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// After [`POLL_INTERVAL`].
+    Poll,
+    /// When the probe says so.
+    Sleep,
+}
+
+/// Tells a quiet host from a busy one.
+#[derive(Default)]
+struct Pace {
+    last_wake: Option<Instant>,
+    burst: u32,
+    polling: bool,
+    empty: u32,
+}
+
+impl Pace {
+    /// A sleep has ended with something to read.
+    fn woken(&mut self, now: Instant) {
+        let near = self.last_wake.is_some_and(|last| now - last < POLL_INTERVAL);
+        self.burst = if near { self.burst + 1 } else { 0 };
+        self.last_wake = Some(now);
+        if self.burst >= BURST_WAKES {
+            self.polling = true;
+            self.empty = 0;
+            self.burst = 0;
+        }
+    }
+
+    /// A look has found so many records.
+    fn after_look(&mut self, found: usize) -> Next {
+        if !self.polling {
+            return Next::Sleep;
+        }
+        self.empty = if found == 0 { self.empty + 1 } else { 0 };
+        if self.empty >= EMPTY_LOOKS {
+            self.polling = false;
+            return Next::Sleep;
+        }
+        Next::Poll
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rare_events_are_waited_for() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        for wake in 0..100 {
+            pace.woken(start + wake * 2 * POLL_INTERVAL);
+            assert_eq!(pace.after_look(1), Next::Sleep);
+        }
+    }
+
+    #[test]
+    fn a_burst_starts_polling_and_silence_ends_it() {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        for wake in 0..BURST_WAKES {
+            pace.woken(start + wake * POLL_INTERVAL / 10);
+            assert_eq!(pace.after_look(1), Next::Sleep);
+        }
+        pace.woken(start + BURST_WAKES * POLL_INTERVAL / 10);
+        for _ in 0..1000 {
+            assert_eq!(pace.after_look(3), Next::Poll);
+        }
+        for _ in 1..EMPTY_LOOKS {
+            assert_eq!(pace.after_look(0), Next::Poll);
+        }
+        assert_eq!(pace.after_look(0), Next::Sleep);
+        assert_eq!(pace.after_look(0), Next::Sleep);
+    }
+}

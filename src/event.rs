@@ -1,0 +1,142 @@
+//! An event as it waits in the queue: binary, small, the same for both kinds.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::size_of;
+
+use crate::abi::{TEXT_LEN, tcp_event_t};
+
+/// What an event stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An endpoint reached TCP_CLOSE.
+    Close,
+    /// A socket was found open by a sweep.
+    Snapshot,
+}
+
+/// How the owner of an endpoint was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It called connect.
+    Connect,
+    /// It called accept.
+    Accept,
+    /// It called shutdown or close, or exited.
+    Close,
+    /// It held the socket's inode open.
+    Inode,
+    /// No process was seen to act on the endpoint: the likeliest one, or none (pid 0).
+    Guess,
+}
+
+/// Bytes that a command takes at most, without a terminating NUL.
+pub const COMM_LEN: usize = 16;
+
+/// An event in the queue. Addresses are formatted when it is dequeued, by [`tcp_event_t::from`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Wall clock, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Segments sent.
+    pub segs_out: u32,
+    /// Segments received.
+    pub segs_in: u32,
+    /// Owner: thread group ID.
+    pub pid: u32,
+    /// Owner: user ID.
+    pub uid: u32,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+    /// Local port, host order.
+    pub local_port: u16,
+    /// Remote port, host order.
+    pub remote_port: u16,
+    /// What the event stands for.
+    pub kind: Kind,
+    /// How the owner was found.
+    pub origin: Origin,
+    /// Local address, network order; an IPv4 address fills the first 4 bytes.
+    pub local_addr: [u8; 16],
+    /// Remote address, likewise.
+    pub remote_addr: [u8; 16],
+    /// Command, padded with NULs.
+    pub comm: [u8; COMM_LEN],
+}
+
+// The documentation promises about 128 KB for 1024 queued events. A slot of the channel adds one word.
+const _: () = assert!(size_of::<Event>() + size_of::<usize>() <= 128);
+
+unsafe extern "C" {
+    fn inet_ntop(family: c_int, addr: *const c_void, text: *mut c_char, size: libc::socklen_t) -> *const c_char;
+}
+
+/// Formats an address as inet_ntop(3) does. An unknown family gives the empty string.
+fn format_address(family: u16, addr: &[u8; 16]) -> [c_char; TEXT_LEN] {
+    let mut text = [0; TEXT_LEN];
+    // SAFETY: `addr` holds the 4 or 16 bytes that the two known families take, and for another one inet_ntop reads
+    // nothing. `text` is longer than INET6_ADDRSTRLEN and its true size is given.
+    unsafe { inet_ntop(c_int::from(family), addr.as_ptr().cast(), text.as_mut_ptr(), TEXT_LEN as libc::socklen_t) };
+    text
+}
+
+/// A command as C text: cut at the first NUL, and always NUL-terminated.
+fn format_comm(comm: [u8; COMM_LEN]) -> [c_char; TEXT_LEN] {
+    let mut text = [0; TEXT_LEN];
+    for (to, from) in text.iter_mut().zip(comm.iter().take_while(|byte| **byte != 0)) {
+        *to = from.cast_signed();
+    }
+    text
+}
+
+impl From<&Event> for tcp_event_t {
+    fn from(event: &Event) -> Self {
+        Self {
+            EventTime: event.time_ns,
+            pid: event.pid,
+            UserId: event.uid,
+            rx_b: event.rx_bytes,
+            tx_b: event.tx_bytes,
+            tcpi_segs_out: event.segs_out,
+            tcpi_segs_in: event.segs_in,
+            family: event.family,
+            SPT: event.local_port,
+            DPT: event.remote_port,
+            task: format_comm(event.comm),
+            SADDR: format_address(event.family, &event.local_addr),
+            DADDR: format_address(event.family, &event.remote_addr),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(chars: &[c_char]) -> Vec<u8> {
+        chars.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect()
+    }
+
+    #[test]
+    fn addresses_read_as_inet_ntop_prints_them() {
+        let mut v4 = [0; 16];
+        v4[..4].copy_from_slice(&[192, 168, 0, 255]);
+        assert_eq!(text(&format_address(2, &v4)), b"192.168.0.255");
+        let mapped: [u8; 16] = "::ffff:127.0.0.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+        assert_eq!(text(&format_address(10, &mapped)), b"::ffff:127.0.0.1");
+        assert_eq!(text(&format_address(10, &[0; 16])), b"::");
+        assert_eq!(text(&format_address(10, &[0xfe; 16])), b"fefe:fefe:fefe:fefe:fefe:fefe:fefe:fefe");
+        assert_eq!(text(&format_address(77, &v4)), b"");
+    }
+
+    #[test]
+    fn a_command_of_any_bytes_ends_at_16_with_a_nul() {
+        assert_eq!(text(&format_comm(*b"0123456789abcdef")), b"0123456789abcdef");
+        assert_eq!(text(&format_comm(*b"sh\0garbage\xff\xff\xff\xff\xff\xff")), b"sh");
+        assert_eq!(text(&format_comm([0xff; 16])), [0xff; 16]);
+        assert_eq!(format_comm([b'x'; 16])[16], 0);
+    }
+}

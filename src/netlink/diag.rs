@@ -1,0 +1,374 @@
+//! sock_diag requests and replies as bytes. Pure: no socket here.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{
+    NLA_HEADER_SIZE as ATTRIBUTE_HEADER_LEN, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
+    NetlinkBuffer, NetlinkHeader, NetlinkMessage, NlasIterator, Parseable,
+};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
+
+use crate::event::{COMM_LEN, Event, Kind, Origin};
+
+/// Bytes of `struct nlmsghdr`.
+const NETLINK_HEADER_LEN: usize = 16;
+
+/// Bytes of `struct inet_diag_msg`, before its attributes.
+const HEADER_LEN: usize = 72;
+
+/// `INET_DIAG_INFO`: the attribute that carries `struct tcp_info`.
+const INET_DIAG_INFO: u16 = 2;
+
+/// Offsets in `struct tcp_info`. The kernel only ever appends to it.
+mod tcp_info {
+    pub const BYTES_ACKED: usize = 120;
+    pub const BYTES_RECEIVED: usize = 128;
+    pub const SEGS_OUT: usize = 136;
+    pub const SEGS_IN: usize = 140;
+    /// Since Linux 4.19.
+    pub const BYTES_SENT: usize = 200;
+}
+
+/// The families that a sweep dumps, in this order.
+pub const FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
+
+/// A request for all TCP sockets of a family but those in SYN_RECV, TIME_WAIT and CLOSE, with their tcp_info.
+pub fn dump_request(family: u8, sequence: u32) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.sequence_number = sequence;
+    let states = StateFlags::ESTABLISHED
+        | StateFlags::SYN_SENT
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::LAST_ACK
+        | StateFlags::LISTEN
+        | StateFlags::CLOSING;
+    let request = InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::INFO,
+        states,
+        socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+/// One message of a reply.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Reply<'buf> {
+    /// The payload of a `SOCK_DIAG_BY_FAMILY` message, for [`parse_socket`].
+    Socket(&'buf [u8]),
+    /// The dump is complete. 0, or the error that ended it, as a positive errno.
+    Done(i32),
+    /// The kernel refused the request, as a positive errno.
+    Error(i32),
+    /// The sockets changed while the kernel listed them: some may be missing.
+    Interrupted,
+    /// The rest of the datagram is no netlink message.
+    Malformed,
+}
+
+/// Calls `each` for what a datagram holds of the dump with this sequence number, in order. Messages of another dump
+/// are passed over. It ends at the first message that has an impossible length.
+pub fn for_each_reply<'buf>(mut datagram: &'buf [u8], sequence: u32, mut each: impl FnMut(Reply<'buf>)) {
+    while !datagram.is_empty() {
+        let Ok(message) = NetlinkBuffer::new_checked(datagram) else {
+            return each(Reply::Malformed);
+        };
+        let length = message.length() as usize;
+        if message.sequence_number() == sequence {
+            if message.flags() & NLM_F_DUMP_INTR != 0 {
+                each(Reply::Interrupted);
+            }
+            let payload = &datagram[NETLINK_HEADER_LEN..length];
+            match message.message_type() {
+                SOCK_DIAG_BY_FAMILY => each(Reply::Socket(payload)),
+                NLMSG_DONE => each(Reply::Done(errno(payload).unwrap_or(0))),
+                // An error of 0 is an acknowledgement.
+                NLMSG_ERROR => match errno(payload) {
+                    Some(0) => {}
+                    Some(code) => each(Reply::Error(code)),
+                    None => each(Reply::Malformed),
+                },
+                _ => {}
+            }
+        }
+        // Messages begin at multiples of 4; the last one need not be padded.
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+}
+
+/// The error code that opens a payload, positive.
+fn errno(payload: &[u8]) -> Option<i32> {
+    Some(i32::from_ne_bytes(*payload.first_chunk()?).saturating_neg().max(0))
+}
+
+/// A socket as sock_diag reports it; who owns it is still to be found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Inode number, the key to its owner; never 0.
+    pub inode: u32,
+    /// The event, but for `pid` and `comm`.
+    pub event: Event,
+}
+
+/// Reads the payload of one `SOCK_DIAG_BY_FAMILY` reply. `None` where it is cut short, of another family, belongs to
+/// no inode (no process can hold it then) or has no tcp_info.
+///
+/// `now_ns` becomes the time of the event.
+pub fn parse_socket(payload: &[u8], now_ns: u64) -> Option<Socket> {
+    let header = InetResponseHeader::parse(payload.get(..HEADER_LEN)?).ok()?;
+    if !FAMILIES.contains(&header.family) || header.inode == 0 {
+        return None;
+    }
+    let info = find_tcp_info(&payload[HEADER_LEN..])?;
+    let word = |offset| read_u32(info, offset).unwrap_or(0);
+    let long = |offset| read_u64(info, offset);
+    Some(Socket {
+        inode: header.inode,
+        event: Event {
+            time_ns: now_ns,
+            rx_bytes: long(tcp_info::BYTES_RECEIVED).unwrap_or(0),
+            tx_bytes: long(tcp_info::BYTES_SENT).or(long(tcp_info::BYTES_ACKED)).unwrap_or(0),
+            segs_out: word(tcp_info::SEGS_OUT),
+            segs_in: word(tcp_info::SEGS_IN),
+            pid: 0,
+            uid: header.uid,
+            family: u16::from(header.family),
+            local_port: header.socket_id.source_port,
+            remote_port: header.socket_id.destination_port,
+            kind: Kind::Snapshot,
+            origin: Origin::Inode,
+            local_addr: octets(header.socket_id.source_address),
+            remote_addr: octets(header.socket_id.destination_address),
+            comm: [0; COMM_LEN],
+        },
+    })
+}
+
+/// The last tcp_info among the attributes. Attributes behind one with an impossible length cannot be found and are
+/// left alone.
+fn find_tcp_info(attributes: &[u8]) -> Option<&[u8]> {
+    NlasIterator::new(attributes)
+        .map_while(Result::ok)
+        .filter(|attribute| attribute.kind() == INET_DIAG_INFO)
+        .map(|attribute| {
+            // The iterator has checked the length, but hands out everything up to the end of the message.
+            let length = usize::from(attribute.length());
+            let attribute: &[u8] = attribute.into_inner();
+            &attribute[ATTRIBUTE_HEADER_LEN..length]
+        })
+        .last()
+}
+
+fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+fn read_u64(bytes: &[u8], offset: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&v4.octets());
+            bytes
+        }
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A reply's payload: an IPv4 socket, inode 77, uid 1000, 10.0.0.1:8080 to 10.0.0.2:443.
+    fn socket(family: u8, attributes: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![family, 1, 0, 0];
+        bytes.extend(8080u16.to_be_bytes());
+        bytes.extend(443u16.to_be_bytes());
+        bytes.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend([0; 12]);
+        for word in [0u32, 0, 0, 1000, 77] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        assert_eq!(bytes.len(), HEADER_LEN);
+        bytes.extend(attributes);
+        bytes
+    }
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(u16::try_from(value.len() + 4).unwrap().to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A tcp_info of `len` bytes with known counters.
+    fn tcp_info(len: usize) -> Vec<u8> {
+        let mut info = vec![0xee; 280];
+        info[120..128].copy_from_slice(&5_001u64.to_ne_bytes());
+        info[128..136].copy_from_slice(&70_000u64.to_ne_bytes());
+        info[136..140].copy_from_slice(&6u32.to_ne_bytes());
+        info[140..144].copy_from_slice(&3u32.to_ne_bytes());
+        info[200..208].copy_from_slice(&74_536u64.to_ne_bytes());
+        info.truncate(len);
+        info
+    }
+
+    fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(u32::try_from(payload.len() + 16).unwrap().to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn replies(datagram: &[u8], sequence: u32) -> Vec<Reply<'_>> {
+        let mut all = Vec::new();
+        for_each_reply(datagram, sequence, |reply| all.push(reply));
+        all
+    }
+
+    #[test]
+    fn the_request_is_the_kernels_structure() {
+        let bytes = dump_request(AF_INET6, 9);
+        assert_eq!(bytes.len(), 72);
+        assert_eq!(bytes[..4], 72u32.to_ne_bytes());
+        assert_eq!(bytes[4..6], 20u16.to_ne_bytes());
+        assert_eq!(bytes[6..8], 0x301u16.to_ne_bytes());
+        assert_eq!(bytes[8..12], 9u32.to_ne_bytes());
+        // Family, protocol, the bit of INET_DIAG_INFO, padding, and 0xfff without SYN_RECV, TIME_WAIT, CLOSE, 0.
+        assert_eq!(bytes[16..20], [10, 6, 2, 0]);
+        assert_eq!(bytes[20..24], (0xfffu32 & !(1 | 1 << 3 | 1 << 6 | 1 << 7)).to_ne_bytes());
+        assert_eq!(bytes[24..28], [0; 4]);
+    }
+
+    #[test]
+    fn a_socket_is_read_field_by_field() {
+        let socket = parse_socket(&socket(2, &attribute(2, &tcp_info(232))), 99).unwrap();
+        assert_eq!(socket.inode, 77);
+        let event = socket.event;
+        assert_eq!((event.time_ns, event.uid, event.family), (99, 1000, 2));
+        assert_eq!((event.local_port, event.remote_port), (8080, 443));
+        assert_eq!(event.local_addr[..5], [10, 0, 0, 1, 0]);
+        assert_eq!(event.remote_addr[..5], [10, 0, 0, 2, 0]);
+        assert_eq!((event.rx_bytes, event.tx_bytes), (70_000, 74_536));
+        assert_eq!((event.segs_out, event.segs_in), (6, 3));
+        assert_eq!(event.kind, Kind::Snapshot);
+    }
+
+    #[test]
+    fn a_tcp_info_of_an_old_kernel_gives_what_it_has() {
+        // Linux 4.9's ends behind delivery_rate; bytes_acked stands in for bytes_sent.
+        let event = parse_socket(&socket(2, &attribute(2, &tcp_info(168))), 0).unwrap().event;
+        assert_eq!((event.rx_bytes, event.tx_bytes, event.segs_out, event.segs_in), (70_000, 5_001, 6, 3));
+        // Cut in the middle of bytes_received.
+        let event = parse_socket(&socket(2, &attribute(2, &tcp_info(130))), 0).unwrap().event;
+        assert_eq!((event.rx_bytes, event.tx_bytes, event.segs_out, event.segs_in), (0, 5_001, 0, 0));
+        let event = parse_socket(&socket(2, &attribute(2, &[])), 0).unwrap().event;
+        assert_eq!((event.rx_bytes, event.tx_bytes), (0, 0));
+    }
+
+    #[test]
+    fn unknown_attributes_are_passed_over() {
+        let mut attributes = attribute(200, &[1, 2, 3]);
+        attributes.extend(attribute(2, &tcp_info(232)));
+        attributes.extend(attribute(8, &[0]));
+        assert_eq!(parse_socket(&socket(10, &attributes), 0).unwrap().event.rx_bytes, 70_000);
+    }
+
+    #[test]
+    fn hostile_attribute_lengths_end_the_list() {
+        for length in [0u16, 1, 3, 300, u16::MAX] {
+            let mut attributes = attribute(2, &tcp_info(232));
+            attributes[..2].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(parse_socket(&socket(2, &attributes), 0), None, "length {length}");
+            // One that came before it still counts.
+            let mut behind = attribute(2, &tcp_info(232));
+            behind.extend(&attributes);
+            assert!(parse_socket(&socket(2, &behind), 0).is_some(), "length {length}");
+        }
+    }
+
+    #[test]
+    fn no_socket_where_there_is_no_inode_no_info_or_no_such_family() {
+        let mut orphan = socket(2, &attribute(2, &tcp_info(232)));
+        orphan[68..72].fill(0);
+        assert_eq!(parse_socket(&orphan, 0), None);
+        assert_eq!(parse_socket(&socket(2, &attribute(8, &[0])), 0), None);
+        assert_eq!(parse_socket(&socket(1, &attribute(2, &tcp_info(232))), 0), None);
+        let whole = socket(2, &attribute(2, &tcp_info(232)));
+        for len in 0..HEADER_LEN {
+            assert_eq!(parse_socket(&whole[..len], 0), None, "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_datagram_is_taken_apart() {
+        let mut datagram = message(20, 2, 5, b"abcdef");
+        datagram.extend(message(20, 2, 4, b"of another dump"));
+        datagram.extend(message(20, 2 | 0x10, 5, b"xyz"));
+        datagram.extend(message(3, 2, 5, &0i32.to_ne_bytes()));
+        assert_eq!(
+            replies(&datagram, 5),
+            [Reply::Socket(b"abcdef"), Reply::Interrupted, Reply::Socket(b"xyz"), Reply::Done(0)]
+        );
+        assert_eq!(replies(&message(2, 0, 5, &(-2i32).to_ne_bytes()), 5), [Reply::Error(2)]);
+        assert_eq!(replies(&message(2, 0, 5, &0i32.to_ne_bytes()), 5), []);
+        assert_eq!(replies(&message(2, 0, 5, &[1]), 5), [Reply::Malformed]);
+        assert_eq!(replies(&message(3, 0, 5, &(-105i32).to_ne_bytes()), 5), [Reply::Done(105)]);
+    }
+
+    #[test]
+    fn hostile_message_lengths_end_the_datagram() {
+        for length in [0u32, 1, 15, 4000, u32::MAX] {
+            let mut datagram = message(20, 2, 5, b"good");
+            let mut bad = message(20, 2, 5, b"bad!");
+            bad[..4].copy_from_slice(&length.to_ne_bytes());
+            datagram.extend(bad);
+            assert_eq!(replies(&datagram, 5), [Reply::Socket(b"good"), Reply::Malformed], "length {length}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_datagram_ends(datagram in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let mut count = 0;
+            for_each_reply(&datagram, 0, |reply| {
+                count += 1;
+                if let Reply::Socket(payload) = reply {
+                    parse_socket(payload, 0);
+                }
+            });
+            prop_assert!(count <= datagram.len());
+        }
+
+        #[test]
+        fn any_attributes_end(attributes in proptest::collection::vec(any::<u8>(), 0..512), flip in 0usize..72, to: u8) {
+            let mut bytes = socket(2, &attributes);
+            bytes[flip] = to;
+            if let Some(socket) = parse_socket(&bytes, 0) {
+                prop_assert!(socket.inode != 0);
+            }
+        }
+    }
+}

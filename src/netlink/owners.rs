@@ -1,0 +1,152 @@
+//! Which process holds a socket's inode open, from `/proc/PID/fd`.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
+
+use crate::event::COMM_LEN;
+
+/// Process by socket inode, as it was at one moment.
+///
+/// A socket that several processes share goes to the one with the highest process ID: of a parent and the child it
+/// forked to serve a connection, the child.
+#[derive(Debug, Default)]
+pub struct Owners {
+    by_inode: HashMap<u64, u32>,
+}
+
+impl Owners {
+    /// Looks through all processes that this one may look into. Those that vanish meanwhile are left out.
+    pub fn scan() -> std::io::Result<Self> {
+        let mut owners = Self::default();
+        for process in fs::read_dir("/proc")? {
+            let Some(pid) = process.ok().and_then(|entry| entry.file_name().to_str()?.parse().ok()) else {
+                continue;
+            };
+            let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+                continue;
+            };
+            for descriptor in descriptors.flatten() {
+                let Ok(target) = fs::read_link(descriptor.path()) else {
+                    continue;
+                };
+                if let Some(inode) = target.to_str().and_then(parse_socket_link) {
+                    owners.insert(inode, pid);
+                }
+            }
+        }
+        Ok(owners)
+    }
+
+    fn insert(&mut self, inode: u64, pid: u32) {
+        let holder = self.by_inode.entry(inode).or_insert(pid);
+        *holder = pid.max(*holder);
+    }
+
+    /// The process that holds this inode.
+    pub fn holder(&self, inode: u64) -> Option<u32> {
+        self.by_inode.get(&inode).copied()
+    }
+}
+
+/// The inode in `socket:[4711]`.
+fn parse_socket_link(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The first 16 bytes of a process's argv[0], padded with NULs. `None` where it has none (a kernel thread, a zombie)
+/// or is gone.
+pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
+    read_name(&format!("/proc/{pid}/cmdline"), 0)
+}
+
+/// A process's comm and user ID.
+pub fn read_identity(pid: u32) -> Option<([u8; COMM_LEN], u32)> {
+    use std::os::unix::fs::MetadataExt;
+
+    let comm = read_name(&format!("/proc/{pid}/comm"), b'\n')?;
+    let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+    Some((comm, uid))
+}
+
+/// Up to 16 bytes of a file, ended by `end`. `None` where there is not one byte before that.
+fn read_name(path: &str, end: u8) -> Option<[u8; COMM_LEN]> {
+    let mut name = [0; COMM_LEN];
+    let mut filled = 0;
+    let mut file = File::open(path).ok()?;
+    while filled < COMM_LEN {
+        match file.read(&mut name[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    cut(&mut name, end);
+    (name[0] != 0).then_some(name)
+}
+
+/// Clears a name from its terminator on.
+fn cut(name: &mut [u8; COMM_LEN], end: u8) {
+    if let Some(length) = name.iter().position(|byte| *byte == end || *byte == 0) {
+        name[length..].fill(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn links_of_sockets_only_have_an_inode() {
+        assert_eq!(parse_socket_link("socket:[4711]"), Some(4711));
+        for other in ["socket:[]", "socket:[47x]", "pipe:[4711]", "socket:4711", "/tmp/socket:[4711]", ""] {
+            assert_eq!(parse_socket_link(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_any_bytes_is_cut_at_its_end() {
+        for (bytes, end, expected) in [
+            (*b"python3\0-c\0x = 1", 0, *b"python3\0\0\0\0\0\0\0\0\0"),
+            (*b"curl\nrest\0\0\0\0\0\0\0", b'\n', *b"curl\0\0\0\0\0\0\0\0\0\0\0\0"),
+            ([0xff; 16], 0, [0xff; 16]),
+        ] {
+            let mut name = bytes;
+            cut(&mut name, end);
+            assert_eq!(name, expected);
+        }
+    }
+
+    #[test]
+    fn a_socket_of_this_process_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+        let inode = parse_socket_link(link.to_str().unwrap()).unwrap();
+        assert_eq!(Owners::scan().unwrap().holder(inode), Some(std::process::id()));
+        drop(listener);
+        assert_eq!(Owners::scan().unwrap().holder(inode), None);
+    }
+
+    #[test]
+    fn a_shared_socket_goes_to_the_younger_process() {
+        let mut owners = Owners::default();
+        owners.insert(7, 100);
+        owners.insert(7, 300);
+        owners.insert(7, 200);
+        assert_eq!(owners.holder(7), Some(300));
+    }
+
+    #[test]
+    fn a_command_is_argv0_and_a_kernel_thread_has_none() {
+        let argv0 = fs::read("/proc/self/cmdline").unwrap();
+        let expected: Vec<u8> = argv0.iter().copied().take_while(|b| *b != 0).take(16).collect();
+        let command = read_command(std::process::id()).unwrap();
+        assert_eq!(&command[..expected.len()], expected);
+        assert_eq!(read_command(2), None);
+        assert_eq!(read_command(u32::MAX), None);
+    }
+}

@@ -1,0 +1,283 @@
+//! Loads the BPF program and attaches it by one rung of the ladder, found by trying.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel};
+
+use crate::error::Error;
+use crate::log::{self, Level};
+use crate::settings::{Rung, Settings};
+use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
+
+/// A probe that is attached. Dropping it detaches and unloads everything.
+pub struct Probe<'obj> {
+    // Detached before the object they belong to is unloaded.
+    links: Vec<Link>,
+    /// Maps and programs.
+    pub skeleton: TcpEventSkel<'obj>,
+    /// The rung in force.
+    pub rung: Rung,
+}
+
+/// How accepted endpoints get their owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AcceptHook {
+    /// A kretprobe on `inet_csk_accept`.
+    Return,
+    /// The exits of the accept system calls, and io_uring's completions.
+    Syscalls,
+    /// Not at all: by inode, once they close.
+    None,
+}
+
+impl<'obj> Probe<'obj> {
+    /// Climbs the ladder until a rung holds. The object must be a fresh place for each call.
+    pub fn attach(settings: &Settings, places: &'obj mut Places) -> Result<Self, Error> {
+        let rungs: &[Rung] = match &settings.probe {
+            Some(rung) => std::slice::from_ref(rung),
+            None => &Rung::LADDER,
+        };
+        let mut refusals = Vec::new();
+        let mut places = places.0.iter_mut();
+        for &rung in rungs {
+            match Self::attach_rung(rung, settings, &mut places) {
+                Ok(probe) => {
+                    log::line(Level::Info, format_args!("attached by {}", rung.name()));
+                    return Ok(probe);
+                }
+                Err(refusal) => {
+                    log::line(Level::Info, format_args!("{} refused: {refusal}", rung.name()));
+                    refusals.push(format!("{}: {refusal}", rung.name()));
+                }
+            }
+        }
+        Err(Error::Probe { cause: refusals.join("; "), remedy: remedy(settings) })
+    }
+
+    fn attach_rung(
+        rung: Rung,
+        settings: &Settings,
+        places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
+    ) -> Result<Self, String> {
+        if rung == Rung::Kprobe && !kernel_has_kprobes() {
+            return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
+        }
+        let mut hooks = if kernel_has_kprobes() {
+            [AcceptHook::Return, AcceptHook::Syscalls, AcceptHook::None].as_slice()
+        } else {
+            [AcceptHook::Syscalls, AcceptHook::None].as_slice()
+        }
+        .iter();
+        // A kernel that cannot do the extras still does the main thing: the last try is without any.
+        let mut failure = String::new();
+        for &hook in hooks.by_ref() {
+            let place = places.next().ok_or("no place for another try")?;
+            match Self::try_attach(rung, hook, settings, place) {
+                Ok(probe) => return Ok(probe),
+                Err(Refusal::Main(refusal)) => failure = refusal,
+                Err(Refusal::Extra(refusal)) => {
+                    log::line(Level::Info, format_args!("accept hook {hook:?} refused: {refusal}"));
+                    failure = refusal;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    fn try_attach(
+        rung: Rung,
+        hook: AcceptHook,
+        settings: &Settings,
+        place: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<Self, Refusal> {
+        let mut open = open(settings, place).map_err(Refusal::Main)?;
+        open.progs.set_state_entry.set_autoload(rung == Rung::Kprobe);
+        open.progs.set_state_tracepoint.set_autoload(rung == Rung::TpBtf);
+        open.progs.accept_return.set_autoload(hook == AcceptHook::Return);
+        open.progs.accept_syscall.set_autoload(hook == AcceptHook::Syscalls);
+        open.progs.accept_io_uring.set_autoload(hook == AcceptHook::Syscalls);
+        open.progs.adopt.set_autoload(hook != AcceptHook::None);
+        let skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
+
+        let mut links = Vec::new();
+        let progs = &skeleton.progs;
+        // Before the main program, so that no connection passes between the two unowned.
+        match hook {
+            AcceptHook::Return => links.push(explain(|| progs.accept_return.attach()).map_err(Refusal::Extra)?),
+            AcceptHook::Syscalls => {
+                for call in ["sys_exit_accept", "sys_exit_accept4"] {
+                    let link = explain(|| {
+                        progs.accept_syscall.attach_tracepoint(libbpf_rs::TracepointCategory::Syscalls, call)
+                    });
+                    links.push(link.map_err(Refusal::Extra)?);
+                }
+                links.push(explain(|| progs.accept_io_uring.attach()).map_err(Refusal::Extra)?);
+            }
+            AcceptHook::None => {}
+        }
+        let main = match rung {
+            Rung::Kprobe => explain(|| progs.set_state_entry.attach()),
+            Rung::TpBtf => explain(|| progs.set_state_tracepoint.attach()),
+        };
+        links.push(main.map_err(Refusal::Main)?);
+        if hook != AcceptHook::None
+            && let Err(refusal) = explain(|| adopt(&skeleton))
+        {
+            log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
+        }
+        Ok(Self { links, skeleton, rung })
+    }
+
+    /// Takes the hooks away. What is in the ring stays readable.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    /// The program's variables. They are shared with the kernel, so they are read and written as atomics only.
+    pub fn variables(&self) -> Variables<'_> {
+        let bss = self.skeleton.maps.bss_data.as_deref().expect("the program has variables");
+        let bss = std::ptr::from_ref(bss).cast_mut();
+        // SAFETY: the three variables are aligned, mapped for as long as the skeleton lives, and accessed by nobody
+        // in this process but through these atomics.
+        unsafe {
+            Variables {
+                reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
+                lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
+                lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
+            }
+        }
+    }
+}
+
+/// The variables of `bpf/tcp_event.bpf.c`.
+pub struct Variables<'probe> {
+    /// 1 asks the program to wake the reader at the next record.
+    pub reader_sleeps: &'probe AtomicU32,
+    /// Records that found the ring full.
+    pub lost_records: &'probe AtomicU64,
+    /// Owners that found the map full.
+    pub lost_owners: &'probe AtomicU64,
+}
+
+/// Places for the objects of the tries that [`Probe::attach`] makes.
+pub struct Places([MaybeUninit<OpenObject>; Rung::LADDER.len() * 3]);
+
+impl Places {
+    /// All empty.
+    pub fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; _])
+    }
+}
+
+/// What went wrong in a try.
+enum Refusal {
+    /// Without it there are no events.
+    Main(String),
+    /// Without it owners are found less well.
+    Extra(String),
+}
+
+fn open<'obj>(settings: &Settings, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
+    let mut object = ObjectBuilder::default();
+    if let Some(btf) = &settings.btf {
+        explain(|| object.btf_custom_path(btf).map(|_| ()))?;
+    }
+    explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
+}
+
+/// Runs the iterator once over all open files.
+fn adopt(skeleton: &TcpEventSkel<'_>) -> libbpf_rs::Result<()> {
+    let link = skeleton.progs.adopt.attach()?;
+    let mut iterator = Iter::new(&link)?;
+    let mut nothing = [0; 64];
+    while iterator.read(&mut nothing)? > 0 {}
+    Ok(())
+}
+
+/// A fact about the kernel, to save a load that would be in vain: either way of making a kprobe is there.
+fn kernel_has_kprobes() -> bool {
+    Path::new("/sys/bus/event_source/devices/kprobe/type").exists()
+        || ["/sys/kernel/tracing/kprobe_events", "/sys/kernel/debug/tracing/kprobe_events"]
+            .iter()
+            .any(|path| Path::new(path).exists())
+}
+
+thread_local! {
+    /// The last warning of libbpf in this thread: more telling than the errno it returns.
+    static LAST_WARNING: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Sends libbpf's messages where ours go. The callback is that of the libbpf inside this library: another one in the
+/// same process has its own.
+fn take_over_messages() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        libbpf_rs::set_print(Some((PrintLevel::Debug, |level, message| {
+            let message = message.trim_end();
+            log::line(Level::Debug, message);
+            if level == PrintLevel::Warn {
+                let first = message.lines().next().unwrap_or_default();
+                let text = first.strip_prefix("libbpf: ").unwrap_or(first).to_owned();
+                LAST_WARNING.with_borrow_mut(|last| {
+                    // The first warning of a call is the cause, those after it are consequences.
+                    last.get_or_insert(text);
+                });
+            }
+        })));
+    });
+}
+
+/// Calls libbpf, and tells what it has to say about a failure.
+fn explain<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> Result<T, String> {
+    take_over_messages();
+    LAST_WARNING.take();
+    call().map_err(|error| match LAST_WARNING.take() {
+        Some(warning) => warning,
+        None => error.to_string(),
+    })
+}
+
+/// What the user can most likely do about a kernel that refused every rung.
+fn remedy(settings: &Settings) -> &'static str {
+    /// include/uapi/linux/capability.h
+    const CAP_SYS_ADMIN: u32 = 21;
+    const CAP_PERFMON: u32 = 38;
+    const CAP_BPF: u32 = 39;
+
+    let has = |capability| effective_capabilities().is_none_or(|set| set >> capability & 1 != 0);
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    if !has(CAP_SYS_ADMIN) && !(has(CAP_BPF) && has(CAP_PERFMON)) {
+        "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
+    } else if lockdown.contains("[confidentiality]") {
+        "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown"
+    } else if settings.btf.is_none() && !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it"
+    } else if memlock_is_small() {
+        "raise the limit of locked memory (ulimit -l), which kernels before 5.11 charge for BPF maps"
+    } else {
+        "set TCPEVENT_LOG=debug to see what the kernel refused"
+    }
+}
+
+/// `CapEff` of this process. `None` where it cannot be read.
+fn effective_capabilities() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
+}
+
+/// Below what the maps take.
+fn memlock_is_small() -> bool {
+    const ENOUGH: libc::rlim_t = 64 << 20;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a valid rlimit to fill.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    got == 0 && limit.rlim_cur < ENOUGH
+}

@@ -1,0 +1,200 @@
+//! The bounded queue between the sources of events and their consumers.
+//!
+//! A close that finds it full displaces the oldest event; a snapshot that finds it full is itself refused. Every
+//! event that is dropped is counted by its kind.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+
+use crate::event::{Event, Kind};
+
+/// Slots where nothing else is asked for.
+pub const DEFAULT_SLOTS: usize = 1024;
+
+/// A bounded queue of events, for any number of producers and consumers.
+pub struct Queue {
+    sender: Sender<Event>,
+    receiver: Receiver<Event>,
+    shed_closes: AtomicU64,
+    shed_snapshots: AtomicU64,
+}
+
+impl Queue {
+    /// A queue of `slots` events, at least one.
+    pub fn new(slots: usize) -> Self {
+        let (sender, receiver) = crossbeam_channel::bounded(slots.max(1));
+        Self { sender, receiver, shed_closes: AtomicU64::new(0), shed_snapshots: AtomicU64::new(0) }
+    }
+
+    /// Queues a close. Returns the number of older events that were dropped to make room.
+    pub fn push_displacing(&self, mut event: Event) -> u64 {
+        let mut shed = 0;
+        loop {
+            match self.sender.try_send(event) {
+                Ok(()) => return shed,
+                Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => event = back,
+            }
+            // A consumer may have taken it meanwhile: then there is room, and nothing to drop.
+            if let Ok(oldest) = self.receiver.try_recv() {
+                self.count_shed(oldest.kind);
+                shed += 1;
+            }
+        }
+    }
+
+    /// Queues a snapshot if there is room for it. Returns whether there was.
+    pub fn push_if_room(&self, event: Event) -> bool {
+        let kind = event.kind;
+        let queued = self.sender.try_send(event).is_ok();
+        if !queued {
+            self.count_shed(kind);
+        }
+        queued
+    }
+
+    /// The oldest event; waits until there is one.
+    pub fn pop(&self) -> Event {
+        loop {
+            // It can fail only when all senders are gone, and the queue holds one itself.
+            if let Ok(event) = self.receiver.recv() {
+                return event;
+            }
+        }
+    }
+
+    /// The oldest event, if there is one.
+    pub fn try_pop(&self) -> Option<Event> {
+        self.receiver.try_recv().ok()
+    }
+
+    /// Events dropped so far: closes, snapshots.
+    pub fn shed(&self) -> (u64, u64) {
+        (self.shed_closes.load(Ordering::Relaxed), self.shed_snapshots.load(Ordering::Relaxed))
+    }
+
+    fn count_shed(&self, kind: Kind) {
+        let counter = match kind {
+            Kind::Close => &self.shed_closes,
+            Kind::Snapshot => &self.shed_snapshots,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+    use std::thread;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::event::Origin;
+
+    fn event(kind: Kind, number: u64) -> Event {
+        Event {
+            time_ns: number,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            segs_out: 0,
+            segs_in: 0,
+            pid: 0,
+            uid: 0,
+            family: 2,
+            local_port: 0,
+            remote_port: 0,
+            kind,
+            origin: Origin::Guess,
+            local_addr: [0; 16],
+            remote_addr: [0; 16],
+            comm: [0; 16],
+        }
+    }
+
+    #[test]
+    fn a_full_queue_keeps_the_newest_closes() {
+        let queue = Queue::new(1024);
+        let shed: u64 = (0..3000).map(|n| queue.push_displacing(event(Kind::Close, n))).sum();
+        assert_eq!(shed, 1976);
+        assert_eq!(queue.shed(), (1976, 0));
+        let kept: Vec<u64> = std::iter::from_fn(|| queue.try_pop()).map(|e| e.time_ns).collect();
+        assert_eq!(kept, (1976..3000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_snapshot_never_displaces() {
+        let queue = Queue::new(2);
+        assert!(queue.push_if_room(event(Kind::Snapshot, 1)));
+        assert!(queue.push_if_room(event(Kind::Snapshot, 2)));
+        assert!(!queue.push_if_room(event(Kind::Snapshot, 3)));
+        assert_eq!(queue.push_displacing(event(Kind::Close, 4)), 1);
+        assert_eq!(queue.shed(), (0, 2));
+        assert_eq!(queue.pop().time_ns, 2);
+        assert_eq!(queue.pop().time_ns, 4);
+    }
+
+    #[test]
+    fn consumers_share_events_with_none_twice_and_none_missing() {
+        const EVENTS: u64 = 100_000;
+        const CONSUMERS: u64 = 8;
+        let queue = Arc::new(Queue::new(1024));
+        let consumers: Vec<_> = (0..CONSUMERS)
+            .map(|_| {
+                let queue = Arc::clone(&queue);
+                thread::spawn(move || {
+                    let mut got = Vec::new();
+                    loop {
+                        match queue.pop().time_ns {
+                            u64::MAX => return got,
+                            number => got.push(number),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for number in (0..EVENTS).chain([u64::MAX; CONSUMERS as usize]) {
+            while !queue.push_if_room(event(Kind::Close, number)) {
+                thread::yield_now();
+            }
+        }
+        let mut got: Vec<u64> = consumers.into_iter().flat_map(|c| c.join().unwrap()).collect();
+        got.sort_unstable();
+        assert_eq!(got, (0..EVENTS).collect::<Vec<_>>());
+    }
+
+    proptest! {
+        /// Against a plain model: whatever the order of calls, the same events come out and are counted.
+        #[test]
+        fn it_behaves_as_a_bounded_deque(slots in 1usize..8, calls in proptest::collection::vec(0u8..3, 0..200)) {
+            let queue = Queue::new(slots);
+            let mut model = VecDeque::new();
+            let mut dropped = 0;
+            for (number, call) in (0u64..).zip(calls) {
+                match call {
+                    0 => {
+                        if model.len() == slots {
+                            model.pop_front();
+                            dropped += 1;
+                        }
+                        model.push_back(number);
+                        queue.push_displacing(event(Kind::Close, number));
+                    }
+                    1 => {
+                        let room = model.len() < slots;
+                        prop_assert_eq!(queue.push_if_room(event(Kind::Snapshot, number)), room);
+                        if room {
+                            model.push_back(number);
+                        } else {
+                            dropped += 1;
+                        }
+                    }
+                    _ => prop_assert_eq!(queue.try_pop().map(|e| e.time_ns), model.pop_front()),
+                }
+            }
+            let (closes, snapshots) = queue.shed();
+            prop_assert_eq!(closes + snapshots, dropped);
+        }
+    }
+}

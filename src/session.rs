@@ -1,0 +1,232 @@
+//! A session: one queue, and the threads that fill it. It owns every thread, descriptor, map and link.
+//!
+//! A session outlives its runs: `start` begins one, `stop` ends it, and the queue stays. `stop` must be callable from
+//! signal handlers, so it does nothing but count up an epoch and wake the threads; each thread belongs to the epoch
+//! that it was started in, and ends by itself when that is over.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::{mem, ptr};
+
+use parking_lot::Mutex;
+
+use crate::collector;
+use crate::counters::{Counters, Statistics};
+use crate::error::Error;
+use crate::event::Event;
+use crate::log::{self, Level};
+use crate::netlink::sweep;
+use crate::probe::{Places, Probe};
+use crate::queue::Queue;
+use crate::settings::Settings;
+use crate::wake::Waker;
+
+/// No epoch: counting from 0, it is never reached.
+const NEVER: u64 = u64::MAX;
+
+/// See the module's documentation. Always `'static`: its threads are not joined.
+pub struct Session {
+    queue: Queue,
+    counters: Counters,
+    settings: Mutex<Settings>,
+    /// Counts up with each stop.
+    epoch: AtomicU64,
+    /// The epoch in which a probe was last asked for.
+    probe_epoch: AtomicU64,
+    /// The epoch in which records were last being read.
+    reading_epoch: AtomicU64,
+    /// The epoch in which sweeps are allowed.
+    sweeps_allowed: AtomicU64,
+    /// The epoch in which the sweeping thread was last started.
+    sweep_epoch: AtomicU64,
+    /// A consumer has asked for events.
+    consumed: AtomicBool,
+    /// Held for as long as a probe is loaded, and a sweep thread runs: the next one waits for the end of the last.
+    probe_turn: Mutex<()>,
+    sweep_turn: Mutex<()>,
+    probe_waker: Waker,
+    sweep_waker: Waker,
+}
+
+impl Session {
+    /// A session in which nothing runs.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            queue: Queue::new(settings.queue_slots),
+            counters: Counters::default(),
+            settings: Mutex::new(settings),
+            epoch: AtomicU64::new(0),
+            probe_epoch: AtomicU64::new(NEVER),
+            reading_epoch: AtomicU64::new(NEVER),
+            sweeps_allowed: AtomicU64::new(0),
+            sweep_epoch: AtomicU64::new(NEVER),
+            consumed: AtomicBool::new(false),
+            probe_turn: Mutex::new(()),
+            sweep_turn: Mutex::new(()),
+            probe_waker: Waker::new(),
+            sweep_waker: Waker::new(),
+        }
+    }
+
+    /// Claims the probe of the current epoch for a [`Run`]. One that runs already is an error.
+    pub fn claim(&'static self, settings: Settings) -> Result<Run, Error> {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        if self.probe_epoch.swap(epoch, Ordering::SeqCst) == epoch {
+            return Err(Error::Running);
+        }
+        *self.settings.lock() = settings;
+        self.sweeps_allowed.store(epoch, Ordering::SeqCst);
+        if self.consumed.load(Ordering::SeqCst) {
+            self.start_sweeps();
+        }
+        Ok(Run { session: self, epoch })
+    }
+
+    /// Whether a probe is attached and its records are being read.
+    pub fn is_reading(&self) -> bool {
+        self.reading_epoch.load(Ordering::SeqCst) == self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Ends everything that runs; nothing where nothing does. Returns before it has ended.
+    ///
+    /// Async-signal-safe: atomics, and write(2) in [`Waker::wake`].
+    pub fn stop(&self) {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let runs = |started: &AtomicU64| started.load(Ordering::SeqCst) == epoch;
+        if !runs(&self.probe_epoch) && !runs(&self.sweep_epoch) {
+            return;
+        }
+        // Where another stop was faster, it has ended the same things.
+        let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
+        self.probe_waker.wake();
+        self.sweep_waker.wake();
+    }
+
+    /// The oldest event; waits until there is one. The first call starts the sweeps.
+    pub fn next_event(&'static self) -> Event {
+        if !self.consumed.swap(true, Ordering::SeqCst) {
+            self.start_sweeps();
+        }
+        self.queue.pop()
+    }
+
+    /// All counters.
+    pub fn statistics(&self) -> Statistics {
+        self.counters.read(self.queue.shed())
+    }
+
+    /// Starts the sweeping thread, once an epoch, where sweeps are allowed and wanted.
+    fn start_sweeps(&'static self) {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        if self.sweeps_allowed.load(Ordering::SeqCst) != epoch {
+            return;
+        }
+        let Some(interval) = self.settings.lock().sweep_interval else {
+            return;
+        };
+        if self.sweep_epoch.swap(epoch, Ordering::SeqCst) == epoch {
+            return;
+        }
+        let body = move || {
+            let _turn = self.sweep_turn.lock();
+            match self.sweep_waker.sleeper() {
+                // A stop that came before the sleeper was there has woken nobody.
+                Ok(_) if self.epoch.load(Ordering::SeqCst) != epoch => {}
+                Ok(sleeper) => sweep::sweep_until_told(&sleeper, interval, &self.queue, &self.counters),
+                Err(source) => log::line(Level::Warn, no_descriptor(source)),
+            }
+        };
+        if let Err(error) = spawn("tcpevent-sweep", body) {
+            log::line(Level::Warn, error);
+        }
+    }
+}
+
+/// The right to run the probe of one epoch.
+pub struct Run {
+    session: &'static Session,
+    epoch: u64,
+}
+
+impl Run {
+    /// Runs on a thread of its own. `when_failed` is called there with the error that ended it early.
+    pub fn spawn(self, when_failed: impl FnOnce(Error) + Send + 'static) -> Result<(), Error> {
+        spawn("tcpevent-probe", move || {
+            if let Err(error) = self.run() {
+                when_failed(error);
+            }
+        })
+    }
+
+    /// Loads, attaches and reads until the session is stopped.
+    pub fn run(&self) -> Result<(), Error> {
+        let session = self.session;
+        let _turn = session.probe_turn.lock();
+        let sleeper = session.probe_waker.sleeper().map_err(no_descriptor)?;
+        if self.is_over() {
+            return Ok(());
+        }
+        let settings = session.settings.lock().clone();
+        let mut places = Places::new();
+        let mut probe = Probe::attach(&settings, &mut places)?;
+        let result = collector::collect(&mut probe, &sleeper, &session.queue, &session.counters, || {
+            session.reading_epoch.store(self.epoch, Ordering::SeqCst);
+        });
+        let variables = probe.variables();
+        for (lost, counter) in [
+            (variables.lost_records, &session.counters.lost_records),
+            (variables.lost_owners, &session.counters.lost_owners),
+        ] {
+            counter.fetch_add(lost.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        log::line(Level::Info, session.statistics());
+        result.map_err(|error| Error::Probe {
+            cause: format!("the ring buffer cannot be read: {error}"),
+            remedy: "set TCPEVENT_LOG=debug to see what the kernel refused",
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        self.session.epoch.load(Ordering::SeqCst) != self.epoch
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // A run that failed leaves its epoch to another try.
+        let _ = self.session.probe_epoch.compare_exchange(self.epoch, NEVER, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
+
+fn no_descriptor(source: std::io::Error) -> Error {
+    Error::System { what: "eventfd", remedy: "raise the limit of open files (ulimit -n)", source }
+}
+
+/// Starts a thread that blocks all signals: the host's handlers run on the host's threads.
+fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let spawned = with_signals_blocked(|| thread::Builder::new().name(name.to_owned()).spawn(body));
+    match spawned {
+        // Nobody joins it: it ends by itself, and the session is never freed.
+        Ok(handle) => {
+            drop(handle);
+            Ok(())
+        }
+        Err(source) => {
+            Err(Error::System { what: "starting a thread", remedy: "raise the limit of processes (ulimit -u)", source })
+        }
+    }
+}
+
+/// A new thread inherits the mask of the one that creates it.
+fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
+    // SAFETY: `all` is filled before it is read, `before` is written before it is read, and both are locals.
+    unsafe {
+        let mut all: libc::sigset_t = mem::zeroed();
+        let mut before: libc::sigset_t = mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let result = body();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+        result
+    }
+}

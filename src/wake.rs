@@ -1,0 +1,170 @@
+//! Ends the sleep of one thread from anywhere, signal handlers included.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::time::Duration;
+
+const NO_FD: RawFd = -1;
+
+/// Where a thread publishes the eventfd that it sleeps on.
+pub struct Waker {
+    fd: AtomicI32,
+    writers: AtomicU32,
+}
+
+impl Waker {
+    /// Nobody sleeps here yet.
+    pub const fn new() -> Self {
+        Self { fd: AtomicI32::new(NO_FD), writers: AtomicU32::new(0) }
+    }
+
+    /// Publishes a new eventfd for the calling thread, until the sleeper is dropped.
+    pub fn sleeper(&self) -> io::Result<Sleeper<'_>> {
+        // SAFETY: eventfd takes no pointers, and a descriptor that it returns is nobody else's.
+        let fd = unsafe {
+            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        self.fd.store(fd.as_raw_fd(), Ordering::SeqCst);
+        Ok(Sleeper { waker: self, fd })
+    }
+
+    /// Wakes the sleeper, now and for every later wait.
+    ///
+    /// Async-signal-safe: atomics and write(2) only, and errno is left as it was. While a write is under way
+    /// `writers` keeps the descriptor open.
+    pub fn wake(&self) {
+        self.writers.fetch_add(1, Ordering::SeqCst);
+        let fd = self.fd.load(Ordering::SeqCst);
+        if fd != NO_FD {
+            let one = 1u64;
+            // SAFETY: errno is thread-local and always there; `fd` is open, because its owner waits for `writers` to
+            // become 0 before it closes it; `one` is 8 bytes. A full counter (EAGAIN) is a wake-up all the same.
+            unsafe {
+                let errno = libc::__errno_location();
+                let before = *errno;
+                libc::write(fd, (&raw const one).cast(), size_of::<u64>());
+                *errno = before;
+            }
+        }
+        self.writers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The sleeping side of a [`Waker`]; owns the eventfd.
+pub struct Sleeper<'waker> {
+    waker: &'waker Waker,
+    fd: OwnedFd,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// By [`Waker::wake`].
+    Told,
+    /// The other descriptor has something to read, or failed.
+    Ready,
+    /// The time is over.
+    TimedOut,
+}
+
+impl Sleeper<'_> {
+    /// Waits until told, until `other` is readable, or for a time.
+    pub fn wait(&self, other: Option<RawFd>, time: Option<Duration>) -> Woken {
+        let mut fds = [self.fd.as_raw_fd(), other.unwrap_or(NO_FD)].map(|fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        let limit = time.map(|time| libc::timespec {
+            tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: an array of valid pollfds (poll passes over negative descriptors), and a valid timespec or none.
+        let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), 2, limit, std::ptr::null()) };
+        if ready > 0 && fds[0].revents != 0 {
+            Woken::Told
+        } else if ready > 0 {
+            Woken::Ready
+        } else {
+            Woken::TimedOut
+        }
+    }
+}
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        self.waker.fd.store(NO_FD, Ordering::SeqCst);
+        // A writer is between two instructions of `wake`, maybe in a thread that is not running just now.
+        while self.waker.writers.load(Ordering::SeqCst) != 0 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_ends_when_told_and_stays_ended() {
+        let waker = Waker::new();
+        waker.wake();
+        let sleeper = waker.sleeper().unwrap();
+        assert_eq!(sleeper.wait(None, Some(Duration::from_millis(1))), Woken::TimedOut);
+        thread::scope(|scope| {
+            scope.spawn(|| waker.wake());
+            assert_eq!(sleeper.wait(None, None), Woken::Told);
+        });
+        assert_eq!(sleeper.wait(None, None), Woken::Told);
+    }
+
+    #[test]
+    fn another_descriptor_ends_a_wait() {
+        let waker = Waker::new();
+        let other = Waker::new();
+        let sleeper = waker.sleeper().unwrap();
+        let ready = other.sleeper().unwrap();
+        other.wake();
+        assert_eq!(sleeper.wait(Some(ready.fd.as_raw_fd()), None), Woken::Ready);
+    }
+
+    #[test]
+    fn wakes_race_with_the_end_of_the_sleeper() {
+        let waker = Waker::new();
+        let until = Instant::now() + Duration::from_millis(200);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while Instant::now() < until {
+                        waker.wake();
+                    }
+                });
+            }
+            while Instant::now() < until {
+                let sleeper = waker.sleeper().unwrap();
+                sleeper.wait(None, Some(Duration::from_micros(50)));
+            }
+        });
+        assert_eq!(waker.fd.load(Ordering::SeqCst), NO_FD);
+    }
+
+    #[test]
+    fn errno_survives_a_wake() {
+        let waker = Waker::new();
+        let _sleeper = waker.sleeper().unwrap();
+        // SAFETY: errno is thread-local and always there.
+        unsafe { *libc::__errno_location() = 4711 };
+        waker.wake();
+        assert_eq!(io::Error::last_os_error().raw_os_error(), Some(4711));
+    }
+}
