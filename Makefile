@@ -20,6 +20,7 @@ LIBRARY    := $(TARGET_DIR)/release/libtcpEvent.so
 EXAMPLES   := tcp_table tcp_dlopen
 PROGRAMS   := $(EXAMPLES:%=build/%)
 HEADERS    := $(wildcard include/*.h)
+SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
 
 C_FLAGS := -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude -DTCPEVENT_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS)
 # The library is beside the program in build/, and in ../lib once both are installed.
@@ -97,7 +98,7 @@ fmt: | setup-test ## is the code formatted?
 
 lint: | setup-test ## clippy, and shellcheck where there is one
 	$(CARGO) clippy --all-targets --locked -- -D warnings
-	@if command -v shellcheck >/dev/null; then echo shellcheck .ci/setup; shellcheck .ci/setup; fi
+	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS); shellcheck $(SCRIPTS); fi
 
 setup: ## install what a build needs, where it is missing (as root, by apt)
 	@.ci/setup build

@@ -117,13 +117,11 @@ struct inode {
 	unsigned long i_ino;
 };
 
-struct socket {
-	struct sock *sk;
-};
+struct file;
 
-struct socket_alloc {
-	struct socket socket;
-	struct inode vfs_inode;
+struct socket {
+	struct file *file;
+	struct sock *sk;
 };
 
 typedef struct {
@@ -140,11 +138,15 @@ struct sock {
 };
 
 struct inet_sock {
-	struct sock sk;
 	__be16 inet_sport;
 };
 
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
+};
+
 struct tcp_sock {
+	struct inet_connection_sock inet_conn;
 	__u64 bytes_received;
 	__u64 bytes_acked;
 	__u32 data_segs_in;
@@ -177,29 +179,35 @@ struct task_struct {
 	struct files_struct *files;
 };
 
-struct trace_event_raw_sys_exit {
-	long id;
+#pragma clang attribute pop
+
+/*
+ * What the kernel hands to programs as context, and to user space as data, has a fixed layout. (It is also faster to
+ * load: libbpf searches all of the kernel's types for each one that needs relocation.)
+ */
+
+/* events/syscalls/sys_exit_accept4/format */
+struct sys_exit_context {
+	__u64 common;
+	__u64 nr;
 	long ret;
 };
 
 /* include/uapi/linux/io_uring.h */
 struct io_uring_cqe {
+	__u64 user_data;
 	__s32 res;
+	__u32 flags;
 };
 
-struct seq_file;
+struct bpf_iter_meta;
 
-struct bpf_iter_meta {
-	struct seq_file *seq;
-};
-
+/* kernel/bpf/task_iter.c */
 struct bpf_iter__task_file {
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;
-	__u32 fd;
+	__u32 fd __attribute__((aligned(8)));
 	struct file *file;
 };
-
-#pragma clang attribute pop
 
 #endif

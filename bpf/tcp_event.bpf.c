@@ -155,7 +155,7 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 		record->origin = TCP_ORIGIN_NONE;
 		__builtin_memset(record->comm, 0, sizeof(record->comm));
 		if (socket)
-			record->inode = BPF_CORE_READ((struct socket_alloc *)socket, vfs_inode.i_ino);
+			record->inode = BPF_CORE_READ(socket, file, f_inode, i_ino);
 	}
 }
 
@@ -169,7 +169,7 @@ static __always_inline void fill_addresses(struct tcp_record *record, struct soc
 	if (record->family == AF_INET) {
 		local[0] = FIELD(direct, sk, __sk_common.skc_rcv_saddr);
 		remote[0] = FIELD(direct, sk, __sk_common.skc_daddr);
-	} else if (bpf_core_field_exists(struct sock_common, skc_v6_daddr)) {
+	} else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
 		struct in6_addr addr;
 
 		if (direct) {
@@ -218,7 +218,7 @@ static __always_inline void report(struct sock *sk, struct owner *known, int old
 	record->data_segs_in = FIELD(direct, tp, data_segs_in);
 	record->family = family;
 	/* Not skc_num: before the tracepoint fires, inet_put_port() has cleared that one. */
-	record->local_port = __builtin_bswap16(FIELD(direct, (struct inet_sock *)tp, inet_sport));
+	record->local_port = __builtin_bswap16(FIELD(direct, tp, inet_conn.icsk_inet.inet_sport));
 	record->remote_port = __builtin_bswap16(FIELD(direct, sk, __sk_common.skc_dport));
 	record->old_state = old_state;
 	fill_addresses(record, sk, direct);
@@ -325,9 +325,9 @@ static __always_inline struct sock *tcp_socket_at(long fd)
 
 /* accept() and accept4() alike, for kernels that refuse the kretprobe. */
 SEC("tracepoint/syscalls/sys_exit_accept4")
-int accept_syscall(struct trace_event_raw_sys_exit *ctx)
+int accept_syscall(struct sys_exit_context *ctx)
 {
-	struct sock *sk = tcp_socket_at(BPF_CORE_READ(ctx, ret));
+	struct sock *sk = tcp_socket_at(ctx->ret);
 
 	if (sk)
 		accepted(sk);

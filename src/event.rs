@@ -70,6 +70,9 @@ pub struct Event {
 // The documentation promises about 128 KB for 1024 queued events. A slot of the channel adds one word.
 const _: () = assert!(size_of::<Event>() + size_of::<usize>() <= 128);
 
+#[allow(clippy::cast_possible_truncation)] // 128
+const TEXT_SIZE: libc::socklen_t = TEXT_LEN as libc::socklen_t;
+
 unsafe extern "C" {
     fn inet_ntop(family: c_int, addr: *const c_void, text: *mut c_char, size: libc::socklen_t) -> *const c_char;
 }
@@ -79,7 +82,7 @@ fn format_address(family: u16, addr: &[u8; 16]) -> [c_char; TEXT_LEN] {
     let mut text = [0; TEXT_LEN];
     // SAFETY: `addr` holds the 4 or 16 bytes that the two known families take, and for another one inet_ntop reads
     // nothing. `text` is longer than INET6_ADDRSTRLEN and its true size is given.
-    unsafe { inet_ntop(c_int::from(family), addr.as_ptr().cast(), text.as_mut_ptr(), TEXT_LEN as libc::socklen_t) };
+    unsafe { inet_ntop(c_int::from(family), addr.as_ptr().cast(), text.as_mut_ptr(), TEXT_SIZE) };
     text
 }
 

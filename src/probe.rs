@@ -22,8 +22,6 @@ pub struct Probe<'obj> {
     links: Vec<Link>,
     /// Maps and programs.
     pub skeleton: TcpEventSkel<'obj>,
-    /// The rung in force.
-    pub rung: Rung,
 }
 
 /// How accepted endpoints get their owner.
@@ -132,7 +130,7 @@ impl<'obj> Probe<'obj> {
         {
             log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
         }
-        Ok(Self { links, skeleton, rung })
+        Ok(Self { links, skeleton })
     }
 
     /// Takes the hooks away. What is in the ring stays readable.
@@ -253,7 +251,7 @@ fn remedy(settings: &Settings) -> &'static str {
 
     let has = |capability| effective_capabilities().is_none_or(|set| set >> capability & 1 != 0);
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    if !has(CAP_SYS_ADMIN) && !(has(CAP_BPF) && has(CAP_PERFMON)) {
+    if !(has(CAP_SYS_ADMIN) || has(CAP_BPF) && has(CAP_PERFMON)) {
         "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
     } else if lockdown.contains("[confidentiality]") {
         "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown"

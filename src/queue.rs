@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn consumers_share_events_with_none_twice_and_none_missing() {
         const EVENTS: u64 = 100_000;
-        const CONSUMERS: u64 = 8;
+        const CONSUMERS: usize = 8;
         let queue = Arc::new(Queue::new(1024));
         let consumers: Vec<_> = (0..CONSUMERS)
             .map(|_| {
@@ -154,7 +154,7 @@ mod tests {
                 })
             })
             .collect();
-        for number in (0..EVENTS).chain([u64::MAX; CONSUMERS as usize]) {
+        for number in (0..EVENTS).chain([u64::MAX; CONSUMERS]) {
             while !queue.push_if_room(event(Kind::Close, number)) {
                 thread::yield_now();
             }

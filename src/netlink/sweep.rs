@@ -28,14 +28,14 @@ static SHEDDING: Limited = Limited::new("Shedding TCP (Netlink) events..");
 
 /// Sweeps until told to stop.
 pub fn sweep_until_told(sleeper: &Sleeper<'_>, interval: Duration, queue: &Queue, counters: &Counters) {
-    let mut sweeper =
+    let mut rounds =
         Sweeper { sleeper, queue, counters, socket: None, sequence: 0, buffer: Vec::new(), complained: false };
     let mut due = Instant::now();
     loop {
-        match sweeper.sweep() {
+        match rounds.sweep() {
             Ok(()) => {}
             Err(End::Told) => return,
-            Err(End::Failed(what, error)) => sweeper.complain(what, &error),
+            Err(End::Failed(what, error)) => rounds.complain(what, &error),
         }
         due += interval;
         let now = Instant::now();

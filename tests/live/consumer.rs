@@ -1,0 +1,300 @@
+//! A consumer process under the control of a test: `tests/c/consumer.c`, linked with the library.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::str::{FromStr, Split};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How much longer than on this machine things may take: 1 here, more in an emulated one.
+pub fn slowness() -> u32 {
+    std::env::var("TCPEVENT_TEST_SLOWNESS").map_or(1, |text| text.parse().expect("TCPEVENT_TEST_SLOWNESS is a number"))
+}
+
+/// How long something that must happen is waited for.
+pub fn patience() -> Duration {
+    Duration::from_secs(10) * slowness().div_ceil(4)
+}
+
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The library under test: the one that ships.
+pub fn library() -> PathBuf {
+    let path = root().join("target/release/libtcpEvent.so");
+    assert!(path.exists(), "{} is missing: run `cargo build --release` first", path.display());
+    path
+}
+
+/// Builds a C program of `tests/c` against `include/` and the library, once a run.
+pub fn c_program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
+    let mut built = BUILT.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = root().join("target/c");
+    let program = folder.join(name);
+    if !built.iter().any(|other| other == name) {
+        let source = root().join(format!("tests/c/{name}.c"));
+        if !is_newer(&program, &[&source, &library(), &root().join("include/event.h")]) {
+            std::fs::create_dir_all(&folder).unwrap();
+            let libraries = library().parent().unwrap().to_owned();
+            let status = Command::new("cc")
+                .args([
+                    "-std=c11",
+                    "-D_GNU_SOURCE",
+                    "-O2",
+                    "-g",
+                    "-Wall",
+                    "-Wextra",
+                    "-Werror",
+                    "-pedantic",
+                    "-pthread",
+                ])
+                .arg("-I")
+                .arg(root().join("include"))
+                .arg(source)
+                .arg("-o")
+                .arg(&program)
+                .arg("-L")
+                .arg(&libraries)
+                .arg(format!("-Wl,-rpath,{}", libraries.display()))
+                .arg("-ltcpEvent")
+                .status()
+                .expect("cc runs");
+            assert!(status.success(), "tests/c/{name}.c does not compile");
+        }
+        built.push(name.to_owned());
+    }
+    program
+}
+
+fn is_newer(file: &Path, than: &[&Path]) -> bool {
+    let time = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    time(file).is_some_and(|made| than.iter().all(|other| time(other).is_some_and(|changed| made > changed)))
+}
+
+/// The probe sees the whole host, so tests take turns.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An event as a consumer got it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Event {
+    pub thread: u32,
+    pub time_ns: u64,
+    pub pid: u32,
+    pub uid: u32,
+    pub rx: u64,
+    pub tx: u64,
+    pub segs_out: u32,
+    pub segs_in: u32,
+    pub family: u16,
+    pub local_port: u16,
+    pub remote_port: u16,
+    pub task: String,
+    pub local: String,
+    pub remote: String,
+}
+
+impl Event {
+    fn parse(line: &str) -> Option<Self> {
+        fn next<T: FromStr>(columns: &mut Split<'_, char>) -> Option<T> {
+            columns.next()?.parse().ok()
+        }
+
+        let mut columns = line.strip_prefix("event\t")?.split('\t');
+        Some(Self {
+            thread: next(&mut columns)?,
+            time_ns: next(&mut columns)?,
+            pid: next(&mut columns)?,
+            uid: next(&mut columns)?,
+            rx: next(&mut columns)?,
+            tx: next(&mut columns)?,
+            segs_out: next(&mut columns)?,
+            segs_in: next(&mut columns)?,
+            family: next(&mut columns)?,
+            local_port: next(&mut columns)?,
+            remote_port: next(&mut columns)?,
+            task: next(&mut columns)?,
+            local: next(&mut columns)?,
+            remote: next(&mut columns)?,
+        })
+    }
+
+    /// Local and remote port: what a test knows its endpoints by.
+    pub fn ports(&self) -> (u16, u16) {
+        (self.local_port, self.remote_port)
+    }
+}
+
+/// A running consumer. Killed when dropped.
+pub struct Consumer {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    errors: Receiver<String>,
+    /// Lines that were read while another one was waited for.
+    kept: VecDeque<String>,
+}
+
+impl Consumer {
+    /// Runs `tests/c/consumer.c` with these variables set. Sweeps are off unless asked for.
+    pub fn run(variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(c_program("consumer"));
+        command.env("TCPEVENT_NETLINK_INTERVAL", "0").envs(variables.iter().copied());
+        Self::from(command)
+    }
+
+    /// Runs any program that understands the same commands.
+    pub fn from(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the consumer runs");
+        let lines = lines_of(child.stdout.take().unwrap());
+        let errors = lines_of(child.stderr.take().unwrap());
+        let stdin = child.stdin.take();
+        Self { child, stdin, lines, errors, kept: VecDeque::new() }
+    }
+
+    /// One that has a probe attached.
+    pub fn started(variables: &[(&str, &str)]) -> Self {
+        let mut consumer = Self::run(variables);
+        consumer.start();
+        consumer
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "{line}").expect("the consumer listens");
+    }
+
+    /// Starts the probe and waits until it reads. Returns the milliseconds that it took.
+    pub fn start(&mut self) -> f64 {
+        self.tell("start");
+        let line = self.expect("started");
+        line.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Calls cleanup().
+    pub fn cleanup(&mut self) {
+        self.tell("cleanup");
+        self.expect("cleaned");
+    }
+
+    /// The next line that begins with this word; those before it are kept for [`Self::event`].
+    pub fn expect(&mut self, word: &str) -> String {
+        let until = Instant::now() + patience();
+        loop {
+            match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.split([' ', '\t']).next() == Some(word) => return line,
+                Ok(line) => self.kept.push_back(line),
+                Err(why) => panic!("no `{word}` came ({why:?}); on stderr: {:?}", self.stderr()),
+            }
+        }
+    }
+
+    /// The next event, if one comes in time. Any other line is a failure: nothing else may be on stdout.
+    pub fn event_within(&mut self, time: Duration) -> Option<Event> {
+        let line = match self.kept.pop_front() {
+            Some(line) => line,
+            None => match self.lines.recv_timeout(time) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => panic!("the consumer ended; on stderr: {:?}", self.stderr()),
+            },
+        };
+        Some(Event::parse(&line).unwrap_or_else(|| panic!("not an event: {line:?}")))
+    }
+
+    /// The first event that fits.
+    pub fn event(&mut self, what: &str, mut fits: impl FnMut(&Event) -> bool) -> Event {
+        let until = Instant::now() + patience();
+        let mut others = Vec::new();
+        while let Some(event) = self.event_within(until.saturating_duration_since(Instant::now())) {
+            if fits(&event) {
+                return event;
+            }
+            others.push(event);
+        }
+        panic!("no event of {what} came; there were {others:#?}; on stderr: {:?}", self.stderr());
+    }
+
+    /// The events of both ends of a connection, in the order of the port pairs given.
+    pub fn both_ends(&mut self, ports: (u16, u16)) -> (Event, Event) {
+        let mut ends = (None, None);
+        while ends.0.is_none() || ends.1.is_none() {
+            let event = self.event(&format!("ports {ports:?}"), |event| {
+                event.ports() == ports || event.ports() == (ports.1, ports.0)
+            });
+            let end = if event.ports() == ports { &mut ends.0 } else { &mut ends.1 };
+            assert!(end.is_none(), "two events of one endpoint: {end:?} and {event:?}");
+            *end = Some(event);
+        }
+        (ends.0.unwrap(), ends.1.unwrap())
+    }
+
+    /// All events that come until there is silence.
+    pub fn events_until_silence(&mut self) -> Vec<Event> {
+        let silence = Duration::from_millis(300) * slowness().div_ceil(2);
+        std::iter::from_fn(|| self.event_within(silence)).collect()
+    }
+
+    /// All events up to another line.
+    pub fn events_until(&mut self, word: &str) -> Vec<Event> {
+        self.expect(word);
+        self.kept
+            .drain(..)
+            .map(|line| Event::parse(&line).unwrap_or_else(|| panic!("not an event: {line:?}")))
+            .collect()
+    }
+
+    /// What has come on stderr so far.
+    pub fn stderr(&mut self) -> Vec<String> {
+        thread::sleep(Duration::from_millis(50) * slowness());
+        self.errors.try_iter().collect()
+    }
+
+    /// Ends stdin and waits for the end. Returns the exit code; `None` for a signal.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.stdin = None;
+        let until = Instant::now() + patience();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < until, "the consumer does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn lines_of(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
