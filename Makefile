@@ -91,13 +91,13 @@ endef
 export PKG_CONFIG_FILE
 
 headers: | setup ## write include/*.h again from the Rust sources
-	UPDATE_HEADERS=1 $(CARGO) test --locked --test headers
+	UPDATE_HEADERS=1 $(CARGO) test --release --locked --test headers
 
 fmt: | setup-test ## is the code formatted?
 	$(CARGO) fmt --check
 
 lint: | setup-test ## clippy, and shellcheck where there is one
-	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) clippy --release --all-targets --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS); shellcheck $(SCRIPTS); fi
 
 setup: ## install what a build needs, where it is missing (as root, by apt)

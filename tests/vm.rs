@@ -1,0 +1,56 @@
+//! The live tests under other kernels, which have kprobes: both rungs each. `tests/vm/run` boots them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// How much slower than a real machine an emulated one is taken to be.
+const SLOWNESS: &str = "8";
+
+/// The newest build of the live tests: cargo builds all tests before it runs the first.
+fn live_tests() -> PathBuf {
+    let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let is_live = |path: &Path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("live-")) && path.extension().is_none()
+    };
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| is_live(path))
+        .max_by_key(|path| path.metadata().unwrap().modified().unwrap())
+        .expect("the live tests are built: run all tests, not this file alone")
+}
+
+fn run_live_tests_under(kernel: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(root.join("tests/vm/run"))
+        .args([kernel, "--timeout", "1200", "--", "sh", "-c"])
+        .arg(
+            "for rung in kprobe tp_btf; do
+                 echo \"== Linux $(uname -r), $rung\"
+                 TCPEVENT_PROBE=$rung \"$0\" || failed=1
+             done
+             exit ${failed:-0}",
+        )
+        .arg(live_tests())
+        .env("TCPEVENT_TEST_SLOWNESS", SLOWNESS)
+        .current_dir(root)
+        .output()
+        .expect("tests/vm/run runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "the live tests failed under {kernel}: {}", output.status);
+    for rung in ["kprobe", "tp_btf"] {
+        assert!(text.contains(&format!(", {rung}\n")), "{rung} was not tested under {kernel}");
+    }
+    assert_eq!(text.matches("test result: ok.").count(), 2, "both rungs have passed");
+}
+
+#[test]
+fn both_rungs_pass_the_live_tests_under_linux_6_1() {
+    run_live_tests_under("6.1");
+}
+
+#[test]
+fn both_rungs_pass_the_live_tests_under_linux_6_12() {
+    run_live_tests_under("6.12");
+}
