@@ -4,5 +4,6 @@
 mod closes;
 mod consumer;
 mod lifecycle;
+mod owners;
 mod snapshots;
 mod traffic;

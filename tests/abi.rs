@@ -1,0 +1,378 @@
+//! Sizes and offsets of the structures that consumers share, as the Rust, C and C++ compilers have them, and the
+//! headers as C and C++ programs include them.
+
+use std::fmt::Write;
+use std::fs;
+use std::mem::offset_of;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tcpEvent::abi;
+
+struct Structure {
+    name: &'static str,
+    size: usize,
+    fields: &'static [Field],
+    /// What the Rust compiler makes of it.
+    in_rust: String,
+}
+
+struct Field {
+    name: &'static str,
+    offset: usize,
+    size: usize,
+}
+
+/// The lines by which Rust and C programs tell of a structure.
+fn head(name: &str, size: usize) -> String {
+    format!("{name}: {size} bytes\n")
+}
+
+fn row(name: &str, offset: usize, size: usize) -> String {
+    format!("{name}: {size} at {offset}\n")
+}
+
+impl Structure {
+    /// What every compiler has to make of it.
+    fn expected(&self) -> String {
+        let rows = self.fields.iter().map(|field| row(field.name, field.offset, field.size));
+        head(self.name, self.size) + &rows.collect::<String>()
+    }
+}
+
+/// One table for all compilers: each field's offset and type. That the type is the field's own is for rustc to check.
+macro_rules! structure {
+    ($name:ident, $size:literal: $($offset:literal $field:ident: $type:ty),+ $(,)?) => {{
+        $(const _: fn(&abi::$name) -> $type = |structure| structure.$field;)+
+        Structure {
+            name: stringify!($name),
+            size: $size,
+            fields: &[$(Field { name: stringify!($field), offset: $offset, size: size_of::<$type>() }),+],
+            in_rust: [
+                head(stringify!($name), size_of::<abi::$name>()),
+                $(row(stringify!($field), offset_of!(abi::$name, $field), size_of::<$type>())),+
+            ]
+            .concat(),
+        }
+    }};
+}
+
+fn tcp_event_t() -> Structure {
+    structure! { tcp_event_t, 430:
+        0 EventTime: u64,
+        8 pid: u32,
+        12 UserId: u32,
+        16 rx_b: u64,
+        24 tx_b: u64,
+        32 tcpi_segs_out: u32,
+        36 tcpi_segs_in: u32,
+        40 family: u16,
+        42 SPT: u16,
+        44 DPT: u16,
+        46 task: [std::ffi::c_char; 128],
+        174 SADDR: [std::ffi::c_char; 128],
+        302 DADDR: [std::ffi::c_char; 128],
+    }
+}
+
+fn event_t() -> Structure {
+    structure! { event_t, 222:
+        0 EventTime: u64,
+        8 ts_us: u64,
+        16 pid: u32,
+        20 UserId: u32,
+        24 saddr: [u8; 16],
+        40 daddr: [u8; 16],
+        56 rx_b: u64,
+        64 tx_b: u64,
+        72 tcpi_segs_out: u32,
+        76 tcpi_segs_in: u32,
+        80 span_us: u64,
+        88 family: u16,
+        90 SPT: u16,
+        92 DPT: u16,
+        94 task: [std::ffi::c_char; 128],
+    }
+}
+
+/// Without its bit fields, which have no offset in C: see [`BIT_FIELDS`].
+fn anu_tcp_info() -> Structure {
+    structure! { anu_tcp_info, 232:
+        0 tcpi_state: u8,
+        1 tcpi_ca_state: u8,
+        2 tcpi_retransmits: u8,
+        3 tcpi_probes: u8,
+        4 tcpi_backoff: u8,
+        5 tcpi_options: u8,
+        8 tcpi_rto: u32,
+        12 tcpi_ato: u32,
+        16 tcpi_snd_mss: u32,
+        20 tcpi_rcv_mss: u32,
+        24 tcpi_unacked: u32,
+        28 tcpi_sacked: u32,
+        32 tcpi_lost: u32,
+        36 tcpi_retrans: u32,
+        40 tcpi_fackets: u32,
+        44 tcpi_last_data_sent: u32,
+        48 tcpi_last_ack_sent: u32,
+        52 tcpi_last_data_recv: u32,
+        56 tcpi_last_ack_recv: u32,
+        60 tcpi_pmtu: u32,
+        64 tcpi_rcv_ssthresh: u32,
+        68 tcpi_rtt: u32,
+        72 tcpi_rttvar: u32,
+        76 tcpi_snd_ssthresh: u32,
+        80 tcpi_snd_cwnd: u32,
+        84 tcpi_advmss: u32,
+        88 tcpi_reordering: u32,
+        92 tcpi_rcv_rtt: u32,
+        96 tcpi_rcv_space: u32,
+        100 tcpi_total_retrans: u32,
+        104 tcpi_pacing_rate: u64,
+        112 tcpi_max_pacing_rate: u64,
+        120 tcpi_bytes_acked: u64,
+        128 tcpi_bytes_received: u64,
+        136 tcpi_segs_out: u32,
+        140 tcpi_segs_in: u32,
+        144 tcpi_notsent_bytes: u32,
+        148 tcpi_min_rtt: u32,
+        152 tcpi_data_segs_in: u32,
+        156 tcpi_data_segs_out: u32,
+        160 tcpi_delivery_rate: u64,
+        168 tcpi_busy_time: u64,
+        176 tcpi_rwnd_limited: u64,
+        184 tcpi_sndbuf_limited: u64,
+        192 tcpi_delivered: u32,
+        196 tcpi_delivered_ce: u32,
+        200 tcpi_bytes_sent: u64,
+        208 tcpi_bytes_retrans: u64,
+        216 tcpi_dsack_dups: u32,
+        220 tcpi_reord_seen: u32,
+        224 tcpi_rcv_ooopack: u32,
+        228 tcpi_snd_wnd: u32,
+    }
+}
+
+/// Name, byte and bits of each bit field of anu_tcp_info.
+const BIT_FIELDS: [(&str, usize, u8); 4] = [
+    ("tcpi_snd_wscale", 6, 0x0f),
+    ("tcpi_rcv_wscale", 6, 0xf0),
+    ("tcpi_delivery_rate_app_limited", 7, 0x01),
+    ("tcpi_fastopen_client_fail", 7, 0x06),
+];
+
+fn structures() -> [Structure; 3] {
+    [tcp_event_t(), event_t(), anu_tcp_info()]
+}
+
+// ---- The compilers
+
+#[derive(Clone, Copy)]
+struct Compiler {
+    command: &'static str,
+    standard: &'static str,
+    /// How its source files are called, so that it takes them for what they are.
+    suffix: &'static str,
+}
+
+const C: Compiler = Compiler { command: "cc", standard: "-std=c11", suffix: "c" };
+const CXX: Compiler = Compiler { command: "c++", standard: "-std=c++17", suffix: "cc" };
+/// The build needs clang for the BPF program, so it is there.
+const CLANG: Compiler = Compiler { command: "clang", ..C };
+const CLANG_CXX: Compiler = Compiler { command: "clang++", ..CXX };
+const ALL: [Compiler; 4] = [C, CXX, CLANG, CLANG_CXX];
+
+impl Compiler {
+    /// A file of this text, and the command that compiles it with everything forbidden that can be.
+    fn prepare(self, name: &str, text: &str) -> Command {
+        let source = scratch().join(format!("{name}-{}.{}", self.command, self.suffix));
+        fs::write(&source, text).unwrap();
+        let mut command = Command::new(self.command);
+        command.args([self.standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-I", "include"]);
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).arg(source);
+        command
+    }
+
+    /// Whether it takes the text, and what it says.
+    fn check(self, name: &str, text: &str) -> Result<(), String> {
+        let output = run(self.prepare(name, text).arg("-fsyntax-only"));
+        let says = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(format!("{} of {text}: {says}", self.command)) }
+    }
+
+    /// Compiles the text, runs the program, and returns what it prints.
+    fn output_of(self, name: &str, text: &str, options: &[String]) -> String {
+        let program = scratch().join(format!("{name}-{}", self.command));
+        let output = run(self.prepare(name, text).arg("-o").arg(&program).args(options));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let output = run(&mut Command::new(program));
+        assert!(output.status.success(), "{name} of {}: {output:?}", self.command);
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+fn scratch() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("abi");
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}: `.ci/setup test` installs what is missing"))
+}
+
+// ---- Sizes and offsets
+
+/// A program that prints of a structure what [`Structure::expected`] says.
+fn layout_program(header: &str, name_there: &str, structure: &Structure, with_size: bool) -> String {
+    let mut text = format!("#include <stddef.h>\n#include <stdio.h>\n#include <{header}>\nint main(void)\n{{\n");
+    let name = structure.name;
+    let size = if with_size { format!("sizeof(struct {name_there})") } else { structure.size.to_string() };
+    writeln!(text, "printf(\"{name}: %zu bytes\\n\", (size_t){size});").unwrap();
+    for Field { name, .. } in structure.fields {
+        let size = format!("sizeof(((struct {name_there} *)0)->{name})");
+        let offset = format!("offsetof(struct {name_there}, {name})");
+        writeln!(text, "printf(\"{name}: %zu at %zu\\n\", {size}, {offset});").unwrap();
+    }
+    text + "return 0;\n}\n"
+}
+
+/// A program that fills the bit fields of a structure one by one, and prints the bytes that are then not 0.
+fn bit_fields_program(header: &str, structure: &str) -> String {
+    let mut text = format!(
+        "#include <stddef.h>\n#include <stdio.h>\n#include <string.h>\n#include <{header}>\n\
+         static struct {structure} info;\n\
+         static void show(const char *field)\n{{\n\
+         unsigned char bytes[sizeof info];\n\
+         memcpy(bytes, &info, sizeof info);\n\
+         for (size_t i = 0; i < sizeof info; i++)\n\
+         if (bytes[i] != 0)\nprintf(\"%s: bits %#04x of byte %zu\\n\", field, (unsigned)bytes[i], i);\n\
+         memset(&info, 0, sizeof info);\n}}\n\
+         int main(void)\n{{\n"
+    );
+    for (name, _, bits) in BIT_FIELDS {
+        let all_ones = (1u32 << bits.count_ones()) - 1;
+        writeln!(text, "info.{name} = {all_ones};\nshow(\"{name}\");").unwrap();
+    }
+    text + "return 0;\n}\n"
+}
+
+fn expected_bit_fields() -> String {
+    BIT_FIELDS.iter().fold(String::new(), |mut text, (name, byte, bits)| {
+        writeln!(text, "{name}: bits {bits:#04x} of byte {byte}").unwrap();
+        text
+    })
+}
+
+#[test]
+fn rust_has_every_field_at_its_offset() {
+    for structure in structures() {
+        assert_eq!(structure.in_rust, structure.expected());
+    }
+    assert_eq!(offset_of!(abi::anu_tcp_info, tcpi_snd_wscale_rcv_wscale), 6);
+    assert_eq!(offset_of!(abi::anu_tcp_info, tcpi_delivery_rate_app_limited_fastopen_client_fail), 7);
+}
+
+#[test]
+fn c_and_cxx_have_every_field_at_its_offset() {
+    for compiler in ALL {
+        for structure in structures() {
+            let program = layout_program("event.h", structure.name, &structure, true);
+            let printed = compiler.output_of(structure.name, &program, &[]);
+            assert_eq!(printed, structure.expected(), "{}", compiler.command);
+        }
+    }
+}
+
+#[test]
+fn c_and_cxx_have_the_bit_fields_at_their_bits() {
+    for compiler in ALL {
+        let printed = compiler.output_of("bit_fields", &bit_fields_program("event.h", "anu_tcp_info"), &[]);
+        assert_eq!(printed, expected_bit_fields(), "{}", compiler.command);
+    }
+}
+
+#[test]
+fn anu_tcp_info_is_the_beginning_of_the_kernels_tcp_info() {
+    // The kernel's grows at its end, so its size is left out.
+    let program = layout_program("linux/tcp.h", "tcp_info", &anu_tcp_info(), false);
+    assert_eq!(C.output_of("kernel", &program, &[]), anu_tcp_info().expected());
+    let program = bit_fields_program("linux/tcp.h", "tcp_info");
+    assert_eq!(C.output_of("kernel_bits", &program, &[]), expected_bit_fields());
+}
+
+// ---- The headers
+
+#[test]
+fn each_header_compiles_alone_twice_and_after_the_other() {
+    for compiler in ALL {
+        for [first, second] in
+            [["common.h", "common.h"], ["event.h", "event.h"], ["common.h", "event.h"], ["event.h", "common.h"]]
+        {
+            compiler.check("headers", &format!("#include \"{first}\"\n#include \"{second}\"\n")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn each_header_compiles_with_the_systems_tcp_headers() {
+    for compiler in ALL {
+        for header in ["common.h", "event.h"] {
+            // <linux/tcp.h> and <netinet/tcp.h> exclude each other.
+            for includes in [["linux/tcp.h", header], [header, "linux/tcp.h"], ["netinet/tcp.h", header]] {
+                let text = includes.map(|header| format!("#include <{header}>\n")).concat();
+                compiler.check("system_headers", &format!("#define _GNU_SOURCE 1\n#undef _GNU_SOURCE\n#define _GNU_SOURCE 1\n{text}")).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn the_states_have_the_kernels_numbers_with_and_without_the_systems_header() {
+    const STATES: [&str; 11] = [
+        "TCP_ESTABLISHED",
+        "TCP_SYN_SENT",
+        "TCP_SYN_RECV",
+        "TCP_FIN_WAIT1",
+        "TCP_FIN_WAIT2",
+        "TCP_TIME_WAIT",
+        "TCP_CLOSE",
+        "TCP_CLOSE_WAIT",
+        "TCP_LAST_ACK",
+        "TCP_LISTEN",
+        "TCP_CLOSING",
+    ];
+    for compiler in [C, CXX] {
+        for before in ["", "#include <netinet/tcp.h>\n"] {
+            let mut text = format!("{before}#include <event.h>\n");
+            for (state, number) in STATES.iter().zip(1..) {
+                let word = if compiler.suffix == "c" { "_Static_assert" } else { "static_assert" };
+                writeln!(text, "{word}({state} == {number}, \"{state}\");").unwrap();
+            }
+            compiler.check("states", &text).unwrap();
+        }
+    }
+}
+
+#[test]
+fn cxx_programs_link_with_the_functions_by_their_c_names() {
+    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release");
+    assert!(library.join("libtcpEvent.so").exists(), "there is no library: run `cargo build --release` first");
+    let text = "\
+#include <event.h>
+void (*const take_text[])(const char *) = {AddProbe, printCharArray};
+int (*const set_up)(const char *) = setupBPF;
+unsigned (*const status)() = getStatus;
+tcp_event_t (*const dequeue)() = DequeuePerfEvent;
+void (*const clean_up)() = cleanup;
+int main()
+{
+    take_text[1](\"from C++\");
+    clean_up();
+    return static_cast<int>(status());
+}
+";
+    let library = library.display();
+    let options = [format!("-L{library}"), format!("-Wl,-rpath,{library}"), "-ltcpEvent".to_owned()];
+    assert_eq!(CXX.output_of("linkage", text, &options), "Array: from C++\n");
+}

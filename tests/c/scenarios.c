@@ -1,0 +1,756 @@
+/*
+ * Connections between processes of its own, each in a way that makes it hard to tell whose they are.
+ *
+ *   scenarios NAME COUNT
+ *
+ * For each endpoint it prints "truth LOCAL-PORT REMOTE-PORT PID UID COMM": the last process that acts on it in its own
+ * context (connect, accept, shutdown, close, exit). The process itself prints that line, before its last act.
+ *
+ * Environment: SERVER_ADDR, where the server listens (127.0.0.1); SERVER_NS and CLIENT_NS, network namespaces by
+ * name; BLACKHOLE_ADDR, an address that never answers.
+ *
+ * The scenarios "adopted-client" and "adopted-server" print "ready" once all connections are open, and go on after a
+ * line on stdin.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { CLIENT_UID = 1002, SERVER_UID = 1001 };
+
+/* A worker has the user of the server that it was forked by. */
+#define SAME_UID ((uid_t)-1)
+
+static void die(const char *what)
+{
+	fprintf(stderr, "scenarios: %s: %s\n", what, strerror(errno));
+	_exit(1);
+}
+
+static int must(long result, const char *what)
+{
+	if (result < 0)
+		die(what);
+	return (int)result;
+}
+
+#define MUST(call) must((call), #call)
+
+/* Between the two processes of a connection: one byte says "now". */
+static void say(int sync)
+{
+	if (write(sync, "x", 1) != 1)
+		die("say");
+}
+
+static void hear(int sync)
+{
+	char byte;
+
+	if (read(sync, &byte, 1) < 0)
+		die("hear");
+}
+
+static void become(const char *name, uid_t uid, const char *namespace)
+{
+	char path[256];
+
+	if (namespace && *namespace) {
+		int ns;
+
+		snprintf(path, sizeof(path), "/run/netns/%s", namespace);
+		ns = MUST(open(path, O_RDONLY | O_CLOEXEC));
+		MUST(setns(ns, CLONE_NEWNET));
+		close(ns);
+	}
+	MUST(prctl(PR_SET_NAME, name));
+	MUST(setresuid(uid, uid, uid));
+}
+
+static void tell_truth(unsigned local, unsigned remote)
+{
+	char comm[17] = "", line[128];
+	int length;
+
+	prctl(PR_GET_NAME, comm);
+	length = snprintf(line, sizeof(line), "truth %u %u %d %d %s\n", local, remote, getpid(), geteuid(), comm);
+	if (write(STDOUT_FILENO, line, length) != length)
+		die("tell_truth");
+}
+
+static unsigned port_of(int (*get)(int, struct sockaddr *, socklen_t *), int fd)
+{
+	struct sockaddr_in6 address;
+	socklen_t length = sizeof(address);
+
+	MUST(get(fd, (struct sockaddr *)&address, &length));
+	return ntohs(address.sin6_port); /* at the same offset in both families */
+}
+
+static void own(int fd)
+{
+	tell_truth(port_of(getsockname, fd), port_of(getpeername, fd));
+}
+
+static socklen_t make_address(struct sockaddr_storage *to, const char *text, unsigned port)
+{
+	struct sockaddr_in *v4 = (struct sockaddr_in *)to;
+	struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)to;
+
+	memset(to, 0, sizeof(*to));
+	if (inet_pton(AF_INET, text, &v4->sin_addr) == 1) {
+		v4->sin_family = AF_INET;
+		v4->sin_port = htons(port);
+		return sizeof(*v4);
+	}
+	v6->sin6_family = AF_INET6;
+	v6->sin6_port = htons(port);
+	if (inet_pton(AF_INET6, text, &v6->sin6_addr) != 1)
+		die(text);
+	return sizeof(*v6);
+}
+
+static const char *setting(const char *name, const char *otherwise)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? value : otherwise;
+}
+
+static const char *server_address(void)
+{
+	return setting("SERVER_ADDR", "127.0.0.1");
+}
+
+/* Listens, and tells the client where. */
+static int listen_for(int sync)
+{
+	struct sockaddr_storage address;
+	socklen_t length = make_address(&address, server_address(), 0);
+	int fd = MUST(socket(address.ss_family, SOCK_STREAM, 0));
+	unsigned port;
+
+	MUST(bind(fd, (struct sockaddr *)&address, length));
+	MUST(listen(fd, 8));
+	port = port_of(getsockname, fd);
+	if (write(sync, &port, sizeof(port)) != sizeof(port))
+		die("listen_for");
+	return fd;
+}
+
+static int take(int listener)
+{
+	return MUST(accept(listener, NULL, NULL));
+}
+
+static unsigned hear_port(int sync)
+{
+	unsigned port;
+
+	if (read(sync, &port, sizeof(port)) != sizeof(port))
+		die("hear_port");
+	return port;
+}
+
+static int dial(int sync)
+{
+	struct sockaddr_storage address;
+	socklen_t length = make_address(&address, server_address(), hear_port(sync));
+	int fd = MUST(socket(address.ss_family, SOCK_STREAM, 0));
+
+	MUST(connect(fd, (struct sockaddr *)&address, length));
+	return fd;
+}
+
+static void reset(int fd)
+{
+	struct linger linger = {1, 0};
+
+	MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)));
+	close(fd);
+}
+
+static void read_to_end(int fd)
+{
+	char buffer[256];
+
+	while (read(fd, buffer, sizeof(buffer)) > 0)
+		;
+}
+
+static void put(int fd, const char *text)
+{
+	if (write(fd, text, strlen(text)) < 0)
+		die("put");
+}
+
+/* The passive side of an orderly end. */
+static void close_after_peer(int fd)
+{
+	read_to_end(fd);
+	close(fd);
+}
+
+/* Bodies that many scenarios share. Each runs in a process of its own and is handed the sync socket. */
+
+static void client_closes_after_peer(int sync)
+{
+	int fd = dial(sync);
+
+	own(fd);
+	close_after_peer(fd);
+}
+
+static void server_closes_after_peer(int sync)
+{
+	int fd = take(listen_for(sync));
+
+	own(fd);
+	close_after_peer(fd);
+}
+
+static void client_closes(int sync)
+{
+	int fd = dial(sync);
+
+	put(fd, "request");
+	own(fd);
+	close(fd);
+}
+
+static void server_closes(int sync)
+{
+	int fd = take(listen_for(sync));
+
+	put(fd, "reply");
+	own(fd);
+	close(fd);
+}
+
+/* Connected, and then nothing: what happens to the endpoint is the other side's doing. */
+static void client_idles(int sync)
+{
+	int fd = dial(sync);
+
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+static void server_idles(int sync)
+{
+	int fd = take(listen_for(sync));
+
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+static void client_resets(int sync)
+{
+	int fd = dial(sync);
+
+	own(fd);
+	hear(sync);
+	reset(fd);
+	say(sync);
+}
+
+static void server_resets(int sync)
+{
+	int fd = take(listen_for(sync));
+
+	own(fd);
+	hear(sync);
+	reset(fd);
+	say(sync);
+}
+
+static void client_is_killed(int sync)
+{
+	own(dial(sync));
+	kill(getpid(), SIGKILL);
+}
+
+static void server_is_killed(int sync)
+{
+	own(take(listen_for(sync)));
+	kill(getpid(), SIGKILL);
+}
+
+/* Forked before there is a connection. */
+static void prefork_server(int sync)
+{
+	int listener = listen_for(sync);
+
+	if (MUST(fork()) == 0) {
+		int fd;
+
+		become("t-worker", SAME_UID, NULL);
+		fd = take(listener);
+		own(fd);
+		close(fd);
+		_exit(0);
+	}
+	wait(NULL);
+}
+
+static void forking_server(int sync)
+{
+	int fd = take(listen_for(sync));
+
+	if (MUST(fork()) == 0) {
+		become("t-child", SAME_UID, NULL);
+		put(fd, "reply");
+		own(fd);
+		/* The parent's copy must be gone before this one, as it is in such servers. */
+		hear(sync);
+		close(fd);
+		_exit(0);
+	}
+	close(fd);
+	say(sync);
+	wait(NULL);
+}
+
+static void client_of_forking_server(int sync)
+{
+	int fd = dial(sync);
+
+	own(fd);
+	hear(sync);
+	say(sync);
+	close_after_peer(fd);
+}
+
+static void send_descriptor(int channel, int fd)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct iovec byte = {"x", 1};
+	struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &control,
+				 .msg_controllen = sizeof(control)};
+	struct cmsghdr *header;
+
+	memset(&control, 0, sizeof(control));
+	header = CMSG_FIRSTHDR(&message);
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(header), &fd, sizeof(fd));
+	MUST(sendmsg(channel, &message, 0));
+}
+
+static int receive_descriptor(int channel)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	char byte;
+	struct iovec place = {&byte, 1};
+	struct msghdr message = {.msg_iov = &place, .msg_iovlen = 1, .msg_control = &control,
+				 .msg_controllen = sizeof(control)};
+	int fd;
+
+	MUST(recvmsg(channel, &message, 0));
+	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+	return fd;
+}
+
+static void passing_server(int sync)
+{
+	int channel[2], fd;
+
+	MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel));
+	if (MUST(fork()) == 0) {
+		become("t-receiver", SAME_UID, NULL);
+		fd = receive_descriptor(channel[1]);
+		put(fd, "reply");
+		own(fd);
+		hear(channel[1]);
+		close(fd);
+		_exit(0);
+	}
+	fd = take(listen_for(sync));
+	send_descriptor(channel[0], fd);
+	close(fd);
+	say(channel[0]);
+	wait(NULL);
+}
+
+static void half_closing_server(int sync)
+{
+	int fd = take(listen_for(sync));
+
+	put(fd, "reply");
+	own(fd);
+	MUST(shutdown(fd, SHUT_WR));
+	close_after_peer(fd);
+}
+
+static void client_writes_after_eof(int sync)
+{
+	int fd = dial(sync);
+
+	read_to_end(fd);
+	put(fd, "late");
+	own(fd);
+	close(fd);
+}
+
+static int bind_client(int family, struct sockaddr_storage *address, const char *text)
+{
+	int fd = MUST(socket(family, SOCK_STREAM, 0));
+	socklen_t length = make_address(address, text, 0);
+
+	MUST(bind(fd, (struct sockaddr *)address, length));
+	return fd;
+}
+
+static void client_is_refused(int sync)
+{
+	struct sockaddr_storage address;
+	socklen_t length = make_address(&address, server_address(), hear_port(sync));
+	int fd = bind_client(address.ss_family, &(struct sockaddr_storage){0},
+			     setting("CLIENT_ADDR", server_address()));
+
+	tell_truth(port_of(getsockname, fd), ntohs(((struct sockaddr_in6 *)&address)->sin6_port));
+	if (connect(fd, (struct sockaddr *)&address, length) == 0 || errno != ECONNREFUSED)
+		die("a refusal was expected");
+}
+
+static void server_is_not_there(int sync)
+{
+	struct sockaddr_storage address;
+	socklen_t length = make_address(&address, server_address(), 0);
+	int fd = MUST(socket(address.ss_family, SOCK_STREAM, 0));
+	unsigned port;
+
+	/* Bound, but not listening: nobody else gets the port meanwhile. */
+	MUST(bind(fd, (struct sockaddr *)&address, length));
+	port = port_of(getsockname, fd);
+	if (write(sync, &port, sizeof(port)) != sizeof(port))
+		die("server_is_not_there");
+	hear(sync);
+}
+
+static void client_times_out(int sync)
+{
+	struct sockaddr_storage address, local;
+	socklen_t length = make_address(&address, setting("BLACKHOLE_ADDR", "192.0.2.1"), 9);
+	int fd = MUST(socket(address.ss_family, SOCK_STREAM, 0));
+	int one_retry = 1;
+	unsigned patience_ms = 300;
+
+	(void)sync;
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_SYNCNT, &one_retry, sizeof(one_retry)));
+	MUST(setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &patience_ms, sizeof(patience_ms)));
+	length = make_address(&local, setting("CLIENT_ADDR", "0.0.0.0"), 0);
+	MUST(bind(fd, (struct sockaddr *)&local, length));
+	tell_truth(port_of(getsockname, fd), 9);
+	length = make_address(&address, setting("BLACKHOLE_ADDR", "192.0.2.1"), 9);
+	if (connect(fd, (struct sockaddr *)&address, length) == 0 || errno != ETIMEDOUT)
+		die("a time-out was expected");
+}
+
+static void nobody(int sync)
+{
+	(void)sync;
+}
+
+static void client_is_never_accepted(int sync)
+{
+	int fd = dial(sync);
+	unsigned port = port_of(getsockname, fd);
+
+	own(fd);
+	if (write(sync, &port, sizeof(port)) != sizeof(port))
+		die("client_is_never_accepted");
+	read_to_end(fd);
+	hear(sync);
+}
+
+static void server_never_accepts(int sync)
+{
+	int listener = listen_for(sync);
+	unsigned port = hear_port(sync);
+
+	tell_truth(port_of(getsockname, listener), port);
+	close(listener);
+	say(sync);
+}
+
+static void *dial_in_thread(void *sync)
+{
+	int *fd = malloc(sizeof(*fd));
+
+	prctl(PR_SET_NAME, "t-thread");
+	*fd = dial(*(int *)sync);
+	own(*fd);
+	return fd;
+}
+
+static void thread_connects(int sync)
+{
+	pthread_t thread;
+
+	if (pthread_create(&thread, NULL, dial_in_thread, &sync) || pthread_join(thread, NULL))
+		die("thread");
+	say(sync);
+	hear(sync);
+}
+
+static void client_exits(int sync)
+{
+	int fd = dial(sync);
+
+	put(fd, "request");
+	own(fd);
+}
+
+/* Until the client's process is gone, and its end of the sync socket with it. */
+static void server_closes_late(int sync)
+{
+	int fd = take(listen_for(sync));
+	char byte;
+
+	own(fd);
+	while (read(sync, &byte, 1) > 0)
+		;
+	usleep(20000);
+	close(fd);
+}
+
+/* The connecting process is gone; a child of it has the socket, and never touches it. */
+static void client_leaves_a_child(int sync)
+{
+	int fd = dial(sync);
+
+	own(fd);
+	if (MUST(fork()) == 0) {
+		prctl(PR_SET_NAME, "t-heir");
+		usleep(5000);
+		say(sync);
+		hear(sync);
+		_exit(0);
+	}
+}
+
+static void client_does_not_block(int sync)
+{
+	struct sockaddr_storage address;
+	socklen_t length = make_address(&address, server_address(), hear_port(sync));
+	int fd = MUST(socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0));
+	struct pollfd ready = {fd, POLLOUT, 0};
+
+	if (connect(fd, (struct sockaddr *)&address, length) < 0 && errno != EINPROGRESS)
+		die("connect");
+	MUST(poll(&ready, 1, -1));
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+/* accept through io_uring: one entry, and a wait for its completion. */
+static int take_by_io_uring(int listener)
+{
+	struct io_uring_params params;
+	struct io_uring_sqe *sqes;
+	struct io_uring_cqe *cqes;
+	char *rings;
+	int ring;
+
+	memset(&params, 0, sizeof(params));
+	ring = (int)syscall(__NR_io_uring_setup, 4, &params);
+	if (ring < 0) {
+		puts("unsupported");
+		fflush(stdout);
+		_exit(0);
+	}
+	rings = mmap(NULL, params.sq_off.array + params.sq_entries * sizeof(unsigned) + (1 << 12),
+		     PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING);
+	sqes = mmap(NULL, params.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring,
+		    IORING_OFF_SQES);
+	if (rings == MAP_FAILED || sqes == MAP_FAILED || !(params.features & IORING_FEAT_SINGLE_MMAP))
+		die("io_uring");
+	memset(&sqes[0], 0, sizeof(sqes[0]));
+	sqes[0].opcode = IORING_OP_ACCEPT;
+	sqes[0].fd = listener;
+	((unsigned *)(rings + params.sq_off.array))[0] = 0;
+	__atomic_store_n((unsigned *)(rings + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+	MUST(syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0));
+	cqes = (struct io_uring_cqe *)(rings + params.cq_off.cqes);
+	if (cqes[0].res < 0) {
+		errno = -cqes[0].res;
+		die("accept by io_uring");
+	}
+	return cqes[0].res;
+}
+
+static void io_uring_server_idles(int sync)
+{
+	int fd = take_by_io_uring(listen_for(sync));
+
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+/* Both ends ready, and then a reset when the whole program is told to go on: `sync` of the client is that order. */
+static int go_on[2];
+
+static void client_resets_later(int sync)
+{
+	int fd = dial(sync);
+	char byte;
+
+	own(fd);
+	hear(sync);
+	put(STDERR_FILENO, "r");
+	if (read(go_on[0], &byte, 1) != 0)
+		die("go_on");
+	reset(fd);
+	say(sync);
+}
+
+static void server_resets_later(int sync)
+{
+	int fd = take(listen_for(sync));
+	char byte;
+
+	own(fd);
+	hear(sync);
+	put(STDERR_FILENO, "r");
+	if (read(go_on[0], &byte, 1) != 0)
+		die("go_on");
+	reset(fd);
+	say(sync);
+}
+
+static const struct scenario {
+	const char *name;
+	void (*server)(int sync);
+	void (*client)(int sync);
+	int at_once; /* all connections open at the same time */
+} scenarios[] = {
+	{"client-first", server_closes_after_peer, client_closes, 0},
+	{"server-first", server_closes, client_closes_after_peer, 0},
+	{"client-resets", server_idles, client_resets, 0},
+	{"server-resets", server_resets, client_idles, 0},
+	{"client-killed", server_closes_after_peer, client_is_killed, 0},
+	{"server-killed", server_is_killed, client_closes_after_peer, 0},
+	{"prefork", prefork_server, client_closes_after_peer, 0},
+	{"forked-child-serves", forking_server, client_of_forking_server, 0},
+	{"passed-descriptor", passing_server, client_closes_after_peer, 0},
+	{"server-half-closes", half_closing_server, client_writes_after_eof, 0},
+	{"refused", server_is_not_there, client_is_refused, 0},
+	{"timed-out", nobody, client_times_out, 1},
+	{"never-accepted", server_never_accepts, client_is_never_accepted, 0},
+	{"thread-connects", server_resets, thread_connects, 0},
+	{"client-exits", server_closes_late, client_exits, 0},
+	{"client-leaves-a-child", server_resets, client_leaves_a_child, 0},
+	{"non-blocking", server_resets, client_does_not_block, 0},
+	{"io-uring", io_uring_server_idles, client_resets, 0},
+	{"adopted-server", server_idles, client_resets_later, 1},
+	{"adopted-client", server_resets_later, client_idles, 1},
+};
+
+static pid_t start(const char *name, uid_t uid, const char *namespace, void (*body)(int), int sync, int other)
+{
+	pid_t child = MUST(fork());
+
+	if (child == 0) {
+		close(other);
+		close(go_on[1]);
+		become(name, uid, namespace);
+		body(sync);
+		_exit(0);
+	}
+	return child;
+}
+
+static int failed(pid_t child)
+{
+	int status;
+
+	MUST(waitpid(child, &status, 0));
+	return WIFEXITED(status) && WEXITSTATUS(status) != 0;
+}
+
+/* Waits for as many marks as there are connections. */
+static void await_ready(int marks, int count)
+{
+	char byte;
+
+	while (count-- > 0)
+		if (read(marks, &byte, 1) != 1)
+			die("await_ready");
+	puts("ready");
+	fflush(stdout);
+	if (getchar() == EOF)
+		exit(1);
+}
+
+static int run(const struct scenario *scenario, int count)
+{
+	pid_t *children = calloc(2 * count, sizeof(*children));
+	int later = !strncmp(scenario->name, "adopted-", 8);
+	int marks[2], failures = 0, i, n = 0;
+
+	MUST(pipe(go_on));
+	MUST(pipe(marks));
+	for (i = 0; i < count; i++) {
+		int sync[2];
+
+		MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, sync));
+		if (later)
+			MUST(dup2(marks[1], STDERR_FILENO));
+		children[n++] = start("t-server", SERVER_UID, getenv("SERVER_NS"), scenario->server, sync[0], sync[1]);
+		children[n++] = start("t-client", CLIENT_UID, getenv("CLIENT_NS"), scenario->client, sync[1], sync[0]);
+		close(sync[0]);
+		close(sync[1]);
+		if (!scenario->at_once)
+			while (n > 0)
+				failures += failed(children[--n]);
+	}
+	if (later)
+		await_ready(marks[0], count);
+	close(go_on[1]);
+	while (n > 0)
+		failures += failed(children[--n]);
+	free(children);
+	return failures;
+}
+
+int main(int argc, char **argv)
+{
+	size_t i;
+
+	signal(SIGPIPE, SIG_IGN);
+	for (i = 0; argc == 3 && i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
+		if (!strcmp(argv[1], scenarios[i].name))
+			return run(&scenarios[i], atoi(argv[2])) ? 1 : 0;
+	fprintf(stderr, "usage: scenarios NAME COUNT\n");
+	for (i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++)
+		fprintf(stderr, "  %s\n", scenarios[i].name);
+	return 2;
+}

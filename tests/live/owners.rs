@@ -1,0 +1,224 @@
+//! Whose connection it was: the last process that acted on the endpoint in its own context, in every run of cases
+//! that are hard to tell. `tests/c/scenarios.c` makes the connections, and each process there says what is its own.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use crate::consumer::{Consumer, Event, c_program, patience, turn};
+
+const RUNS: usize = 50;
+
+/// What a close event must say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Owner {
+    pid: u32,
+    uid: u32,
+    task: String,
+}
+
+type Truths = HashMap<(u16, u16), Owner>;
+
+fn parse_truth(line: &str) -> ((u16, u16), Owner) {
+    let columns: Vec<&str> = line.split(' ').collect();
+    let ["truth", local, remote, pid, uid, task] = columns[..] else {
+        panic!("not a truth: {line:?}");
+    };
+    (
+        (local.parse().unwrap(), remote.parse().unwrap()),
+        Owner { pid: pid.parse().unwrap(), uid: uid.parse().unwrap(), task: task.to_owned() },
+    )
+}
+
+/// A consumer whose queue holds all events of a scenario.
+fn consumer() -> Consumer {
+    let mut consumer = Consumer::started(&[("TCPEVENT_QUEUE", "10000")]);
+    consumer.tell("consume 1");
+    consumer
+}
+
+fn scenario(name: &str, variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(c_program("scenarios"));
+    command.args([name, &RUNS.to_string()]).envs(variables.iter().copied());
+    command
+}
+
+/// Runs a scenario to its end. `None` where this kernel cannot do it.
+fn run(mut command: Command) -> Option<Truths> {
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{:?} failed: {}", command, String::from_utf8_lossy(&output.stderr));
+    if text.contains("unsupported") {
+        return None;
+    }
+    Some(text.lines().map(parse_truth).collect())
+}
+
+/// Each endpoint has given one event, and it names the owner.
+fn check(consumer: &mut Consumer, truths: &Truths) {
+    let mut seen: HashMap<(u16, u16), Event> = HashMap::new();
+    let until = std::time::Instant::now() + patience();
+    while seen.len() < truths.len() {
+        let left = until.saturating_duration_since(std::time::Instant::now());
+        let Some(event) = consumer.event_within(left) else {
+            let missing: Vec<_> = truths.iter().filter(|(ports, _)| !seen.contains_key(ports)).collect();
+            panic!("{} of {} endpoints gave no event: {missing:?}", missing.len(), truths.len());
+        };
+        if truths.contains_key(&event.ports()) {
+            let before = seen.insert(event.ports(), event.clone());
+            assert_eq!(before, None, "two events of one endpoint, the other {event:?}");
+        }
+    }
+    let wrong: Vec<_> = seen
+        .iter()
+        .map(|(ports, event)| {
+            (ports, Owner { pid: event.pid, uid: event.uid, task: event.task.clone() }, &truths[ports])
+        })
+        .filter(|(_, got, truth)| got != *truth)
+        .collect();
+    assert!(wrong.is_empty(), "{} of {} owners are wrong (ports, got, truth): {wrong:#?}", wrong.len(), truths.len());
+}
+
+fn check_scenario(name: &str, endpoints: usize) {
+    let _turn = turn();
+    let mut consumer = consumer();
+    let Some(truths) = run(scenario(name, &[])) else {
+        eprintln!("skipped: this kernel has no {name}");
+        return;
+    };
+    assert_eq!(truths.len(), endpoints * RUNS, "the scenario told of another number of endpoints");
+    check(&mut consumer, &truths);
+}
+
+macro_rules! scenarios {
+    ($($test:ident: $name:literal, $endpoints:literal;)*) => {
+        $(#[test]
+        fn $test() {
+            check_scenario($name, $endpoints);
+        })*
+    };
+}
+
+scenarios! {
+    the_client_closes_first: "client-first", 2;
+    the_server_closes_first: "server-first", 2;
+    the_client_resets_while_the_server_idles: "client-resets", 2;
+    the_server_resets_while_the_client_idles: "server-resets", 2;
+    the_client_is_killed: "client-killed", 2;
+    the_server_is_killed: "server-killed", 2;
+    a_preforked_worker_accepts_and_closes: "prefork", 2;
+    a_forked_child_serves_what_its_parent_accepted: "forked-child-serves", 2;
+    a_passed_descriptor_is_served_by_its_receiver: "passed-descriptor", 2;
+    the_server_half_closes_first: "server-half-closes", 2;
+    a_connect_is_refused: "refused", 1;
+    a_connection_is_never_accepted: "never-accepted", 2;
+    a_thread_with_a_name_of_its_own_connects: "thread-connects", 2;
+    the_process_that_connected_has_exited: "client-exits", 2;
+    the_process_that_connected_has_left_the_socket_to_a_child: "client-leaves-a-child", 2;
+    a_connect_does_not_block: "non-blocking", 2;
+    an_accept_goes_through_io_uring: "io-uring", 2;
+}
+
+/// Opens all connections, then starts the probe, then lets one side reset them.
+fn check_adoption(name: &str) {
+    let _turn = turn();
+    let mut child = scenario(name, &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let truths: Truths = lines.by_ref().take_while(|line| line != "ready").map(|line| parse_truth(&line)).collect();
+    assert_eq!(truths.len(), 2 * RUNS);
+    let mut consumer = consumer();
+    child.stdin.take().unwrap().write_all(b"go on\n").unwrap();
+    check(&mut consumer, &truths);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_server_endpoint_older_than_the_probe_is_reset_by_its_peer() {
+    check_adoption("adopted-server");
+}
+
+#[test]
+fn a_client_endpoint_older_than_the_probe_is_reset_by_its_peer() {
+    check_adoption("adopted-client");
+}
+
+/// Two network namespaces with a veth pair between them; gone when dropped.
+struct TwoHosts;
+
+impl TwoHosts {
+    const CLIENT: &str = "tcpevent-client";
+    const SERVER: &str = "tcpevent-server";
+    /// RFC 5737's and RFC 3849's addresses for documentation: nobody's.
+    const CLIENT_V4: &str = "198.51.100.1";
+    const SERVER_V4: &str = "198.51.100.2";
+    const SERVER_V6: &str = "2001:db8::2";
+    const BLACKHOLE: &str = "198.51.100.9";
+
+    fn new() -> Self {
+        Self::remove();
+        for arguments in [
+            format!("netns add {}", Self::CLIENT),
+            format!("netns add {}", Self::SERVER),
+            format!("link add tev0 netns {} type veth peer tev1 netns {}", Self::CLIENT, Self::SERVER),
+            format!("-n {} addr add {}/24 dev tev0", Self::CLIENT, Self::CLIENT_V4),
+            format!("-n {} addr add {}/24 dev tev1", Self::SERVER, Self::SERVER_V4),
+            format!("-n {} addr add 2001:db8::1/64 dev tev0 nodad", Self::CLIENT),
+            format!("-n {} addr add {}/64 dev tev1 nodad", Self::SERVER, Self::SERVER_V6),
+            format!("-n {} link set tev0 up", Self::CLIENT),
+            format!("-n {} link set tev1 up", Self::SERVER),
+            // It has a hardware address, but nobody has the address itself: packets go there and are dropped.
+            format!(
+                "-n {} neigh add {} lladdr 02:00:00:00:00:09 dev tev0 nud permanent",
+                Self::CLIENT,
+                Self::BLACKHOLE
+            ),
+        ] {
+            let status = Command::new("ip").args(arguments.split(' ')).status().expect("ip (iproute2) runs");
+            assert!(status.success(), "ip {arguments}");
+        }
+        Self
+    }
+
+    fn remove() {
+        for name in [Self::CLIENT, Self::SERVER] {
+            let _ = Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
+        }
+    }
+
+    fn run(scenario_name: &str, more: &[(&str, &str)]) -> Truths {
+        let mut command = scenario(scenario_name, &[("CLIENT_NS", Self::CLIENT), ("SERVER_NS", Self::SERVER)]);
+        command.envs(more.iter().copied());
+        run(command).expect("this kernel can do it")
+    }
+}
+
+impl Drop for TwoHosts {
+    fn drop(&mut self) {
+        Self::remove();
+    }
+}
+
+#[test]
+fn across_two_network_namespaces() {
+    let _turn = turn();
+    let _hosts = TwoHosts::new();
+    let mut consumer = consumer();
+    for address in [TwoHosts::SERVER_V4, TwoHosts::SERVER_V6] {
+        for name in ["client-first", "server-first", "client-resets", "server-resets", "server-killed", "prefork"] {
+            check(&mut consumer, &TwoHosts::run(name, &[("SERVER_ADDR", address)]));
+        }
+    }
+    let refused = [("SERVER_ADDR", TwoHosts::SERVER_V4), ("CLIENT_ADDR", TwoHosts::CLIENT_V4)];
+    check(&mut consumer, &TwoHosts::run("refused", &refused));
+}
+
+#[test]
+fn a_connect_times_out() {
+    let _turn = turn();
+    let _hosts = TwoHosts::new();
+    let mut consumer = consumer();
+    let truths =
+        TwoHosts::run("timed-out", &[("BLACKHOLE_ADDR", TwoHosts::BLACKHOLE), ("CLIENT_ADDR", TwoHosts::CLIENT_V4)]);
+    assert_eq!(truths.len(), RUNS);
+    check(&mut consumer, &truths);
+}
