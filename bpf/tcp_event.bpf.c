@@ -35,7 +35,7 @@ struct owner {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);
-	__type(key, struct sock *);
+	__type(key, __u64);
 	__type(value, struct owner);
 } owners SEC(".maps");
 
@@ -51,6 +51,12 @@ __u32 reader_sleeps;
 __u64 lost_records;
 __u64 lost_owners;
 
+/*
+ * An endpoint's key in `owners`. A copy: kernels forget what a stack slot holds once its address goes to a helper, and
+ * the verifier must still know the socket itself.
+ */
+#define KEY(sk) ((__u64){(__u64)(sk)})
+
 /* Reads a field of a socket: directly where the verifier knows the pointer's type, else through a probe read. */
 #define FIELD(direct, ptr, field) ((direct) ? (ptr)->field : BPF_CORE_READ(ptr, field))
 
@@ -64,7 +70,7 @@ static __always_inline void set_actor(struct owner *owner, __u8 origin)
 
 static __always_inline void insert(struct sock *sk, const struct owner *owner)
 {
-	if (bpf_map_update_elem(&owners, &sk, owner, BPF_ANY))
+	if (bpf_map_update_elem(&owners, &KEY(sk), owner, BPF_ANY))
 		__sync_fetch_and_add(&lost_owners, 1);
 }
 
@@ -81,7 +87,7 @@ static __always_inline void born(struct sock *sk, __u8 origin)
 /* The current process acts on the endpoint. */
 static __always_inline void acted(struct sock *sk, __u8 origin)
 {
-	struct owner *known = bpf_map_lookup_elem(&owners, &sk);
+	struct owner *known = bpf_map_lookup_elem(&owners, &KEY(sk));
 
 	if (known) {
 		set_actor(known, origin);
@@ -249,12 +255,12 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 		/* Neither a listener, nor a socket that was closed before, is a connection. */
 		if (old_state == TCP_LISTEN || old_state == TCP_CLOSE)
 			break;
-		known = bpf_map_lookup_elem(&owners, &sk);
+		known = bpf_map_lookup_elem(&owners, &KEY(sk));
 		/* A handshake that was aborted before it was complete is no connection yet. */
 		if (old_state != TCP_SYN_RECV)
 			report(sk, known, old_state, direct);
 		if (known)
-			bpf_map_delete_elem(&owners, &sk);
+			bpf_map_delete_elem(&owners, &KEY(sk));
 		break;
 	}
 	return 0;
@@ -346,7 +352,7 @@ int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cq
 
 	if (!sk)
 		return 0;
-	known = bpf_map_lookup_elem(&owners, &sk);
+	known = bpf_map_lookup_elem(&owners, &KEY(sk));
 	if (known && known->origin == TCP_ORIGIN_NONE)
 		set_actor(known, TCP_ORIGIN_ACCEPT);
 	return 0;
@@ -374,7 +380,7 @@ int adopt(struct bpf_iter__task_file *ctx)
 	owner.uid = BPF_CORE_READ(task, cred, uid.val);
 	owner.origin = TCP_ORIGIN_INODE;
 	BPF_CORE_READ_STR_INTO(&owner.comm, task, group_leader, comm);
-	known = bpf_map_lookup_elem(&owners, &sk);
+	known = bpf_map_lookup_elem(&owners, &KEY(sk));
 	if (known && known->origin != TCP_ORIGIN_NONE)
 		return 0;
 	if (known)
@@ -382,6 +388,6 @@ int adopt(struct bpf_iter__task_file *ctx)
 	insert(sk, &owner);
 	/* It may have closed meanwhile, before the entry was there to be deleted. */
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
-		bpf_map_delete_elem(&owners, &sk);
+		bpf_map_delete_elem(&owners, &KEY(sk));
 	return 0;
 }

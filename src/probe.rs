@@ -56,7 +56,9 @@ impl<'obj> Probe<'obj> {
                 }
             }
         }
-        Err(Error::Probe { cause: refusals.join("; "), remedy: remedy(settings) })
+        let cause = refusals.join("; ");
+        let remedy = remedy(settings, &cause);
+        Err(Error::Probe { cause, remedy })
     }
 
     fn attach_rung(
@@ -243,7 +245,7 @@ fn explain<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> Result<T, String> 
 }
 
 /// What the user can most likely do about a kernel that refused every rung.
-fn remedy(settings: &Settings) -> &'static str {
+fn remedy(settings: &Settings, cause: &str) -> &'static str {
     /// include/uapi/linux/capability.h
     const CAP_SYS_ADMIN: u32 = 21;
     const CAP_PERFMON: u32 = 38;
@@ -257,7 +259,7 @@ fn remedy(settings: &Settings) -> &'static str {
         "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown"
     } else if settings.btf.is_none() && !Path::new("/sys/kernel/btf/vmlinux").exists() {
         "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it"
-    } else if memlock_is_small() {
+    } else if ["EPERM", "ENOMEM"].iter().any(|errno| cause.contains(errno)) && memlock_is_small() {
         "raise the limit of locked memory (ulimit -l), which kernels before 5.11 charge for BPF maps"
     } else {
         "set TCPEVENT_LOG=debug to see what the kernel refused"

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process;
+use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, Event, turn};
-use crate::traffic::{Connection, DUAL, V4, V6, closed_port, own_comm, set_linger_0, wall_ns};
+use crate::consumer::{Consumer, Event, slowness, turn};
+use crate::traffic::{Connection, DUAL, NumberedConnections, V4, V6, closed_port, own_comm, wall_ns};
 
 /// What every event of this process must say.
 fn check_common(event: &Event, family: u16, local: &str, remote: &str, from_ns: u64) {
@@ -162,44 +163,24 @@ fn a_listener_that_closes_is_no_event() {
     assert_eq!(of_listeners, []);
 }
 
-/// Makes connections that send 0, 1, 2 ... bytes, each end of which is closed by a reset (no port is kept by a
-/// TIME_WAIT), and returns the client's port of each.
-fn numbered_connections(count: usize) -> Vec<u16> {
-    let listener = TcpListener::bind(V4()).unwrap();
-    (0..count)
-        .map(|_| {
-            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (server, _) = listener.accept().unwrap();
-            let port = client.local_addr().unwrap().port();
-            // The server's end is told of the reset at once, and closed by the kernel.
-            set_linger_0(&client);
-            drop(client);
-            drop(server);
-            port
-        })
-        .collect()
-}
-
 #[test]
 fn a_stalled_consumer_gets_exactly_the_newest_1024_and_the_message() {
     let _turn = turn();
     let mut consumer = Consumer::started(&[]);
-    // Both ends of each close within the same system call, the client's first: 3,000 events in a known order.
-    let clients = numbered_connections(1500);
-    std::thread::sleep(std::time::Duration::from_millis(200) * crate::consumer::slowness());
+    let connections = NumberedConnections::new();
+    (0..1500).for_each(|number| connections.make(number));
+    std::thread::sleep(Duration::from_millis(200) * slowness());
     consumer.tell("take 1024");
-    let mut events = consumer.events_until("taken");
+    let events = consumer.events_until("taken");
     consumer.tell("consume 1");
-    events.extend(consumer.events_until_silence());
-    let of_others = events.iter().filter(|event| event.pid != process::id()).count();
-    assert_eq!(events.len(), 1024, "the queue held another number");
-    let got: Vec<u16> = events
-        .iter()
-        .filter(|event| event.pid == process::id())
-        .map(|event| if event.tx == 1 { event.local_port } else { event.remote_port })
-        .collect();
-    let all: Vec<u16> = clients.iter().flat_map(|port| [*port, *port]).collect();
-    assert_eq!(got, all[all.len() - (1024 - of_others)..]);
+    let own: Vec<_> = events.iter().filter_map(|event| connections.identify(event)).collect();
+    // 1,024 is all there was: only what others do on this host comes after it.
+    let more = consumer.events_until_silence();
+    assert!(more.iter().all(|event| connections.identify(event).is_none()), "{} more", more.len());
+    // In the order of the closes. What others did meanwhile is in the queue too.
+    let all: Vec<_> = (0..1500).flat_map(|number| [(number, true), (number, false)]).collect();
+    assert_eq!(own, all[all.len() - own.len()..]);
+    assert!(own.len() > 1000, "{} events of others", 1024 - own.len());
     let errors = consumer.stderr();
     assert!(errors.iter().any(|line| line == "Shedding TCP events.."), "{errors:?}");
 }
@@ -208,9 +189,11 @@ fn a_stalled_consumer_gets_exactly_the_newest_1024_and_the_message() {
 fn the_shedding_message_comes_at_most_once_a_second() {
     let _turn = turn();
     let mut consumer = Consumer::started(&[("TCPEVENT_QUEUE", "1")]);
-    let began = std::time::Instant::now();
-    while began.elapsed() < std::time::Duration::from_millis(2500) {
-        numbered_connections(20);
+    let connections = NumberedConnections::new();
+    let began = Instant::now();
+    let mut numbers = 0..;
+    while began.elapsed() < Duration::from_millis(2500) {
+        connections.make(numbers.next().unwrap());
     }
     let seconds = began.elapsed().as_secs() + 1;
     let lines = consumer.stderr();
@@ -221,15 +204,20 @@ fn the_shedding_message_comes_at_most_once_a_second() {
 #[test]
 fn eight_consumers_share_10_000_events_with_none_twice_and_none_missing() {
     let _turn = turn();
-    let mut consumer = Consumer::started(&[("TCPEVENT_QUEUE", "20000")]);
+    let mut consumer = Consumer::started(&[("TCPEVENT_QUEUE", "20000"), ("TCPEVENT_LOG", "info")]);
     consumer.tell("consume 8");
-    let expected = numbered_connections(5000);
-    let events: Vec<_> = own_events(&mut consumer);
-    assert_eq!(events.len(), 10_000);
-    let distinct: HashSet<_> = events.iter().map(|event| (event.time_ns, event.ports())).collect();
-    assert_eq!(distinct.len(), 10_000, "some events came twice");
-    let clients: HashSet<u16> = events.iter().filter(|event| event.tx == 1).map(|event| event.local_port).collect();
-    assert_eq!(clients, expected.into_iter().collect());
-    let threads: HashSet<u32> = events.iter().map(|event| event.thread).collect();
+    let connections = NumberedConnections::new();
+    (0..5000).for_each(|number| connections.make(number));
+    let mut seen = HashSet::new();
+    let mut threads = HashSet::new();
+    for event in consumer.events_until_silence() {
+        if let Some(end) = connections.identify(&event) {
+            assert!(seen.insert(end), "it came twice: {event:?}");
+            threads.insert(event.thread);
+        }
+    }
+    consumer.cleanup();
+    let log = consumer.stderr();
+    assert_eq!(seen.len(), 10_000, "some are missing: {log:?}");
     assert!(threads.len() > 1, "one consumer took all");
 }

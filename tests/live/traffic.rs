@@ -2,8 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::process;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::consumer::Event;
 
 pub const V4: fn() -> SocketAddr = || (Ipv4Addr::LOCALHOST, 0).into();
 pub const V6: fn() -> SocketAddr = || (Ipv6Addr::LOCALHOST, 0).into();
@@ -91,19 +95,68 @@ fn close_in_order(mut first: TcpStream, mut second: TcpStream) {
     assert_eq!(first.read(&mut [0]).unwrap(), 0);
 }
 
+/// A close is a reset from now on.
 pub fn set_linger_0(stream: &TcpStream) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    // SAFETY: a valid descriptor, and a linger of its true size.
-    let result = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const linger).cast(),
-            size_of::<libc::linger>().try_into().unwrap(),
-        )
-    };
-    assert_eq!(result, 0);
+    SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Short connections over IPv4 that can be told from each other: each comes from an address of its own, and sends a
+/// number of bytes that follows from its own number. (Ports are no identity: the kernel takes them again at once.)
+pub struct NumberedConnections {
+    listener: TcpListener,
+}
+
+impl NumberedConnections {
+    pub fn new() -> Self {
+        Self { listener: TcpListener::bind(V4()).unwrap() }
+    }
+
+    /// The address that connection `number` comes from: one of 127.1.0.0 to 127.255.255.255.
+    pub fn address(number: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(0x7f01_0000 + number)
+    }
+
+    /// The bytes that it sends.
+    pub fn bytes(number: u32) -> usize {
+        1 + (number % 997) as usize
+    }
+
+    /// Opens connection `number`, sends its bytes, has one byte back, and resets it: no port is kept by a TIME_WAIT.
+    /// Both ends are closed when this returns, the client's first.
+    pub fn make(&self, number: u32) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((Self::address(number), 0)).into()).unwrap();
+        socket.connect(&self.listener.local_addr().unwrap().into()).unwrap();
+        let mut client = TcpStream::from(socket);
+        let (mut server, _) = self.listener.accept().unwrap();
+        transfer(&mut client, &mut server, Self::bytes(number));
+        // It carries the acknowledgement of the bytes.
+        transfer(&mut server, &mut client, 1);
+        set_linger_0(&client);
+        drop(client);
+        drop(server);
+    }
+
+    /// The number of the connection that an event is of, and whether it is the client's end. `None` for those of
+    /// others. The bytes of one that is must be right.
+    pub fn identify(&self, event: &Event) -> Option<(u32, bool)> {
+        let port = self.listener.local_addr().unwrap().port();
+        // Not by the ports alone: with an address of its own, the client may get the same one.
+        let is_client = event.local != Ipv4Addr::LOCALHOST.to_string();
+        if port != if is_client { event.remote_port } else { event.local_port } {
+            return None;
+        }
+        let address: Ipv4Addr = if is_client { &event.local } else { &event.remote }.parse().ok()?;
+        let number = address.to_bits().checked_sub(0x7f01_0000)?;
+        let bytes = Self::bytes(number) as u64;
+        if is_client {
+            assert_eq!((event.rx, event.tx), (1, bytes + 1), "{event:?}");
+        } else {
+            assert_eq!(event.rx, bytes, "{event:?}");
+        }
+        assert_eq!((event.pid, event.uid, event.family), (process::id(), 0, 2), "{event:?}");
+        Some((number, is_client))
+    }
 }
 
 /// A port at which nothing listens.

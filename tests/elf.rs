@@ -1,0 +1,175 @@
+//! The library that ships, as the linker left it: its name, exports, needs, protections and size.
+
+use std::ffi::CStr;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::{fs, str};
+
+use object::elf;
+use object::read::elf::{Dynamic, ElfFile64, FileHeader, ProgramHeader, Sym};
+use object::{Architecture, ImportFlags, NameOrOrdinal, Object, ObjectSection};
+
+/// What the documentation promises.
+const MOST_BYTES: usize = 1_000_000;
+
+static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/libtcpEvent.so");
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}: run `cargo build --release` first", path.display()))
+});
+
+fn library() -> &'static ElfFile64<'static> {
+    static PARSED: LazyLock<ElfFile64> = LazyLock::new(|| ElfFile64::parse(BYTES.as_slice()).unwrap());
+    &PARSED
+}
+
+fn text(bytes: &[u8]) -> &str {
+    str::from_utf8(bytes).unwrap()
+}
+
+/// The entries of the dynamic section that have this tag.
+fn entries(tag: elf::DynamicTag) -> Vec<Dynamic> {
+    library().elf_dynamic_table().unwrap().iter().filter(|entry| entry.tag == tag).collect()
+}
+
+/// The same, as the strings that they stand for.
+fn strings(tag: elf::DynamicTag) -> Vec<&'static str> {
+    let table = library().elf_dynamic_table().unwrap();
+    entries(tag).into_iter().map(|entry| text(table.string(entry).unwrap())).collect()
+}
+
+/// The same, as the bits of a set; none where there is no such entry.
+fn flags(tag: elf::DynamicTag) -> u64 {
+    entries(tag).iter().fold(0, |bits, entry| bits | entry.val)
+}
+
+fn segments(kind: elf::ProgramType) -> Vec<&'static elf::ProgramHeader64<object::Endianness>> {
+    let endian = library().endian();
+    library().elf_program_headers().iter().filter(|segment| segment.p_type(endian) == kind).collect()
+}
+
+#[test]
+fn it_exports_the_six_functions_and_beside_them_only_tcpevent_ones() {
+    let library = library();
+    let symbols = library.elf_dynamic_symbol_table();
+    let mut exports = Vec::new();
+    for symbol in symbols.iter().filter(|symbol| !symbol.is_undefined(library.endian()) && !symbol.is_local()) {
+        let name = text(symbols.symbol_name(library.endian(), symbol).unwrap());
+        assert_eq!(symbol.st_type(), elf::STT_FUNC, "{name}");
+        assert_eq!(symbol.st_visibility(), elf::STV_DEFAULT, "{name}");
+        exports.push(name);
+    }
+    exports.retain(|name| !name.starts_with("tcpevent_"));
+    exports.sort_unstable();
+    assert_eq!(exports, ["AddProbe", "DequeuePerfEvent", "cleanup", "getStatus", "printCharArray", "setupBPF"]);
+}
+
+#[test]
+fn its_name_is_the_one_that_consumers_were_linked_with() {
+    assert_eq!(strings(elf::DT_SONAME), ["libtcpEvent.so"]);
+}
+
+#[test]
+fn it_needs_libc_libgcc_and_the_loader_and_looks_where_the_system_says() {
+    let loader = match library().architecture() {
+        Architecture::X86_64 => "ld-linux-x86-64.so.2",
+        Architecture::Aarch64 => "ld-linux-aarch64.so.1",
+        other => panic!("the loader's name on {other:?} is to be added here"),
+    };
+    let needed = strings(elf::DT_NEEDED);
+    assert!(needed.contains(&"libc.so.6"), "{needed:?}");
+    for name in needed {
+        assert!(["libc.so.6", "libgcc_s.so.1", loader].contains(&name), "{name}");
+    }
+    assert_eq!(strings(elf::DT_RPATH), [""; 0]);
+    assert_eq!(strings(elf::DT_RUNPATH), [""; 0]);
+}
+
+#[test]
+fn it_needs_no_newer_libc_than_this_machine_has() {
+    let imports = library().imports().unwrap().map(Result::unwrap);
+    let versions = imports.filter_map(|import| {
+        let (ImportFlags::Elf { version: Some(version), .. }, NameOrOrdinal::Name(name)) =
+            (import.flags(), import.name())
+        else {
+            return None;
+        };
+        Some((Version::parse(text(version).strip_prefix("GLIBC_")?), text(name)))
+    });
+    let newest = versions.max().expect("functions of glibc");
+    println!("the newest glibc that it needs is {newest:?}");
+    // SAFETY: it returns a static string.
+    let here = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
+    assert!(newest.0 <= Version::parse(text(here.to_bytes())), "{newest:?}, and here is {here:?}");
+}
+
+/// Numbers between dots.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version(Vec<u32>);
+
+impl Version {
+    fn parse(text: &str) -> Self {
+        Self(text.split('.').map(|number| number.parse().unwrap()).collect())
+    }
+}
+
+#[test]
+fn it_stays_loaded_once_it_is() {
+    assert_ne!(flags(elf::DT_FLAGS_1) & elf::DF_1_NODELETE.0, 0);
+}
+
+#[test]
+fn all_its_symbols_are_bound_when_it_is_loaded() {
+    assert_ne!(flags(elf::DT_FLAGS_1) & elf::DF_1_NOW.0, 0);
+    assert_ne!(flags(elf::DT_FLAGS) & elf::DF_BIND_NOW.0, 0);
+}
+
+#[test]
+fn its_relocated_data_is_read_only_from_then_on() {
+    let [relro] = segments(elf::PT_GNU_RELRO)[..] else { panic!("no RELRO segment") };
+    let library = library();
+    let endian = library.endian();
+    let protected = relro.p_vaddr(endian)..relro.p_vaddr(endian) + relro.p_memsz(endian);
+    for name in [".data.rel.ro", ".dynamic", ".got", ".init_array", ".fini_array"] {
+        let section = library.section_by_name(name).unwrap_or_else(|| panic!("no {name}"));
+        let end = section.address() + section.size();
+        assert!(protected.contains(&section.address()) && end <= protected.end, "{name} is not in {protected:x?}");
+    }
+}
+
+#[test]
+fn nothing_in_it_is_both_writable_and_executable() {
+    let endian = library().endian();
+    let [stack] = segments(elf::PT_GNU_STACK)[..] else { panic!("the stack would be executable") };
+    assert!(!stack.p_flags(endian).contains(elf::PF_X));
+    for segment in segments(elf::PT_LOAD) {
+        assert!(!segment.p_flags(endian).contains(elf::PF_W | elf::PF_X), "{segment:?}");
+    }
+    // Relocations in the code would need it writable.
+    assert!(entries(elf::DT_TEXTREL).is_empty());
+    assert_eq!(flags(elf::DT_FLAGS) & elf::DF_TEXTREL.0, 0);
+}
+
+#[test]
+fn a_running_program_can_load_it() {
+    // dlopen has next to no room for thread-local data of the static model.
+    assert_eq!(flags(elf::DT_FLAGS) & elf::DF_STATIC_TLS.0, 0);
+}
+
+#[test]
+fn it_is_stripped_and_small() {
+    let names: Vec<_> = library().sections().map(|section| section.name().unwrap().to_owned()).collect();
+    assert!(names.iter().all(|name| name != ".symtab" && !name.starts_with(".debug")), "{names:?}");
+    let size = BYTES.len();
+    println!("it has {size} bytes");
+    assert!(size <= MOST_BYTES, "{size} bytes are more than {MOST_BYTES}");
+}
+
+#[test]
+fn it_embeds_a_bpf_object_with_relocations_for_other_kernels() {
+    let section = library().section_by_name(".bpf.objs").expect("a section of BPF objects");
+    let object = ElfFile64::<object::Endianness>::parse(section.data().unwrap()).unwrap();
+    assert_eq!(object.elf_header().e_machine(object.endian()), elf::EM_BPF);
+    for name in [".BTF", ".BTF.ext", "license"] {
+        assert!(object.section_by_name(name).is_some_and(|section| section.size() > 0), "no {name}");
+    }
+}

@@ -1,0 +1,491 @@
+//! The example programs, a consumer in the style of the reference library's own, and the demonstration, run as they
+//! are run by hand.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use consumer::{root, turn};
+use traffic::{Connection, V4, V6, own_comm, wall_ns};
+
+#[path = "live/consumer.rs"]
+#[allow(dead_code)] // The live tests need the rest.
+mod consumer;
+#[path = "live/traffic.rs"]
+#[allow(dead_code)]
+mod traffic;
+
+/// How long something that must happen is waited for: the machine may be busy, or an emulated one.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What `make` has made.
+fn built(name: &str) -> PathBuf {
+    let path = root().join("build").join(name);
+    assert!(path.exists(), "{} is missing: run `make` first", path.display());
+    path
+}
+
+/// An example that shows closes and no snapshots.
+fn example(name: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(built(name));
+    command.args(arguments).env("TCPEVENT_NETLINK_INTERVAL", "0");
+    command
+}
+
+fn tcp_table(arguments: &[&str]) -> Command {
+    example("tcp_table", arguments)
+}
+
+fn tcp_dlopen(arguments: &[&str]) -> Command {
+    let mut command = example("tcp_dlopen", &[]);
+    command.arg(built("libtcpEvent.so")).args(arguments);
+    command
+}
+
+/// A running program. Killed when dropped.
+struct Program {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Program {
+    fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        thread::spawn(move || {
+            for line in output.split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// The next line, if it comes in time.
+    fn line_within(&mut self, time: Duration) -> Option<String> {
+        match self.lines.recv_timeout(time) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => panic!("the program has ended; on stderr: {}", self.errors()),
+        }
+    }
+
+    fn line(&mut self) -> String {
+        self.line_within(PATIENCE).expect("a line comes in time")
+    }
+
+    /// Makes connections until there is a line: from then on the program sees every one.
+    fn wait_for_a_line(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            connect_once();
+            if self.line_within(Duration::from_millis(50)).is_some() {
+                return;
+            }
+            assert!(Instant::now() < until, "the program prints nothing");
+        }
+    }
+
+    /// The lines up to the one by which each of these has come.
+    fn lines_until_all(&mut self, wanted: &[impl Fn(&str) -> bool; 2]) -> Vec<String> {
+        let mut lines = Vec::new();
+        while !wanted.iter().all(|wanted| lines.iter().any(|line: &String| wanted(line))) {
+            match self.line_within(PATIENCE) {
+                Some(line) => lines.push(line),
+                None => panic!("not all came; there were {lines:#?}"),
+            }
+        }
+        lines
+    }
+
+    fn interrupt(&self) {
+        // SAFETY: a signal to a child of this process, which is not reaped yet.
+        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) };
+    }
+
+    /// Waits for the end. Returns the exit code, the lines that were not read yet, and what came on stderr.
+    fn end(self) -> (Option<i32>, Vec<String>, String) {
+        self.end_while(|| ())
+    }
+
+    /// The same, and does something meanwhile, again and again.
+    fn end_while(mut self, mut busy: impl FnMut()) -> (Option<i32>, Vec<String>, String) {
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < until, "the program does not end");
+            busy();
+            thread::sleep(Duration::from_millis(5));
+        };
+        (status.code(), self.lines.iter().collect(), self.errors())
+    }
+
+    /// All that comes on stderr, up to the end of the program.
+    fn errors(&mut self) -> String {
+        let mut text = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn connect_once() {
+    Connection::open(V4(), V4()).close_client_first();
+}
+
+/// A connection that is over, and what is known of its ends.
+struct Known {
+    opened_ns: u64,
+    /// Port of the end that opened it, and of the one that accepted.
+    ports: [u16; 2],
+    /// All fields but the time, as the columns of `tcp_table --tsv`: of the end that opened it, and of the other one.
+    rows: [String; 2],
+}
+
+impl Known {
+    /// The opener sends 5,000 bytes and closes first.
+    fn make(at: SocketAddr, task: &str) -> Self {
+        let opened_ns = wall_ns();
+        let mut connection = Connection::open(at, at);
+        let (opener, acceptor) = connection.ports();
+        connection.send_up(5000);
+        connection.close_client_first();
+        let (pid, address) = (process::id(), at.ip());
+        let family = if at.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+        // SYN and FIN count as a byte each.
+        let rows = [
+            format!("{pid}\t0\t1\t5002\t1\t0\t{family}\t{opener}\t{acceptor}\t{task}\t{address}\t{address}"),
+            format!("{pid}\t0\t5001\t1\t0\t1\t{family}\t{acceptor}\t{opener}\t{task}\t{address}\t{address}"),
+        ];
+        Self { opened_ns, ports: [opener, acceptor], rows }
+    }
+
+    /// How rows of the two ends are told from others, where ports are written by `mark`.
+    fn are_marked(&self, mark: impl Fn(u16, u16) -> String) -> [impl Fn(&str) -> bool; 2] {
+        let [opener, acceptor] = self.ports;
+        [mark(opener, acceptor), mark(acceptor, opener)].map(|mark| move |line: &str| line.contains(&mark))
+    }
+
+    fn are_rows(&self) -> [impl Fn(&str) -> bool; 2] {
+        self.are_marked(|local, remote| format!("\t{local}\t{remote}\t"))
+    }
+
+    /// Among these lines of `tcp_table --tsv` there must be one of each end, with all fields right.
+    fn check(&self, lines: &[String]) {
+        for (is_mine, row) in self.are_rows().into_iter().zip(&self.rows) {
+            let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
+            let [line] = mine[..] else { panic!("{mine:#?} came, and not one row only") };
+            let (time, rest) = line.split_once('\t').unwrap();
+            assert_eq!(rest, row);
+            self.check_time(time);
+        }
+    }
+
+    fn check_time(&self, text: &str) {
+        let time = text.parse().unwrap();
+        assert!((self.opened_ns..=wall_ns()).contains(&time), "{time} is not since {}", self.opened_ns);
+    }
+}
+
+// ---- tcp_table
+
+const HEADER: &str =
+    "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\ttask\tSADDR\tDADDR";
+
+#[test]
+fn tcp_table_tells_other_programs_all_fields_of_a_connection() {
+    let _turn = turn();
+    let mut table = Program::start(tcp_table(&["--tsv"]));
+    assert_eq!(table.line(), HEADER);
+    for at in [V4(), V6()] {
+        let known = Known::make(at, &own_comm());
+        known.check(&table.lines_until_all(&known.are_rows()));
+    }
+}
+
+#[test]
+fn tcp_table_escapes_what_would_break_a_line_or_a_field() {
+    let _turn = turn();
+    let mut table = Program::start(tcp_table(&["--tsv"]));
+    assert_eq!(table.line(), HEADER);
+    fs::write("/proc/thread-self/comm", "a\tb\nc\\d\x01e\x7f").unwrap();
+    let known = Known::make(V4(), r"a\tb\nc\\d\x01e\x7f");
+    known.check(&table.lines_until_all(&known.are_rows()));
+}
+
+#[test]
+fn the_table_is_80_columns_wide_where_there_is_no_terminal_however_long_the_addresses() {
+    const LONG: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666);
+
+    let _turn = turn();
+    let mut table = Program::start(tcp_table(&[]));
+    let header = table.line();
+    let titles: Vec<_> = header.split_whitespace().collect();
+    assert_eq!(titles, ["TIME", "PID", "USER", "CMD", "LOCAL", "REMOTE", "RX", "TX", "SEGS"]);
+    let known = thread::scope(|scope| {
+        let in_own_network = scope.spawn(|| {
+            enter_network_with(LONG);
+            Known::make((LONG, 0).into(), "")
+        });
+        in_own_network.join().unwrap()
+    });
+    let [opener, acceptor] = known.ports;
+    let is_row = |local: u16, remote: u16| {
+        move |line: &str| {
+            let place = |port| line.find(&format!("]:{port} "));
+            place(local).is_some_and(|local| place(remote).is_some_and(|remote| local < remote))
+        }
+    };
+    let [is_first, is_second] = [is_row(opener, acceptor), is_row(acceptor, opener)];
+    let wanted: [&dyn Fn(&str) -> bool; 2] = [&is_first, &is_second];
+    let mut lines = table.lines_until_all(&wanted);
+    for (is_row, figures) in wanted.into_iter().zip(["1 5002 0/1", "5001 1 1/0"]) {
+        let row = lines.iter().find(|line| is_row(line)).unwrap();
+        let columns: Vec<_> = row.split_whitespace().collect();
+        assert_eq!(columns[columns.len() - 3..].join(" "), figures, "{row}");
+    }
+    lines.push(header);
+    for line in lines {
+        assert!(line.chars().count() <= 80, "{line}");
+    }
+}
+
+/// Gives the calling thread a network of its own, which has this address only.
+fn enter_network_with(address: Ipv6Addr) {
+    // SAFETY: it takes no pointers, and changes nothing for other threads.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+    let with_prefix = format!("{address}/128");
+    for arguments in
+        [["link", "set", "lo", "up"].as_slice(), &["-6", "addr", "add", &with_prefix, "dev", "lo", "nodad"]]
+    {
+        let status = Command::new("ip").args(arguments).status().expect("ip runs: `.ci/setup build` installs it");
+        assert!(status.success(), "ip {arguments:?}");
+    }
+    // The kernel adds the routes to it in its own time.
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect((address, 9))) {
+        assert!(Instant::now() < until, "{address}: {error}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+// ---- tcp_dlopen
+
+/// Writes JSON objects, one a line, as `tcp_table --tsv` writes events, but for the bytes of `task` in hexadecimal.
+/// Not with a parser of ours: consumers have others.
+const READ_JSON: &str = r"
+import json, sys
+names = sys.argv[1].lstrip('#').split('\t')
+for line in sys.stdin:
+    event = json.loads(line, object_pairs_hook=list)
+    assert [name for name, _ in event] == names, line
+    assert all(type(value) is (str if name in ('task', 'SADDR', 'DADDR') else int) for name, value in event), line
+    print(*(value.encode('latin-1').hex() if name == 'task' else value for name, value in event), sep='\t')
+";
+
+fn read_json(lines: &[String]) -> Vec<String> {
+    let mut python = Command::new("python3")
+        .args(["-c", READ_JSON, HEADER])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 runs: `.ci/setup build` installs it");
+    let mut text = lines.join("\n");
+    text.push('\n');
+    python.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = python.wait_with_output().unwrap();
+    assert!(output.status.success(), "not all of these are events in JSON: {text}");
+    String::from_utf8(output.stdout).unwrap().lines().map(ToOwned::to_owned).collect()
+}
+
+#[test]
+fn tcp_dlopen_prints_events_as_json_whatever_bytes_a_command_has() {
+    const COMMANDS: [&[u8]; 3] = [b"plain", b"q\"b\\s/\x01\t\n\x7f", b"\xc3\xa9half\xc3"];
+
+    let _turn = turn();
+    let mut program = Program::start(tcp_dlopen(&[]));
+    program.wait_for_a_line();
+    for command in COMMANDS {
+        fs::write("/proc/thread-self/comm", command).unwrap();
+        let hexadecimal = command.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+        let known = Known::make(V6(), &hexadecimal);
+        let lines =
+            program.lines_until_all(&known.are_marked(|local, remote| format!("\"SPT\":{local},\"DPT\":{remote},")));
+        known.check(&read_json(&lines));
+    }
+    program.interrupt();
+    assert_eq!(program.end().2, "");
+}
+
+#[test]
+fn tcp_dlopen_says_which_library_it_cannot_load_and_what_to_do() {
+    for (library, cause) in [
+        ("/no/such/libtcpEvent.so", "cannot load the library: /no/such/libtcpEvent.so: "),
+        ("libc.so.6", "libc.so.6 has no symbol AddProbe: is it libtcpEvent.so?"),
+    ] {
+        let output = example("tcp_dlopen", &[library]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        let line = the_line(&output);
+        assert!(line.starts_with(&format!("tcp_dlopen: {cause}")), "{line}");
+    }
+}
+
+/// What is on stderr, which must be one line.
+fn the_line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(text.ends_with('\n') && text.lines().count() == 1, "{text:?} is not one line");
+    text.trim_end().to_owned()
+}
+
+// ---- Both
+
+#[test]
+fn count_ends_an_example_after_that_many_events() {
+    let _turn = turn();
+    let (status, lines, errors) = Program::start(tcp_table(&["--tsv", "--count", "3"])).end_while(connect_once);
+    assert_eq!((status, lines.len(), errors.as_str()), (Some(0), 1 + 3, ""), "{lines:#?}");
+    let (status, lines, errors) = Program::start(tcp_dlopen(&["--count", "3"])).end_while(connect_once);
+    assert_eq!((status, lines.len(), errors.as_str()), (Some(0), 3, ""), "{lines:#?}");
+}
+
+#[test]
+fn seconds_end_an_example_though_nothing_happens() {
+    let _turn = turn();
+    for command in [tcp_table(&["--seconds", "1"]), tcp_dlopen(&["--seconds", "1"])] {
+        let (status, _, errors) = Program::start(command).end();
+        assert_eq!((status, errors.as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn an_interrupt_ends_an_example_with_its_last_line_whole() {
+    let _turn = turn();
+    let mut table = Program::start(tcp_table(&["--tsv"]));
+    table.wait_for_a_line();
+    table.interrupt();
+    let (status, lines, errors) = table.end_while(connect_once);
+    assert_eq!((status, errors.as_str()), (Some(0), ""));
+    assert!(lines.iter().all(|line| line.split('\t').count() == 13), "{lines:#?}");
+
+    let mut program = Program::start(tcp_dlopen(&[]));
+    program.wait_for_a_line();
+    program.interrupt();
+    let (status, lines, errors) = program.end_while(connect_once);
+    assert_eq!((status, errors.as_str()), (Some(0), ""));
+    assert!(lines.iter().all(|line| line.starts_with('{') && line.ends_with('}')), "{lines:#?}");
+}
+
+#[test]
+fn wrong_arguments_are_status_2_and_one_line_that_names_them() {
+    const WRONG: [(&[&str], &str); 13] = [
+        (&["--count", "0"], "--count 0"),
+        (&["--count", "-1"], "--count -1"),
+        (&["--count", "3x"], "--count 3x"),
+        (&["--count", "18446744073709551616"], "--count 18446744073709551616"),
+        (&["--count=many"], "--count many"),
+        (&["--seconds", "1.5"], "--seconds 1.5"),
+        (&["--seconds", "0"], "--seconds 0"),
+        (&["--seconds", "1000000001"], "--seconds 1000000001"),
+        (&["--seconds"], "--seconds"),
+        (&["--help=me"], "--help=me"),
+        (&["--colour"], "--colour"),
+        (&["-x"], "-x"),
+        (&["here", "there"], "here"),
+    ];
+    for (name, own) in [("tcp_table", ["--tsv=1", "--tsv=1"]), ("tcp_dlopen", ["--wait=never", "--wait never"])] {
+        let [argument, named] = own;
+        for (arguments, named) in WRONG.into_iter().chain([([argument].as_slice(), named)]) {
+            // It takes one path.
+            let named = if (name, named) == ("tcp_dlopen", "here") { "there" } else { named };
+            let output = example(name, arguments).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {output:?}");
+            assert!(output.stdout.is_empty(), "{name} {arguments:?}: {output:?}");
+            let line = the_line(&output);
+            assert!(line.starts_with(&format!("{name}: {named}: ")), "{name} {arguments:?}: {line}");
+        }
+    }
+}
+
+#[test]
+fn help_and_version_are_answers_and_no_errors() {
+    for name in ["tcp_table", "tcp_dlopen"] {
+        let output = example(name, &["--help"]).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with(&format!("Usage: {name} ")), "{text}");
+        for option in ["--count N", "--seconds N", "--help", "--version"] {
+            assert!(text.contains(&format!("\n  {option} ")), "{option} is not in {text}");
+        }
+        let output = example(name, &["--version"]).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{name} {}\n", env!("CARGO_PKG_VERSION")));
+    }
+}
+
+// ---- Others
+
+#[test]
+fn a_consumer_in_the_style_of_the_references_own_needs_no_change() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("reference_style");
+    let status = Command::new("cc")
+        .current_dir(root())
+        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-I", "include", "tests/c/reference_style.c", "-o"])
+        .arg(&program)
+        .arg("-ldl")
+        .status()
+        .unwrap();
+    assert!(status.success(), "tests/c/reference_style.c does not compile");
+
+    let _turn = turn();
+    let mut command = Command::new(program);
+    command.arg(built("libtcpEvent.so")).env("TCPEVENT_NETLINK_INTERVAL", "0");
+    let mut program = Program::start(command);
+    assert_eq!(program.line(), format!("watching as {}, 1", program.child.id()));
+    let (own, task) = (process::id(), own_comm());
+    let known = Known::make(V4(), &task);
+    let [opener, acceptor] = known.ports;
+    let are_mine = known.are_marked(|local, remote| format!("from 127.0.0.1 {local} to 127.0.0.1 {remote} "));
+    let lines = program.lines_until_all(&are_mine);
+    for (is_mine, (ports, figures)) in are_mine
+        .iter()
+        .zip([([opener, acceptor], "rx 1 tx 5002 out 1 in 0"), ([acceptor, opener], "rx 5001 tx 1 out 0 in 1")])
+    {
+        let [local, remote] = ports;
+        let line = lines.iter().find(|line| is_mine(line)).unwrap();
+        let (time, rest) = line.strip_prefix("at ").and_then(|line| line.split_once(' ')).unwrap();
+        known.check_time(time);
+        let ends = format!("from 127.0.0.1 {local} to 127.0.0.1 {remote}");
+        assert_eq!(rest, format!("pid {own} uid 0 {task} {ends} family 2 {figures}"));
+    }
+    program.interrupt();
+    let (status, lines, errors) = program.end();
+    assert_eq!((status, errors.as_str()), (Some(libc::SIGINT), ""));
+    assert_eq!(lines.last().map(String::as_str), Some("interrupted by signal 2"));
+}
+
+#[test]
+fn the_demonstration_finds_every_event_right() {
+    let _turn = turn();
+    built("tcp_table");
+    let output = Command::new(root().join("tests/demo")).args(["--limit", "60"]).output().unwrap();
+    let texts = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(output.status.success(), "{}\n{}", texts[0], texts[1]);
+    println!("{}", texts[0]);
+}

@@ -1,0 +1,123 @@
+//! C consumers under valgrind's memcheck: no error and no definite leak, from the first call to the end of the process.
+//!
+//! The released library is stripped. For stacks with names, have LD_LIBRARY_PATH point to one that is not:
+//! `CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --target-dir ...`.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use std::{fs, thread};
+
+use consumer::{Consumer, c_program, turn};
+use traffic::{Connection, V4, V6};
+
+#[path = "live/consumer.rs"]
+#[allow(dead_code)] // The live tests need the rest.
+mod consumer;
+#[path = "live/traffic.rs"]
+#[allow(dead_code)]
+mod traffic;
+
+/// No exit status that a consumer has of its own.
+const ERROR_STATUS: i32 = 99;
+
+/// A consumer that memcheck watches.
+struct Watched {
+    consumer: Consumer,
+    /// What memcheck has to say.
+    report: PathBuf,
+}
+
+impl Watched {
+    /// Runs a program of `tests/c`, with as many snapshots as there can be.
+    fn run(name: &str) -> Self {
+        let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("valgrind-{name}.txt"));
+        let _ = fs::remove_file(&report);
+        assert!(
+            Command::new("valgrind").arg("--version").output().is_ok_and(|output| output.status.success()),
+            "valgrind does not run: `.ci/setup test` installs it"
+        );
+        let mut command = Command::new("valgrind");
+        command
+            .arg(format!("--error-exitcode={ERROR_STATUS}"))
+            .arg(format!("--log-file={}", report.display()))
+            .args(["--leak-check=full", "--errors-for-leak-kinds=definite", "--show-leak-kinds=definite"])
+            .arg(c_program(name))
+            .env("TCPEVENT_NETLINK_INTERVAL", "0.2");
+        Self { consumer: Consumer::from(command), report }
+    }
+
+    /// Waits for the end, which must be of this status, with nothing for memcheck to say.
+    fn end(mut self, status: i32) {
+        let ended = self.consumer.wait();
+        // Where it does not know a command of bpf(2) it says so; that is no error.
+        let report = fs::read_to_string(&self.report).unwrap();
+        assert_eq!(ended, Some(status), "{report}");
+        assert!(report.contains("ERROR SUMMARY: 0 errors from 0 contexts"), "{report}");
+        assert_eq!(self.consumer.stderr(), [""; 0]);
+    }
+}
+
+/// Opens and closes a connection. Returns the ports of both its ends.
+fn connect_once() -> [(u16, u16); 2] {
+    let mut connection = Connection::open(V4(), V4());
+    let ports = connection.ports();
+    connection.send_up(100);
+    connection.close_client_first();
+    [ports, (ports.1, ports.0)]
+}
+
+/// Takes events until each of these endpoints had one.
+fn expect_all(consumer: &mut Consumer, mut endpoints: HashSet<(u16, u16)>) {
+    while !endpoints.is_empty() {
+        let event = consumer.event(&format!("{endpoints:?}"), |event| endpoints.contains(&event.ports()));
+        endpoints.remove(&event.ports());
+    }
+}
+
+#[test]
+fn a_consumer_on_two_threads_that_cleans_up_and_starts_again_has_no_memory_error() {
+    let _turn = turn();
+    let mut watched = Watched::run("consumer");
+    let consumer = &mut watched.consumer;
+    consumer.start();
+    consumer.tell("consume 2");
+    expect_all(consumer, (0..100).flat_map(|_| connect_once()).collect());
+    // One that is open can come from a snapshot only.
+    let open = Connection::open(V6(), V6());
+    consumer.event("a snapshot", |event| event.ports() == open.ports());
+    consumer.cleanup();
+    consumer.start();
+    expect_all(consumer, connect_once().into());
+    consumer.event("a snapshot", |event| event.ports() == open.ports());
+    consumer.cleanup();
+    consumer.tell("exit 0");
+    watched.end(0);
+}
+
+#[test]
+fn a_consumer_that_is_interrupted_while_it_dequeues_has_no_memory_error() {
+    let _turn = turn();
+    for delay in [0, 50, 500].map(Duration::from_millis) {
+        let mut watched = Watched::run("interrupted");
+        watched.consumer.expect("ready");
+        let interrupted = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !interrupted.load(Ordering::Relaxed) {
+                    connect_once();
+                    // No faster than a process under valgrind can follow.
+                    thread::sleep(Duration::from_millis(5));
+                }
+            });
+            thread::sleep(delay);
+            // SAFETY: a signal to a child of this process, which is not reaped yet.
+            unsafe { libc::kill(watched.consumer.pid().cast_signed(), libc::SIGINT) };
+            interrupted.store(true, Ordering::Relaxed);
+        });
+        watched.consumer.expect("handler");
+        watched.end(libc::SIGINT);
+    }
+}
