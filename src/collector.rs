@@ -36,13 +36,14 @@ const OWNERS_AGE: Duration = Duration::from_millis(20);
 static SHEDDING: Limited = Limited::new("Shedding TCP events..");
 
 /// Reads until told to stop; then detaches the probe and reads what is left. `when_reading` is called once records
-/// are being read.
+/// are being read, `before_detach` before the links are closed.
 pub fn collect(
     probe: &mut Probe<'_>,
     sleeper: &Sleeper<'_>,
     queue: &Queue,
     counters: &Counters,
     when_reading: impl FnOnce(),
+    before_detach: impl FnOnce(),
 ) -> libbpf_rs::Result<()> {
     let batch = RefCell::new(Vec::new());
     let mut builder = RingBufferBuilder::new();
@@ -82,6 +83,7 @@ pub fn collect(
             break;
         }
     }
+    before_detach();
     probe.detach();
     reader.read();
     Ok(())

@@ -28,6 +28,7 @@ pub mod clock;
 mod collector;
 pub mod counters;
 pub mod decode;
+mod descriptors;
 pub mod error;
 pub mod event;
 pub mod log;

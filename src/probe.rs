@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::io::Read;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -133,6 +134,11 @@ impl<'obj> Probe<'obj> {
             log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
         }
         Ok(Self { links, skeleton })
+    }
+
+    /// Descriptors of the links in force.
+    pub fn link_fds(&self) -> impl Iterator<Item = RawFd> {
+        self.links.iter().map(|link| link.as_fd().as_raw_fd())
     }
 
     /// Takes the hooks away. What is in the ring stays readable.

@@ -4,7 +4,7 @@
 //! signal handlers, so it does nothing but count up an epoch and wake the threads; each thread belongs to the epoch
 //! that it was started in, and ends by itself when that is over.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread;
 use std::{mem, ptr};
 
@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::collector;
 use crate::counters::{Counters, Statistics};
+use crate::descriptors::StandardStreams;
 use crate::error::Error;
 use crate::event::Event;
 use crate::log::{self, Level};
@@ -23,6 +24,12 @@ use crate::wake::Waker;
 
 /// No epoch: counting from 0, it is never reached.
 const NEVER: u64 = u64::MAX;
+
+/// A probe has one link for its main program, and at most three for its accept hooks.
+const MOST_LINKS: usize = 4;
+
+/// No descriptor.
+const NO_LINK: i32 = -1;
 
 /// See the module's documentation. Always `'static`: its threads are not joined.
 pub struct Session {
@@ -46,6 +53,8 @@ pub struct Session {
     sweep_turn: Mutex<()>,
     probe_waker: Waker,
     sweep_waker: Waker,
+    /// Descriptors of the links in force, for a forked child to close.
+    links: [AtomicI32; MOST_LINKS],
 }
 
 impl Session {
@@ -65,6 +74,7 @@ impl Session {
             sweep_turn: Mutex::new(()),
             probe_waker: Waker::new(),
             sweep_waker: Waker::new(),
+            links: [const { AtomicI32::new(NO_LINK) }; _],
         }
     }
 
@@ -110,6 +120,26 @@ impl Session {
         self.queue.pop()
     }
 
+    /// They are about to be closed.
+    fn forget_links(&self) {
+        for link in &self.links {
+            link.store(NO_LINK, Ordering::SeqCst);
+        }
+    }
+
+    /// Closes a forked child's copies of the links, which would keep the probe attached after the parent has ended it.
+    ///
+    /// Async-signal-safe, as all that runs between fork and exec must be.
+    pub fn close_links_in_child(&self) {
+        for link in &self.links {
+            let fd = link.swap(NO_LINK, Ordering::SeqCst);
+            if fd != NO_LINK {
+                // SAFETY: in the child nobody but this function knows the descriptor.
+                unsafe { libc::close(fd) };
+            }
+        }
+    }
+
     /// All counters.
     pub fn statistics(&self) -> Statistics {
         self.counters.read(self.queue.shed())
@@ -129,7 +159,10 @@ impl Session {
         }
         let body = move || {
             let _turn = self.sweep_turn.lock();
-            match self.sweep_waker.sleeper() {
+            let streams = StandardStreams::hold();
+            let sleeper = self.sweep_waker.sleeper();
+            drop(streams);
+            match sleeper {
                 // A stop that came before the sleeper was there has woken nobody.
                 Ok(_) if self.epoch.load(Ordering::SeqCst) != epoch => {}
                 Ok(sleeper) => sweep::sweep_until_told(&sleeper, interval, &self.queue, &self.counters),
@@ -162,6 +195,7 @@ impl Run {
     pub fn run(&self) -> Result<(), Error> {
         let session = self.session;
         let _turn = session.probe_turn.lock();
+        let streams = StandardStreams::hold();
         let sleeper = session.probe_waker.sleeper().map_err(no_descriptor)?;
         if self.is_over() {
             return Ok(());
@@ -169,9 +203,17 @@ impl Run {
         let settings = session.settings.lock().clone();
         let mut places = Places::new();
         let mut probe = Probe::attach(&settings, &mut places)?;
-        let result = collector::collect(&mut probe, &sleeper, &session.queue, &session.counters, || {
+        for (place, fd) in session.links.iter().zip(probe.link_fds()) {
+            place.store(fd, Ordering::SeqCst);
+        }
+        let before_detach = || session.forget_links();
+        let when_reading = || {
+            drop(streams);
             session.reading_epoch.store(self.epoch, Ordering::SeqCst);
-        });
+        };
+        let result =
+            collector::collect(&mut probe, &sleeper, &session.queue, &session.counters, when_reading, before_detach);
+        session.forget_links();
         let variables = probe.variables();
         for (lost, counter) in [
             (variables.lost_records, &session.counters.lost_records),

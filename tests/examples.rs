@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -277,9 +277,13 @@ fn enter_network_with(address: Ipv6Addr) {
         let status = Command::new("ip").args(arguments).status().expect("ip runs: `.ci/setup build` installs it");
         assert!(status.success(), "ip {arguments:?}");
     }
-    // The kernel adds the routes to it in its own time.
+    // The kernel adds the routes to it in its own time. With all in place, somebody is there to refuse.
     let until = Instant::now() + PATIENCE;
-    while let Err(error) = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).and_then(|socket| socket.connect((address, 9))) {
+    loop {
+        let error = TcpStream::connect((address, 9)).unwrap_err();
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            return;
+        }
         assert!(Instant::now() < until, "{address}: {error}");
         thread::sleep(Duration::from_millis(1));
     }

@@ -13,6 +13,7 @@ use super::diag::{self, Reply};
 use super::owners::{self, Owners};
 use crate::clock;
 use crate::counters::Counters;
+use crate::descriptors::StandardStreams;
 use crate::event::{COMM_LEN, Event};
 use crate::log::{self, Level, Limited};
 use crate::queue::Queue;
@@ -168,6 +169,7 @@ fn complete(
 }
 
 fn open_socket() -> io::Result<Socket> {
+    let _streams = StandardStreams::hold();
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

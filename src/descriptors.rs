@@ -1,0 +1,28 @@
+//! Keeps the library's descriptors away from 0, 1 and 2, where a host that has closed those would take them for its own
+//! standard streams, and so would we for its stderr.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+/// While it lives, descriptors 0 to 2 are taken.
+pub struct StandardStreams(#[allow(dead_code)] Vec<File>);
+
+impl StandardStreams {
+    /// Takes those that are closed. Where none can be opened any more, none can be taken by accident either.
+    pub fn hold() -> Self {
+        let mut held = Vec::new();
+        while let Some(fd) = lowest_closed() {
+            match File::open("/dev/null") {
+                // Somebody else was faster where it is another one.
+                Ok(file) if file.as_raw_fd() == fd => held.push(file),
+                Ok(_) | Err(_) => break,
+            }
+        }
+        Self(held)
+    }
+}
+
+fn lowest_closed() -> Option<i32> {
+    // SAFETY: F_GETFD takes any number for a descriptor, and changes nothing.
+    (0..=2).find(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } == -1)
+}
