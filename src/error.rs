@@ -4,6 +4,9 @@ use std::io;
 
 use thiserror::Error;
 
+/// The remedy where descriptors are used up.
+pub const NO_DESCRIPTORS: &str = "raise the limit of open files (ulimit -n)";
+
 /// An error of this library.
 #[derive(Debug, Error)]
 pub enum Error {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel};
 
-use crate::error::Error;
+use crate::error::{Error, NO_DESCRIPTORS};
 use crate::log::{self, Level};
 use crate::settings::{Rung, Settings};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
@@ -258,6 +258,9 @@ fn remedy(settings: &Settings, cause: &str) -> &'static str {
     const CAP_BPF: u32 = 39;
 
     let has = |capability| effective_capabilities().is_none_or(|set| set >> capability & 1 != 0);
+    if cause.contains("EMFILE") {
+        return NO_DESCRIPTORS;
+    }
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     if !(has(CAP_SYS_ADMIN) || has(CAP_BPF) && has(CAP_PERFMON)) {
         "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"

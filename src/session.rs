@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use crate::collector;
 use crate::counters::{Counters, Statistics};
 use crate::descriptors::StandardStreams;
-use crate::error::Error;
+use crate::error::{Error, NO_DESCRIPTORS};
 use crate::event::Event;
 use crate::log::{self, Level};
 use crate::netlink::sweep;
@@ -202,7 +202,12 @@ impl Run {
         }
         let settings = session.settings.lock().clone();
         let mut places = Places::new();
-        let mut probe = Probe::attach(&settings, &mut places)?;
+        let mut probe = match Probe::attach(&settings, &mut places) {
+            Ok(probe) => probe,
+            // Nobody waits for it any more.
+            Err(_) if self.is_over() => return Ok(()),
+            Err(error) => return Err(error),
+        };
         for (place, fd) in session.links.iter().zip(probe.link_fds()) {
             place.store(fd, Ordering::SeqCst);
         }
@@ -241,7 +246,7 @@ impl Drop for Run {
 }
 
 fn no_descriptor(source: std::io::Error) -> Error {
-    Error::System { what: "eventfd", remedy: "raise the limit of open files (ulimit -n)", source }
+    Error::System { what: "eventfd", remedy: NO_DESCRIPTORS, source }
 }
 
 /// Starts a thread that blocks all signals: the host's handlers run on the host's threads.

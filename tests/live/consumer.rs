@@ -15,6 +15,11 @@ pub fn slowness() -> u32 {
     std::env::var("TCPEVENT_TEST_SLOWNESS").map_or(1, |text| text.parse().expect("TCPEVENT_TEST_SLOWNESS is a number"))
 }
 
+/// Whether the long runs are asked for: `make soak`.
+pub fn soak() -> bool {
+    std::env::var_os("TCPEVENT_SOAK").is_some()
+}
+
 /// How long something that must happen is waited for.
 pub fn patience() -> Duration {
     Duration::from_secs(10) * slowness().div_ceil(4)
@@ -152,15 +157,16 @@ impl Consumer {
     }
 
     /// Runs any program that understands the same commands.
-    pub fn from(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the consumer runs");
+    pub fn from(command: Command) -> Self {
+        Self::with_stderr(command, Stdio::piped())
+    }
+
+    /// Likewise, with its stderr elsewhere.
+    pub fn with_stderr(mut command: Command, stderr: Stdio) -> Self {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().expect("the consumer runs");
         let lines = lines_of(child.stdout.take().unwrap());
-        let errors = lines_of(child.stderr.take().unwrap());
+        let errors = child.stderr.take().map_or_else(|| channel().1, lines_of);
         let stdin = child.stdin.take();
         Self { child, stdin, lines, errors, kept: VecDeque::new() }
     }
@@ -195,12 +201,17 @@ impl Consumer {
 
     /// The next line that begins with this word; those before it are kept for [`Self::event`].
     pub fn expect(&mut self, word: &str) -> String {
+        self.expect_any(&[word])
+    }
+
+    /// The next line that begins with one of these words.
+    pub fn expect_any(&mut self, words: &[&str]) -> String {
         let until = Instant::now() + patience();
         loop {
             match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(line) if line.split([' ', '\t']).next() == Some(word) => return line,
+                Ok(line) if words.contains(&line.split([' ', '\t']).next().unwrap_or_default()) => return line,
                 Ok(line) => self.kept.push_back(line),
-                Err(why) => panic!("no `{word}` came ({why:?}); on stderr: {:?}", self.stderr()),
+                Err(why) => panic!("none of {words:?} came ({why:?}); on stderr: {:?}", self.stderr()),
             }
         }
     }

@@ -3,6 +3,7 @@
 
 mod closes;
 mod consumer;
+mod host;
 mod lifecycle;
 mod owners;
 mod snapshots;

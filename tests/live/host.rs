@@ -1,0 +1,187 @@
+//! What hosts do to a library, and what a library must not do to its host.
+
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::consumer::{Consumer, c_program, library, patience, slowness, soak, turn};
+use crate::traffic::{Connection, V4};
+
+/// Runs `tests/c/host.c` in one of its modes.
+fn host(mode: &str, argument: Option<&str>, variables: &[(&str, &str)]) {
+    let _turn = turn();
+    let output =
+        Command::new(c_program("host")).arg(mode).args(argument).envs(variables.iter().copied()).output().unwrap();
+    let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{}", said.0.trim_end());
+    assert!(output.status.success(), "{}: {said:?}", output.status);
+}
+
+#[test]
+fn cleanup_from_a_signal_handler_at_random_moments_neither_hangs_nor_crashes() {
+    let count = if soak() { "10000" } else { "100" };
+    host("storm", Some(count), &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
+}
+
+#[test]
+fn dlclose_with_and_without_cleanup_and_dlopen_again() {
+    host("reload", library().to_str(), &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
+}
+
+#[test]
+fn forked_children_leave_the_parent_alone_and_can_use_the_library() {
+    host("fork", None, &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
+}
+
+#[test]
+fn a_host_without_standard_streams_keeps_their_numbers_free() {
+    host("closed", None, &[("TCPEVENT_NETLINK_INTERVAL", "0")]);
+}
+
+#[test]
+fn another_libbpf_in_the_process_keeps_its_print_callback() {
+    host("libbpf", library().to_str(), &[("TCPEVENT_LOG", "debug")]);
+}
+
+/// What a process holds.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    descriptors: Vec<String>,
+    threads: usize,
+}
+
+fn holdings(consumer: &Consumer) -> Holdings {
+    let folder = format!("/proc/{}", consumer.pid());
+    let mut descriptors: Vec<String> = fs::read_dir(format!("{folder}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| Some(fs::read_link(fd.path()).ok()?.to_string_lossy().into_owned()))
+        .collect();
+    descriptors.sort();
+    Holdings { descriptors, threads: fs::read_dir(format!("{folder}/task")).unwrap().count() }
+}
+
+fn resident_kib(consumer: &mut Consumer) -> u64 {
+    consumer.tell("memory");
+    consumer.expect("memory").split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// Waits for a consumer to hold what it held before.
+fn settle(consumer: &Consumer, before: &Holdings) {
+    let until = Instant::now() + patience();
+    while holdings(consumer) != *before {
+        assert!(Instant::now() < until, "it holds {:?}, it held {before:?}", holdings(consumer));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn cycles_of_start_traffic_and_cleanup_end_where_they_began() {
+    let _turn = turn();
+    let cycles = if soak() { 1000 } else { 100 };
+    let mut consumer = Consumer::run(&[]);
+    consumer.tell("consume 1");
+    consumer.tell("status");
+    consumer.expect("status");
+    let before = holdings(&consumer);
+    let mut first = 0;
+    for cycle in 0..cycles {
+        consumer.start();
+        let connection = Connection::open(V4(), V4());
+        let ports = connection.ports();
+        connection.close_client_first();
+        consumer.both_ends(ports);
+        consumer.cleanup();
+        settle(&consumer, &before);
+        // Allocators settle in the first rounds.
+        if cycle == cycles / 10 {
+            first = resident_kib(&mut consumer);
+        }
+    }
+    let last = resident_kib(&mut consumer);
+    println!("{cycles} cycles: resident {first} KiB after a tenth, {last} KiB at the end");
+    assert!(last <= first + 256, "it grew from {first} to {last} KiB");
+}
+
+#[test]
+fn few_descriptors_give_a_clear_error_or_work() {
+    let _turn = turn();
+    let mut worked = 0;
+    for limit in 3..40 {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\"")]).arg(c_program("consumer"));
+        command.env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_ON_ERROR", "continue");
+        let mut consumer = Consumer::from(command);
+        if limit < 5 {
+            // Not even the program's own libraries can be opened.
+            continue;
+        }
+        consumer.tell("setup");
+        let until = Instant::now() + patience();
+        loop {
+            consumer.tell("status");
+            if consumer.expect_any(&["status", "setup"]) == "status 1" {
+                worked += 1;
+                break;
+            }
+            let errors = consumer.stderr();
+            if !errors.is_empty() {
+                assert_eq!(errors.len(), 1, "{limit} descriptors: {errors:?}");
+                assert!(errors[0].starts_with("libtcpEvent: error: "), "{errors:?}");
+                assert!(errors[0].contains("(ulimit -n)"), "{limit} descriptors: {errors:?}");
+                break;
+            }
+            assert!(Instant::now() < until, "{limit} descriptors: neither an error nor a start");
+        }
+    }
+    assert!(worked > 5, "it worked with {worked} of the limits");
+}
+
+#[test]
+fn little_lockable_memory_is_enough() {
+    let _turn = turn();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -l 64 && exec \"$0\""]).arg(c_program("consumer"));
+    let mut consumer = Consumer::from(command);
+    consumer.start();
+}
+
+#[test]
+fn a_full_disk_or_a_full_pipe_behind_stderr_changes_nothing() {
+    let _turn = turn();
+    let full = Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    // Nobody reads this pipe, and the debug log fills it at once.
+    let (_unread, pipe) = std::io::pipe().unwrap();
+    for stderr in [full, Stdio::from(pipe)] {
+        let mut command = Command::new(c_program("consumer"));
+        command.env("TCPEVENT_LOG", "debug").env("TCPEVENT_NETLINK_INTERVAL", "0.1");
+        let mut consumer = Consumer::with_stderr(command, stderr);
+        for _ in 0..5 {
+            consumer.start();
+            consumer.cleanup();
+        }
+        consumer.start();
+        consumer.tell("consume 1");
+        let connection = Connection::open(V4(), V4());
+        let ports = connection.ports();
+        connection.close_client_first();
+        consumer.event("the client's end", |event| event.ports() == ports);
+    }
+}
+
+#[test]
+fn a_reader_of_stderr_that_is_gone_does_not_kill_the_host() {
+    let _turn = turn();
+    let (reader, pipe) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(c_program("consumer"));
+    // Rust's children ignore no signal: SIGPIPE would kill it.
+    command.env("TCPEVENT_LOG", "debug").env("TCPEVENT_NETLINK_INTERVAL", "0");
+    let mut consumer = Consumer::with_stderr(command, Stdio::from(pipe));
+    consumer.start();
+    // From a thread of the host too.
+    consumer.tell("add");
+    std::thread::sleep(Duration::from_millis(100) * slowness());
+    consumer.tell("status");
+    assert_eq!(consumer.expect("status"), "status 1");
+}
