@@ -26,3 +26,18 @@ fn lowest_closed() -> Option<i32> {
     // SAFETY: F_GETFD takes any number for a descriptor, and changes nothing.
     (0..=2).find(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } == -1)
 }
+
+/// What a probe takes while it is loaded, with some to spare: 3 maps, up to 5 programs and 4 links, their BTF, an
+/// epoll and an eventfd.
+const NEEDED: u64 = 24;
+
+/// Whether a start may well fail for want of descriptors.
+pub fn are_few() -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a valid rlimit to fill.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return false;
+    }
+    // Where not even the folder can be opened, there are none left.
+    std::fs::read_dir("/proc/self/fd").map_or(true, |open| open.count() as u64 + NEEDED > limit.rlim_cur)
+}

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel};
 
+use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::log::{self, Level};
 use crate::settings::{Rung, Settings};
@@ -258,7 +259,8 @@ fn remedy(settings: &Settings, cause: &str) -> &'static str {
     const CAP_BPF: u32 = 39;
 
     let has = |capability| effective_capabilities().is_none_or(|set| set >> capability & 1 != 0);
-    if cause.contains("EMFILE") {
+    // libbpf goes on where it gets no descriptor for some small thing, and fails for another reason later.
+    if cause.contains("EMFILE") || descriptors::are_few() {
         return NO_DESCRIPTORS;
     }
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
