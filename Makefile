@@ -29,7 +29,7 @@ RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for one apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test install uninstall clean help setup setup-test fmt lint headers FORCE
+.PHONY: all demo monitor test soak install uninstall clean help setup setup-test fmt lint headers FORCE
 
 all: $(PROGRAMS) ## build the library and the examples (the default)
 
@@ -41,6 +41,10 @@ monitor: all ## show this host's connections until Ctrl-C (as root)
 
 test: setup-test all ## run all tests (as root)
 	$(CARGO) test --release --locked
+
+soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,000 restarts (as root, half an hour)
+	TCPEVENT_SOAK=1 $(CARGO) test --release --locked --test live -- --nocapture \
+		nothing_is_lost cleanup_from_a_signal cycles_of_start
 
 # Only cargo knows whether the library is out of date; where it is not, its time stays and nothing else is built.
 $(LIBRARY): FORCE | setup

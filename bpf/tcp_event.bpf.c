@@ -47,9 +47,10 @@ struct {
 /* Set by user space before it sleeps, cleared by the first record after that: see wake(). */
 __u32 reader_sleeps;
 
-/* What could not be kept, for the statistics. */
+/* For the statistics: what could not be kept, and closes that only the second look saw. */
 __u64 lost_records;
 __u64 lost_owners;
+__u64 recovered_closes;
 
 /*
  * An endpoint's key in `owners`. A copy: kernels forget what a stack slot holds once its address goes to a helper, and
@@ -276,6 +277,30 @@ SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state)
 {
 	return transition(sk, old_state, new_state, true);
+}
+
+/*
+ * A second look, after either of the two. The kernel skips a program that it is running already on the same CPU, and
+ * all kprobes where it is in one: a transition in softirq is lost to them where that has interrupted the transition
+ * of another socket, in the context of a process. It is not lost to this program: what the first one has left undone
+ * is seen by its owner's entry. (Softirq brings no other transitions that matter here than these two.)
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
+{
+	struct owner *known;
+
+	if (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV) {
+		if (!bpf_map_lookup_elem(&owners, &KEY(sk)))
+			transition(sk, old_state, new_state, true);
+	} else if (new_state == TCP_CLOSE && old_state != TCP_CLOSE) {
+		known = bpf_map_lookup_elem(&owners, &KEY(sk));
+		if (known) {
+			__sync_fetch_and_add(&recovered_closes, 1);
+			transition(sk, old_state, new_state, true);
+		}
+	}
+	return 0;
 }
 
 /* The current process has taken this connection from a listener. */

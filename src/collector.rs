@@ -43,7 +43,7 @@ pub fn collect(
     queue: &Queue,
     counters: &Counters,
     when_reading: impl FnOnce(),
-    before_detach: impl FnOnce(),
+    before_detach: impl FnOnce(&Probe<'_>),
 ) -> libbpf_rs::Result<()> {
     let batch = RefCell::new(Vec::new());
     let mut builder = RingBufferBuilder::new();
@@ -83,7 +83,7 @@ pub fn collect(
             break;
         }
     }
-    before_detach();
+    before_detach(probe);
     probe.detach();
     reader.read();
     Ok(())

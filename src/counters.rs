@@ -15,6 +15,10 @@ pub struct Counters {
     pub lost_records: AtomicU64,
     /// Owners that found the map of owners full.
     pub lost_owners: AtomicU64,
+    /// Runs of the probe that the kernel skipped, because it was running already on the same CPU.
+    pub skipped_runs: AtomicU64,
+    /// Closes among those, which the second look saw.
+    pub recovered_closes: AtomicU64,
     /// Records that could not be decoded.
     pub undecoded: AtomicU64,
     /// Closes without an owner that is known for sure.
@@ -30,6 +34,8 @@ pub struct Statistics {
     pub sweeps: u64,
     pub lost_records: u64,
     pub lost_owners: u64,
+    pub skipped_runs: u64,
+    pub recovered_closes: u64,
     pub undecoded: u64,
     pub guesses: u64,
     /// Closes that the full queue dropped.
@@ -48,6 +54,8 @@ impl Counters {
             sweeps: value(&self.sweeps),
             lost_records: value(&self.lost_records),
             lost_owners: value(&self.lost_owners),
+            skipped_runs: value(&self.skipped_runs),
+            recovered_closes: value(&self.recovered_closes),
             undecoded: value(&self.undecoded),
             guesses: value(&self.guesses),
             shed_closes,
@@ -60,13 +68,15 @@ impl std::fmt::Display for Statistics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "closes={} snapshots={} sweeps={} lost_records={} lost_owners={} undecoded={} guesses={} shed_closes={} \
-             shed_snapshots={}",
+            "closes={} snapshots={} sweeps={} lost_records={} lost_owners={} skipped_runs={} recovered_closes={} \
+             undecoded={} guesses={} shed_closes={} shed_snapshots={}",
             self.closes,
             self.snapshots,
             self.sweeps,
             self.lost_records,
             self.lost_owners,
+            self.skipped_runs,
+            self.recovered_closes,
             self.undecoded,
             self.guesses,
             self.shed_closes,

@@ -33,6 +33,7 @@ pub mod error;
 pub mod event;
 pub mod log;
 pub mod netlink;
+mod privilege;
 mod probe;
 pub mod queue;
 pub mod session;

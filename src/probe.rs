@@ -9,18 +9,20 @@ use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
+use libbpf_rs::query::{LinkTypeInfo, PerfEventType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel};
+use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel, ProgramMut, libbpf_sys};
 
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::log::{self, Level};
+use crate::privilege::{self, Capability};
 use crate::settings::{Rung, Settings};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
 
 /// A probe that is attached. Dropping it detaches and unloads everything.
 pub struct Probe<'obj> {
-    // Detached before the object they belong to is unloaded.
+    // In the order of their attachment. Detached before the object they belong to is unloaded.
     links: Vec<Link>,
     /// Maps and programs.
     pub skeleton: TcpEventSkel<'obj>,
@@ -58,9 +60,7 @@ impl<'obj> Probe<'obj> {
                 }
             }
         }
-        let cause = refusals.join("; ");
-        let remedy = remedy(settings, &cause);
-        Err(Error::Probe { cause, remedy })
+        Err(refused(settings, refusals.join("; ")))
     }
 
     fn attach_rung(
@@ -106,21 +106,26 @@ impl<'obj> Probe<'obj> {
         open.progs.accept_syscall.set_autoload(hook == AcceptHook::Syscalls);
         open.progs.accept_io_uring.set_autoload(hook == AcceptHook::Syscalls);
         open.progs.adopt.set_autoload(hook != AcceptHook::None);
+        open.progs.set_state_again.set_autoload(hook != AcceptHook::None);
         let skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
 
         let mut links = Vec::new();
+        let mut refusals = Vec::new();
         let progs = &skeleton.progs;
         // Before the main program, so that no connection passes between the two unowned.
         match hook {
             AcceptHook::Return => links.push(explain(|| progs.accept_return.attach()).map_err(Refusal::Extra)?),
             AcceptHook::Syscalls => {
-                for call in ["sys_exit_accept", "sys_exit_accept4"] {
-                    let link = explain(|| {
-                        progs.accept_syscall.attach_tracepoint(libbpf_rs::TracepointCategory::Syscalls, call)
-                    });
-                    links.push(link.map_err(Refusal::Extra)?);
+                let syscall = |name| {
+                    explain(|| progs.accept_syscall.attach_tracepoint(libbpf_rs::TracepointCategory::Syscalls, name))
+                };
+                let io_uring = explain(|| progs.accept_io_uring.attach());
+                for attached in [syscall("sys_exit_accept"), syscall("sys_exit_accept4"), io_uring] {
+                    match attached {
+                        Ok(link) => links.push(link),
+                        Err(refusal) => refusals.push(refusal),
+                    }
                 }
-                links.push(explain(|| progs.accept_io_uring.attach()).map_err(Refusal::Extra)?);
             }
             AcceptHook::None => {}
         }
@@ -129,6 +134,15 @@ impl<'obj> Probe<'obj> {
             Rung::TpBtf => explain(|| progs.set_state_tracepoint.attach()),
         };
         links.push(main.map_err(Refusal::Main)?);
+        if hook != AcceptHook::None {
+            // After the main program: it looks at what that one has done.
+            match explain(|| progs.set_state_again.attach()) {
+                Ok(link) => links.push(link),
+                Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
+            }
+        }
+        // Not before: a start that fails has one line to say.
+        tell_of_refusals(&refusals);
         if hook != AcceptHook::None
             && let Err(refusal) = explain(|| adopt(&skeleton))
         {
@@ -142,22 +156,49 @@ impl<'obj> Probe<'obj> {
         self.links.iter().map(|link| link.as_fd().as_raw_fd())
     }
 
+    /// Runs of the main program that the kernel skipped, because it was running already on the same CPU. 0 where the
+    /// kernel does not tell (before 5.12; for a kprobe before 6.7). Most are of transitions that do not matter here,
+    /// and the second look makes up for the others.
+    pub fn skipped_runs(&self) -> u64 {
+        let of_program = |program: &ProgramMut<'_>| {
+            let mut info = libbpf_sys::bpf_prog_info::default();
+            let mut length = size_of_val(&info).try_into().unwrap_or(0);
+            // SAFETY: `info` is `length` bytes, all of them may be written, and its pointers are null.
+            let result = unsafe {
+                libbpf_sys::bpf_prog_get_info_by_fd(program.as_fd().as_raw_fd(), &raw mut info, &raw mut length)
+            };
+            if result == 0 { info.recursion_misses } else { 0 }
+        };
+        let of_link = |link: &Link| match link.info().map(|info| info.info) {
+            Ok(LinkTypeInfo::PerfEvent(info)) => match info.event_type {
+                PerfEventType::Kprobe { is_retprobe: false, missed, .. } => missed,
+                _ => 0,
+            },
+            _ => 0,
+        };
+        of_program(&self.skeleton.progs.set_state_entry)
+            + of_program(&self.skeleton.progs.set_state_tracepoint)
+            + self.links.iter().map(of_link).sum::<u64>()
+    }
+
     /// Takes the hooks away. What is in the ring stays readable.
     pub fn detach(&mut self) {
-        self.links.clear();
+        // The accept hooks last, for the same reason that they were attached first.
+        while self.links.pop().is_some() {}
     }
 
     /// The program's variables. They are shared with the kernel, so they are read and written as atomics only.
     pub fn variables(&self) -> Variables<'_> {
         let bss = self.skeleton.maps.bss_data.as_deref().expect("the program has variables");
         let bss = std::ptr::from_ref(bss).cast_mut();
-        // SAFETY: the three variables are aligned, mapped for as long as the skeleton lives, and accessed by nobody
+        // SAFETY: the variables are aligned, mapped for as long as the skeleton lives, and accessed by nobody
         // in this process but through these atomics.
         unsafe {
             Variables {
                 reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
                 lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
                 lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
+                recovered_closes: AtomicU64::from_ptr(&raw mut (*bss).recovered_closes),
             }
         }
     }
@@ -171,6 +212,8 @@ pub struct Variables<'probe> {
     pub lost_records: &'probe AtomicU64,
     /// Owners that found the map full.
     pub lost_owners: &'probe AtomicU64,
+    /// Closes that the main program missed, and the second look reported.
+    pub recovered_closes: &'probe AtomicU64,
 }
 
 /// Places for the objects of the tries that [`Probe::attach`] makes.
@@ -197,6 +240,20 @@ fn open<'obj>(settings: &Settings, place: &'obj mut MaybeUninit<OpenObject>) -> 
         explain(|| object.btf_custom_path(btf).map(|_| ()))?;
     }
     explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
+}
+
+/// What an accept hook lacks that is attached all the same.
+fn tell_of_refusals(refusals: &[String]) {
+    for refusal in refusals {
+        log::line(Level::Info, format_args!("a part of the accept hook was refused: {refusal}"));
+    }
+    if refusals.iter().any(|refusal| refusal.contains("EACCES")) {
+        privilege::warn_of_loss(
+            "tracefs cannot be read, and connections that another user's process accepts and the peer resets come \
+             without owner",
+            &[Capability::DAC_READ_SEARCH],
+        );
+    }
 }
 
 /// Runs the iterator once over all open files.
@@ -251,20 +308,22 @@ fn explain<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> Result<T, String> 
     })
 }
 
+/// The error for a cause, with its remedy.
+pub fn refused(settings: &Settings, cause: String) -> Error {
+    let remedy = remedy(settings, &cause);
+    Error::Probe { cause, remedy }
+}
+
 /// What the user can most likely do about a kernel that refused every rung.
 fn remedy(settings: &Settings, cause: &str) -> &'static str {
-    /// include/uapi/linux/capability.h
-    const CAP_SYS_ADMIN: u32 = 21;
-    const CAP_PERFMON: u32 = 38;
-    const CAP_BPF: u32 = 39;
-
-    let has = |capability| effective_capabilities().is_none_or(|set| set >> capability & 1 != 0);
     // libbpf goes on where it gets no descriptor for some small thing, and fails for another reason later.
     if cause.contains("EMFILE") || descriptors::are_few() {
         return NO_DESCRIPTORS;
     }
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    if !(has(CAP_SYS_ADMIN) || has(CAP_BPF) && has(CAP_PERFMON)) {
+    if privilege::in_user_namespace() {
+        "run outside of user namespaces: capabilities in one do not count for BPF"
+    } else if privilege::missing(&[Capability::BPF, Capability::PERFMON]).is_some() {
         "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
     } else if lockdown.contains("[confidentiality]") {
         "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown"
@@ -275,13 +334,6 @@ fn remedy(settings: &Settings, cause: &str) -> &'static str {
     } else {
         "set TCPEVENT_LOG=debug to see what the kernel refused"
     }
-}
-
-/// `CapEff` of this process. `None` where it cannot be read.
-fn effective_capabilities() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    u64::from_str_radix(set.trim(), 16).ok()
 }
 
 /// Below what the maps take.

@@ -17,7 +17,7 @@ use crate::error::{Error, NO_DESCRIPTORS};
 use crate::event::Event;
 use crate::log::{self, Level};
 use crate::netlink::sweep;
-use crate::probe::{Places, Probe};
+use crate::probe::{self, Places, Probe};
 use crate::queue::Queue;
 use crate::settings::Settings;
 use crate::wake::Waker;
@@ -25,8 +25,8 @@ use crate::wake::Waker;
 /// No epoch: counting from 0, it is never reached.
 const NEVER: u64 = u64::MAX;
 
-/// A probe has one link for its main program, and at most three for its accept hooks.
-const MOST_LINKS: usize = 4;
+/// A probe has one link for its main program, one for the second look, and at most three for its accept hooks.
+const MOST_LINKS: usize = 5;
 
 /// No descriptor.
 const NO_LINK: i32 = -1;
@@ -211,26 +211,27 @@ impl Run {
         for (place, fd) in session.links.iter().zip(probe.link_fds()) {
             place.store(fd, Ordering::SeqCst);
         }
-        let before_detach = || session.forget_links();
+        let counters = &session.counters;
+        let before_detach = |probe: &Probe<'_>| {
+            session.forget_links();
+            counters.skipped_runs.fetch_add(probe.skipped_runs(), Ordering::Relaxed);
+        };
         let when_reading = || {
             drop(streams);
             session.reading_epoch.store(self.epoch, Ordering::SeqCst);
         };
-        let result =
-            collector::collect(&mut probe, &sleeper, &session.queue, &session.counters, when_reading, before_detach);
+        let result = collector::collect(&mut probe, &sleeper, &session.queue, counters, when_reading, before_detach);
         session.forget_links();
         let variables = probe.variables();
         for (lost, counter) in [
-            (variables.lost_records, &session.counters.lost_records),
-            (variables.lost_owners, &session.counters.lost_owners),
+            (variables.lost_records, &counters.lost_records),
+            (variables.lost_owners, &counters.lost_owners),
+            (variables.recovered_closes, &counters.recovered_closes),
         ] {
             counter.fetch_add(lost.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         log::line(Level::Info, session.statistics());
-        result.map_err(|error| Error::Probe {
-            cause: format!("the ring buffer cannot be read: {error}"),
-            remedy: "set TCPEVENT_LOG=debug to see what the kernel refused",
-        })
+        result.map_err(|error| probe::refused(&settings, format!("the ring buffer cannot be read: {error}")))
     }
 
     fn is_over(&self) -> bool {

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, Output, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -111,13 +111,12 @@ impl Program {
         unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) };
     }
 
-    /// Waits for the end. Returns the exit code, the lines that were not read yet, and what came on stderr.
-    fn end(self) -> (Option<i32>, Vec<String>, String) {
+    fn end(self) -> Ended {
         self.end_while(|| ())
     }
 
-    /// The same, and does something meanwhile, again and again.
-    fn end_while(mut self, mut busy: impl FnMut()) -> (Option<i32>, Vec<String>, String) {
+    /// Waits for the end, and does something meanwhile, again and again.
+    fn end_while(mut self, mut busy: impl FnMut()) -> Ended {
         let until = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -127,7 +126,7 @@ impl Program {
             busy();
             thread::sleep(Duration::from_millis(5));
         };
-        (status.code(), self.lines.iter().collect(), self.errors())
+        Ended { status: status.code(), lines: self.lines.iter().collect(), errors: self.errors() }
     }
 
     /// All that comes on stderr, up to the end of the program.
@@ -142,6 +141,30 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// What a program leaves.
+#[derive(Debug)]
+struct Ended {
+    /// `None` for a signal.
+    status: Option<i32>,
+    /// Those that were not read before.
+    lines: Vec<String>,
+    errors: String,
+}
+
+impl Ended {
+    /// It must have ended with 0 and without a word on stderr. Returns the lines.
+    fn well(self) -> Vec<String> {
+        assert_eq!((self.status, self.errors.as_str()), (Some(0), ""), "{self:#?}");
+        self.lines
+    }
+
+    /// It must have ended with this status, one line on stderr and nothing else. Returns that line.
+    fn badly(self, status: i32) -> String {
+        assert_eq!((self.status, self.lines.len(), self.errors.lines().count()), (Some(status), 0, 1), "{self:#?}");
+        self.errors
     }
 }
 
@@ -334,7 +357,7 @@ fn tcp_dlopen_prints_events_as_json_whatever_bytes_a_command_has() {
         known.check(&read_json(&lines));
     }
     program.interrupt();
-    assert_eq!(program.end().2, "");
+    program.end().well();
 }
 
 #[test]
@@ -343,19 +366,9 @@ fn tcp_dlopen_says_which_library_it_cannot_load_and_what_to_do() {
         ("/no/such/libtcpEvent.so", "cannot load the library: /no/such/libtcpEvent.so: "),
         ("libc.so.6", "libc.so.6 has no symbol AddProbe: is it libtcpEvent.so?"),
     ] {
-        let output = example("tcp_dlopen", &[library]).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(output.stdout.is_empty(), "{output:?}");
-        let line = the_line(&output);
+        let line = Program::start(example("tcp_dlopen", &[library])).end().badly(1);
         assert!(line.starts_with(&format!("tcp_dlopen: {cause}")), "{line}");
     }
-}
-
-/// What is on stderr, which must be one line.
-fn the_line(output: &Output) -> String {
-    let text = String::from_utf8(output.stderr.clone()).unwrap();
-    assert!(text.ends_with('\n') && text.lines().count() == 1, "{text:?} is not one line");
-    text.trim_end().to_owned()
 }
 
 // ---- Both
@@ -363,19 +376,17 @@ fn the_line(output: &Output) -> String {
 #[test]
 fn count_ends_an_example_after_that_many_events() {
     let _turn = turn();
-    let (status, lines, errors) = Program::start(tcp_table(&["--tsv", "--count", "3"])).end_while(connect_once);
-    assert_eq!((status, lines.len(), errors.as_str()), (Some(0), 1 + 3, ""), "{lines:#?}");
-    let (status, lines, errors) = Program::start(tcp_dlopen(&["--count", "3"])).end_while(connect_once);
-    assert_eq!((status, lines.len(), errors.as_str()), (Some(0), 3, ""), "{lines:#?}");
+    let table = Program::start(tcp_table(&["--tsv", "--count", "3"]));
+    assert_eq!(table.end_while(connect_once).well().len(), 1 + 3);
+    let program = Program::start(tcp_dlopen(&["--count", "3"]));
+    assert_eq!(program.end_while(connect_once).well().len(), 3);
 }
 
 #[test]
 fn seconds_end_an_example_though_nothing_happens() {
     let _turn = turn();
-    for command in [tcp_table(&["--seconds", "1"]), tcp_dlopen(&["--seconds", "1"])] {
-        let (status, _, errors) = Program::start(command).end();
-        assert_eq!((status, errors.as_str()), (Some(0), ""));
-    }
+    Program::start(tcp_table(&["--seconds", "1"])).end().well();
+    Program::start(tcp_dlopen(&["--seconds", "1"])).end().well();
 }
 
 #[test]
@@ -384,16 +395,15 @@ fn an_interrupt_ends_an_example_with_its_last_line_whole() {
     let mut table = Program::start(tcp_table(&["--tsv"]));
     table.wait_for_a_line();
     table.interrupt();
-    let (status, lines, errors) = table.end_while(connect_once);
-    assert_eq!((status, errors.as_str()), (Some(0), ""));
-    assert!(lines.iter().all(|line| line.split('\t').count() == 13), "{lines:#?}");
-
+    for line in table.end_while(connect_once).well() {
+        assert_eq!(line.split('\t').count(), 13, "{line}");
+    }
     let mut program = Program::start(tcp_dlopen(&[]));
     program.wait_for_a_line();
     program.interrupt();
-    let (status, lines, errors) = program.end_while(connect_once);
-    assert_eq!((status, errors.as_str()), (Some(0), ""));
-    assert!(lines.iter().all(|line| line.starts_with('{') && line.ends_with('}')), "{lines:#?}");
+    for line in program.end_while(connect_once).well() {
+        assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    }
 }
 
 #[test]
@@ -418,10 +428,7 @@ fn wrong_arguments_are_status_2_and_one_line_that_names_them() {
         for (arguments, named) in WRONG.into_iter().chain([([argument].as_slice(), named)]) {
             // It takes one path.
             let named = if (name, named) == ("tcp_dlopen", "here") { "there" } else { named };
-            let output = example(name, arguments).output().unwrap();
-            assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {output:?}");
-            assert!(output.stdout.is_empty(), "{name} {arguments:?}: {output:?}");
-            let line = the_line(&output);
+            let line = Program::start(example(name, arguments)).end().badly(2);
             assert!(line.starts_with(&format!("{name}: {named}: ")), "{name} {arguments:?}: {line}");
         }
     }
@@ -430,16 +437,13 @@ fn wrong_arguments_are_status_2_and_one_line_that_names_them() {
 #[test]
 fn help_and_version_are_answers_and_no_errors() {
     for name in ["tcp_table", "tcp_dlopen"] {
-        let output = example(name, &["--help"]).output().unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = Program::start(example(name, &["--help"])).end().well().join("\n");
         assert!(text.starts_with(&format!("Usage: {name} ")), "{text}");
         for option in ["--count N", "--seconds N", "--help", "--version"] {
             assert!(text.contains(&format!("\n  {option} ")), "{option} is not in {text}");
         }
-        let output = example(name, &["--version"]).output().unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{name} {}\n", env!("CARGO_PKG_VERSION")));
+        let version = Program::start(example(name, &["--version"])).end().well();
+        assert_eq!(version, [format!("{name} {}", env!("CARGO_PKG_VERSION"))]);
     }
 }
 
@@ -479,9 +483,9 @@ fn a_consumer_in_the_style_of_the_references_own_needs_no_change() {
         assert_eq!(rest, format!("pid {own} uid 0 {task} {ends} family 2 {figures}"));
     }
     program.interrupt();
-    let (status, lines, errors) = program.end();
-    assert_eq!((status, errors.as_str()), (Some(libc::SIGINT), ""));
-    assert_eq!(lines.last().map(String::as_str), Some("interrupted by signal 2"));
+    let ended = program.end();
+    assert_eq!((ended.status, ended.errors.as_str()), (Some(libc::SIGINT), ""));
+    assert_eq!(ended.lines.last().map(String::as_str), Some("interrupted by signal 2"));
 }
 
 #[test]

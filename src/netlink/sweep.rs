@@ -16,6 +16,7 @@ use crate::counters::Counters;
 use crate::descriptors::StandardStreams;
 use crate::event::{COMM_LEN, Event};
 use crate::log::{self, Level, Limited};
+use crate::privilege::{self, Capability};
 use crate::queue::Queue;
 use crate::wake::{Sleeper, Woken};
 
@@ -29,8 +30,16 @@ static SHEDDING: Limited = Limited::new("Shedding TCP (Netlink) events..");
 
 /// Sweeps until told to stop.
 pub fn sweep_until_told(sleeper: &Sleeper<'_>, interval: Duration, queue: &Queue, counters: &Counters) {
-    let mut rounds =
-        Sweeper { sleeper, queue, counters, socket: None, sequence: 0, buffer: Vec::new(), complained: false };
+    let mut rounds = Sweeper {
+        sleeper,
+        queue,
+        counters,
+        socket: None,
+        sequence: 0,
+        buffer: Vec::new(),
+        complained: false,
+        missed_others: false,
+    };
     let mut due = Instant::now();
     loop {
         match rounds.sweep() {
@@ -61,6 +70,8 @@ struct Sweeper<'run> {
     sequence: u32,
     buffer: Vec<u8>,
     complained: bool,
+    /// Another user's socket was seen whose process was not.
+    missed_others: bool,
 }
 
 impl Sweeper<'_> {
@@ -69,6 +80,7 @@ impl Sweeper<'_> {
         let owners = Owners::scan().map_err(|error| End::Failed("reading /proc", error))?;
         let mut commands = HashMap::new();
         let mut outcome = Ok(());
+        let missed_others_before = self.missed_others;
         for family in diag::FAMILIES {
             match self.dump(family, &owners, &mut commands) {
                 Ok(()) => {}
@@ -80,6 +92,12 @@ impl Sweeper<'_> {
         if outcome.is_err() {
             // What comes late must not be taken for the next answer.
             self.socket = None;
+        }
+        if self.missed_others && !missed_others_before {
+            privilege::warn_of_loss(
+                "snapshots miss the sockets of other users' processes",
+                &[Capability::DAC_READ_SEARCH, Capability::SYS_PTRACE],
+            );
         }
         self.counters.sweeps.fetch_add(1, Ordering::Relaxed);
         outcome
@@ -117,14 +135,16 @@ impl Sweeper<'_> {
             let mut ended = None;
             let now_ns = clock::wall_now_ns();
             diag::for_each_reply(&self.buffer, self.sequence, |reply| match reply {
-                Reply::Socket(payload) => {
-                    if let Some(event) = complete(payload, now_ns, owners, commands) {
+                Reply::Socket(payload) => match complete(payload, now_ns, owners, commands) {
+                    Ok(event) => {
                         self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
                         if !self.queue.push_if_room(event) {
                             SHEDDING.warn();
                         }
                     }
-                }
+                    Err(Unfit::NoHolder { uid }) => self.missed_others |= uid != own_uid(),
+                    Err(Unfit::NoSocket | Unfit::NoCommand) => {}
+                },
                 Reply::Done(0) => ended = Some(Ok(())),
                 Reply::Done(errno) | Reply::Error(errno) => {
                     let error = io::Error::from_raw_os_error(errno);
@@ -155,17 +175,32 @@ impl Sweeper<'_> {
     }
 }
 
+/// Why a reply gives no event.
+enum Unfit {
+    /// It is not of a socket that a process can hold, or not to be read.
+    NoSocket,
+    /// No process that this one may look into holds the socket of this user.
+    NoHolder { uid: u32 },
+    /// The process has no command line, or is gone.
+    NoCommand,
+}
+
 /// The event of a reply, where a live process with a command line holds the socket.
 fn complete(
     payload: &[u8],
     now_ns: u64,
     owners: &Owners,
     commands: &mut HashMap<u32, Option<[u8; COMM_LEN]>>,
-) -> Option<Event> {
-    let socket = diag::parse_socket(payload, now_ns)?;
-    let pid = owners.holder(u64::from(socket.inode))?;
+) -> Result<Event, Unfit> {
+    let socket = diag::parse_socket(payload, now_ns).ok_or(Unfit::NoSocket)?;
+    let pid = owners.holder(u64::from(socket.inode)).ok_or(Unfit::NoHolder { uid: socket.event.uid })?;
     let command = commands.entry(pid).or_insert_with(|| owners::read_command(pid));
-    Some(Event { pid, comm: (*command)?, ..socket.event })
+    Ok(Event { pid, comm: command.ok_or(Unfit::NoCommand)?, ..socket.event })
+}
+
+fn own_uid() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
 }
 
 fn open_socket() -> io::Result<Socket> {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::str::{FromStr, Split};
@@ -46,6 +47,7 @@ pub fn c_program(name: &str) -> PathBuf {
         let source = root().join(format!("tests/c/{name}.c"));
         if !is_newer(&program, &[&source, &library(), &root().join("include/event.h")]) {
             std::fs::create_dir_all(&folder).unwrap();
+            let unfinished = folder.join(format!("{name}.{}", std::process::id()));
             let libraries = library().parent().unwrap().to_owned();
             let status = Command::new("cc")
                 .args([
@@ -63,7 +65,7 @@ pub fn c_program(name: &str) -> PathBuf {
                 .arg(root().join("include"))
                 .arg(source)
                 .arg("-o")
-                .arg(&program)
+                .arg(&unfinished)
                 .arg("-L")
                 .arg(&libraries)
                 .arg(format!("-Wl,-rpath,{}", libraries.display()))
@@ -71,10 +73,30 @@ pub fn c_program(name: &str) -> PathBuf {
                 .status()
                 .expect("cc runs");
             assert!(status.success(), "tests/c/{name}.c does not compile");
+            // Two kernels may run the same tests on the same files.
+            std::fs::rename(unfinished, &program).unwrap();
         }
         built.push(name.to_owned());
     }
     program
+}
+
+/// The user that owns nothing.
+pub const NOBODY: u32 = 65534;
+
+/// Copies a program of `tests/c`, and the library, to a folder that every user can read: the project may be in root's
+/// own one.
+fn copy_for_all(name: &str) -> PathBuf {
+    let folder = Path::new("/tmp/tcpevent-for-all");
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
+    for file in [c_program(name), library()] {
+        let copy = folder.join(file.file_name().unwrap());
+        // Not over a file that a process still runs.
+        let _ = std::fs::remove_file(&copy);
+        std::fs::copy(&file, copy).unwrap();
+    }
+    folder.join(name)
 }
 
 fn is_newer(file: &Path, than: &[&Path]) -> bool {
@@ -152,6 +174,19 @@ impl Consumer {
     /// Runs `tests/c/consumer.c` with these variables set. Sweeps are off unless asked for.
     pub fn run(variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(c_program("consumer"));
+        command.env("TCPEVENT_NETLINK_INTERVAL", "0").envs(variables.iter().copied());
+        Self::from(command)
+    }
+
+    /// The same as nobody, with these capabilities and no other (named as in `sys_ptrace`).
+    pub fn with_capabilities(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+        let program = copy_for_all("consumer");
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
+        // They outlive the exec of a program without file capabilities only where they are ambient.
+        let set: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+        command.arg(format!("--inh-caps=-all{set}")).arg(format!("--ambient-caps=-all{set}"));
+        command.arg(&program).env("LD_LIBRARY_PATH", program.parent().unwrap());
         command.env("TCPEVENT_NETLINK_INTERVAL", "0").envs(variables.iter().copied());
         Self::from(command)
     }

@@ -107,15 +107,12 @@ fn cycles_of_start_traffic_and_cleanup_end_where_they_began() {
 fn few_descriptors_give_a_clear_error_or_work() {
     let _turn = turn();
     let mut worked = 0;
-    for limit in 3..40 {
+    // A program that is linked with the library needs 5 to be loaded at all.
+    for limit in (5..40).step_by(if slowness() > 1 { 7 } else { 1 }) {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\"")]).arg(c_program("consumer"));
         command.env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_ON_ERROR", "continue");
         let mut consumer = Consumer::from(command);
-        if limit < 5 {
-            // Not even the program's own libraries can be opened.
-            continue;
-        }
         consumer.tell("setup");
         let until = Instant::now() + patience();
         loop {
@@ -134,7 +131,7 @@ fn few_descriptors_give_a_clear_error_or_work() {
             assert!(Instant::now() < until, "{limit} descriptors: neither an error nor a start");
         }
     }
-    assert!(worked > 5, "it worked with {worked} of the limits");
+    assert!(worked > 0, "it worked with {worked} of the limits");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::consumer::{Consumer, c_program, library, patience, slowness, turn};
+use crate::consumer::{Consumer, NOBODY, c_program, patience, slowness, turn};
 use crate::traffic::{Connection, V4};
 
 /// One connection, opened and closed. Returns its ports.
@@ -158,34 +158,10 @@ fn print_char_array_prints_on_stdout_and_takes_null() {
     assert_eq!(consumer.expect("Array:"), "Array: some text");
 }
 
-/// Runs a consumer as nobody, without any capability.
-fn unprivileged(variables: &[(&str, &str)]) -> Consumer {
-    const NOBODY: u32 = 65534;
-    let mut command = Command::new(copy_for_all("consumer"));
-    command.env("LD_LIBRARY_PATH", "/tmp/tcpevent-for-all").env("TCPEVENT_NETLINK_INTERVAL", "0");
-    command.envs(variables.iter().copied()).uid(NOBODY).gid(NOBODY);
-    Consumer::from(command)
-}
-
-/// A copy of a program, and of the library, that every user can read: the project may be in root's own folder.
-fn copy_for_all(name: &str) -> std::path::PathBuf {
-    use std::os::unix::fs::PermissionsExt;
-    let folder = std::path::Path::new("/tmp/tcpevent-for-all");
-    std::fs::create_dir_all(folder).unwrap();
-    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
-    for file in [c_program(name), library()] {
-        let copy = folder.join(file.file_name().unwrap());
-        // Not over a file that a process still runs.
-        let _ = std::fs::remove_file(&copy);
-        std::fs::copy(&file, copy).unwrap();
-    }
-    folder.join(name)
-}
-
 #[test]
 fn without_privilege_one_line_names_the_remedy_and_the_process_exits_with_1() {
     let _turn = turn();
-    let mut consumer = unprivileged(&[]);
+    let mut consumer = Consumer::with_capabilities(&[], &[]);
     consumer.tell("add");
     std::thread::sleep(Duration::from_millis(200) * slowness());
     assert_eq!(consumer.wait(), Some(1));
@@ -198,7 +174,8 @@ fn without_privilege_one_line_names_the_remedy_and_the_process_exits_with_1() {
 #[test]
 fn without_privilege_on_error_continue_keeps_the_process_and_its_snapshots() {
     let _turn = turn();
-    let mut consumer = unprivileged(&[("TCPEVENT_ON_ERROR", "continue"), ("TCPEVENT_NETLINK_INTERVAL", "0.2")]);
+    let mut consumer =
+        Consumer::with_capabilities(&[], &[("TCPEVENT_ON_ERROR", "continue"), ("TCPEVENT_NETLINK_INTERVAL", "0.2")]);
     consumer.tell("setup");
     assert_eq!(consumer.expect("setup"), "setup 1");
     consumer.tell("status");
@@ -215,8 +192,8 @@ fn without_privilege_on_error_continue_keeps_the_process_and_its_snapshots() {
         ])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
-        .uid(65534)
-        .gid(65534)
+        .uid(NOBODY)
+        .gid(NOBODY)
         .spawn()
         .unwrap();
     let mut line = String::new();
@@ -224,7 +201,7 @@ fn without_privilege_on_error_continue_keeps_the_process_and_its_snapshots() {
     let port: u16 = line.trim().parse().unwrap();
     consumer.tell("consume 1");
     let event = consumer.event("a snapshot", |event| event.local_port == port);
-    assert_eq!((event.pid, event.uid), (child.id(), 65534));
+    assert_eq!((event.pid, event.uid), (child.id(), NOBODY));
     child.kill().unwrap();
     child.wait().unwrap();
 }

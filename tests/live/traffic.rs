@@ -1,13 +1,16 @@
 //! Real connections with a known truth.
 
-use std::io::{Read, Write};
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::{self, Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::consumer::Event;
+use crate::consumer::{Event, c_program};
 
 pub const V4: fn() -> SocketAddr = || (Ipv4Addr::LOCALHOST, 0).into();
 pub const V6: fn() -> SocketAddr = || (Ipv6Addr::LOCALHOST, 0).into();
@@ -121,9 +124,23 @@ impl NumberedConnections {
         1 + (number % 997) as usize
     }
 
+    /// As [`Self::make`]. Returns the wall clock before and after the closes.
+    pub fn make_timed(&self, number: u32) -> (u64, u64) {
+        let (client, server) = self.open(number);
+        let before = wall_ns();
+        drop(client);
+        drop(server);
+        (before, wall_ns())
+    }
+
     /// Opens connection `number`, sends its bytes, has one byte back, and resets it: no port is kept by a TIME_WAIT.
     /// Both ends are closed when this returns, the client's first.
     pub fn make(&self, number: u32) {
+        self.make_timed(number);
+    }
+
+    /// A connection that only has to be closed, the client's end first.
+    fn open(&self, number: u32) -> (TcpStream, TcpStream) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((Self::address(number), 0)).into()).unwrap();
         socket.connect(&self.listener.local_addr().unwrap().into()).unwrap();
@@ -133,8 +150,7 @@ impl NumberedConnections {
         // It carries the acknowledgement of the bytes.
         transfer(&mut server, &mut client, 1);
         set_linger_0(&client);
-        drop(client);
-        drop(server);
+        (client, server)
     }
 
     /// The number of the connection that an event is of, and whether it is the client's end. `None` for those of
@@ -156,6 +172,53 @@ impl NumberedConnections {
         }
         assert_eq!((event.pid, event.uid, event.family), (process::id(), 0, 2), "{event:?}");
         Some((number, is_client))
+    }
+}
+
+/// A server that is another user's process, under a name of any bytes. It takes connections and does nothing with them.
+pub struct Peer {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    port: u16,
+}
+
+impl Peer {
+    /// Neither its comm nor its argv[0] may hold a NUL.
+    pub fn run(uid: u32, comm: &[u8], argv0: &[u8]) -> Self {
+        let mut child = Command::new(c_program("peer"))
+            .arg0(OsStr::from_bytes(argv0))
+            .arg(uid.to_string())
+            .arg(OsStr::from_bytes(comm))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let port = lines.next().unwrap().unwrap().parse().unwrap();
+        Self { child, lines, port }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Connects to it, and returns once it has accepted. The peer's ports are those of this end, the other way round.
+    pub fn connect(&mut self) -> TcpStream {
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        assert_eq!(self.lines.next().unwrap().unwrap(), "accepted");
+        client
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

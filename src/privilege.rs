@@ -1,0 +1,97 @@
+//! What this library may do on its host, and what is lost where it may not.
+
+use std::fmt::Display;
+use std::fs;
+
+use crate::log::{self, Level};
+
+/// A privilege, by the name of the least capability that gives it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Capability {
+    name: &'static str,
+    /// Bits of a capability set (include/uapi/linux/capability.h), any of which is enough.
+    given_by: u64,
+}
+
+const DAC_OVERRIDE: u32 = 1;
+const SYS_ADMIN: u32 = 21;
+
+impl Capability {
+    /// To read what belongs to other users: tracefs, and the folders of their processes' descriptors.
+    pub const DAC_READ_SEARCH: Self = Self::new("CAP_DAC_READ_SEARCH", 2, DAC_OVERRIDE);
+    /// To see what a descriptor of another user's process is.
+    pub const SYS_PTRACE: Self = Self::new("CAP_SYS_PTRACE", 19, 19);
+    /// To attach programs to the kernel's functions and tracepoints.
+    pub const PERFMON: Self = Self::new("CAP_PERFMON", 38, SYS_ADMIN);
+    /// To load programs and maps.
+    pub const BPF: Self = Self::new("CAP_BPF", 39, SYS_ADMIN);
+
+    const fn new(name: &'static str, bit: u32, stands_in: u32) -> Self {
+        Self { name, given_by: 1 << bit | 1 << stands_in }
+    }
+}
+
+/// Names those that the calling thread lacks, as in `CAP_BPF and CAP_PERFMON`. `None` where it has all.
+pub fn missing(needed: &[Capability]) -> Option<String> {
+    // Where /proc cannot say, they are taken to be there.
+    names_missing(needed, effective_set().unwrap_or(u64::MAX))
+}
+
+/// Warns of a loss, where the calling thread lacks a capability that would prevent it.
+pub fn warn_of_loss(loss: impl Display, needed: &[Capability]) {
+    if let Some(names) = missing(needed) {
+        log::line(Level::Warn, format_args!("{loss}: run as root, or grant {names}"));
+    }
+}
+
+/// Whether the capabilities of this process are those of a user namespace: the kernel asks for its own ones where BPF
+/// is concerned.
+pub fn in_user_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_of_user_namespace(&map))
+}
+
+/// The initial namespace maps all user IDs to themselves (user_namespaces(7)).
+fn is_of_user_namespace(uid_map: &str) -> bool {
+    !uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn names_missing(needed: &[Capability], set: u64) -> Option<String> {
+    let names: Vec<&str> =
+        needed.iter().filter(|capability| set & capability.given_by == 0).map(|capability| capability.name).collect();
+    (!names.is_empty()).then(|| names.join(" and "))
+}
+
+/// The effective set of the calling thread: each thread has its own.
+fn effective_set() -> Option<u64> {
+    let status = fs::read_to_string("/proc/thread-self/status").ok()?;
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let all = [Capability::BPF, Capability::PERFMON];
+        assert_eq!(names_missing(&all, 0).as_deref(), Some("CAP_BPF and CAP_PERFMON"));
+        assert_eq!(names_missing(&all, 1 << 39).as_deref(), Some("CAP_PERFMON"));
+        assert_eq!(names_missing(&all, 1 << 39 | 1 << 38), None);
+        assert_eq!(names_missing(&[], 0), None);
+    }
+
+    #[test]
+    fn a_greater_capability_stands_in() {
+        assert_eq!(names_missing(&[Capability::BPF, Capability::PERFMON], 1 << SYS_ADMIN), None);
+        assert_eq!(names_missing(&[Capability::DAC_READ_SEARCH], 1 << DAC_OVERRIDE), None);
+        assert_eq!(names_missing(&[Capability::SYS_PTRACE], 1 << SYS_ADMIN).as_deref(), Some("CAP_SYS_PTRACE"));
+    }
+
+    #[test]
+    fn a_user_namespace_is_told_from_the_initial_one() {
+        assert!(!is_of_user_namespace("         0          0 4294967295\n"));
+        assert!(is_of_user_namespace("         0       1000          1\n"));
+        assert!(is_of_user_namespace("         0     100000      65536\n"));
+    }
+}

@@ -1,0 +1,167 @@
+//! What each capability is good for: without root, the smallest set gives all there is, and whatever is lost without
+//! one of it is said in a line.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::consumer::{Consumer, c_program, patience, slowness, turn};
+use crate::traffic::{Peer, set_linger_0};
+
+const SMALLEST: [&str; 4] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search"];
+
+/// Neither root nor the consumer.
+const PEER_UID: u32 = 1002;
+const PEER_COMM: &str = "tev-comm";
+const PEER_ARGV0: &str = "tev-argv0";
+
+const NO_SNAPSHOTS: &str = "libtcpEvent: warn: snapshots miss the sockets of other users' processes: run as root, or \
+                            grant ";
+const NO_ACCEPTS: &str = "libtcpEvent: warn: tracefs cannot be read, and connections that another user's process \
+                          accepts and the peer resets come without owner: run as root, or grant CAP_DAC_READ_SEARCH";
+
+/// With kprobes, accepts are seen without tracefs.
+fn has_kprobes() -> bool {
+    Path::new("/sys/bus/event_source/devices/kprobe").exists()
+}
+
+fn smallest_without(name: &str) -> Vec<&'static str> {
+    SMALLEST.into_iter().filter(|other| *other != name).collect()
+}
+
+/// Another user's server with two connections, one older than the probe, and a consumer that has only these
+/// capabilities.
+struct Scene {
+    peer: Peer,
+    clients: Vec<TcpStream>,
+    /// Ports of the peer's ends: listener, old connection, new one.
+    ports: [(u16, u16); 3],
+    consumer: Consumer,
+}
+
+impl Scene {
+    fn new(capabilities: &[&str]) -> Self {
+        let mut peer = Peer::run(PEER_UID, PEER_COMM.as_bytes(), PEER_ARGV0.as_bytes());
+        let old = peer.connect();
+        let mut consumer = Consumer::with_capabilities(capabilities, &[("TCPEVENT_NETLINK_INTERVAL", "0.2")]);
+        consumer.start();
+        let new = peer.connect();
+        consumer.tell("consume 1");
+        let port = |client: &TcpStream| client.local_addr().unwrap().port();
+        let ports = [0, port(&old), port(&new)].map(|remote| (peer.port(), remote));
+        Self { peer, clients: vec![old, new], ports, consumer }
+    }
+
+    /// The peer's listener and both its connections come with the process that holds them.
+    fn check_snapshots(&mut self) {
+        let mut awaited = self.ports.to_vec();
+        while !awaited.is_empty() {
+            let event = self.consumer.event(&format!("{awaited:?}"), |event| awaited.contains(&event.ports()));
+            awaited.retain(|ports| *ports != event.ports());
+            let owner = (event.pid, event.uid, event.task.as_str());
+            assert_eq!(owner, (self.peer.pid(), PEER_UID, PEER_ARGV0), "{event:?}");
+        }
+    }
+
+    /// Some sweeps are made, and no snapshot is the peer's.
+    fn check_no_snapshots(&mut self) {
+        let until = Instant::now() + Duration::from_secs(1) * slowness();
+        while let Some(event) = self.consumer.event_within(until.saturating_duration_since(Instant::now())) {
+            assert!(!self.ports.contains(&event.ports()), "{event:?}");
+        }
+    }
+
+    /// Resets both connections, of which the peer takes no notice. Its ends must close as its own; that of the new
+    /// one as nobody's where accepts are not seen.
+    fn check_closes(&mut self, accepts_are_seen: bool) {
+        for client in self.clients.drain(..) {
+            set_linger_0(&client);
+        }
+        let known = (self.peer.pid(), PEER_UID, PEER_COMM);
+        let [_, old, new] = self.ports;
+        for (ports, owner) in [(old, known), (new, if accepts_are_seen { known } else { (0, PEER_UID, "") })] {
+            let event = self.consumer.event("a close", |event| event.ports() == ports && event.task != PEER_ARGV0);
+            assert_eq!((event.pid, event.uid, event.task.as_str()), owner, "{event:?}");
+        }
+    }
+
+    /// It has said just these lines.
+    fn check_stderr(&mut self, expected: &[&str]) {
+        let until = Instant::now() + patience();
+        let mut lines = self.consumer.stderr();
+        while lines.len() < expected.len() && Instant::now() < until {
+            lines.extend(self.consumer.stderr());
+        }
+        assert_eq!(lines, expected);
+    }
+}
+
+/// The start fails, and the one line on stderr ends with this remedy.
+fn check_failure(mut consumer: Consumer, remedy: &str) {
+    consumer.tell("setup");
+    assert_eq!(consumer.expect("setup"), "setup 1");
+    let lines = consumer.stderr();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with("libtcpEvent: error: ") && lines[0].ends_with(remedy), "{lines:?}");
+}
+
+#[test]
+fn the_smallest_set_gives_closes_and_snapshots_of_other_users_with_their_owners() {
+    let _turn = turn();
+    let mut scene = Scene::new(&SMALLEST);
+    scene.check_snapshots();
+    scene.check_closes(true);
+    scene.check_stderr(&[]);
+}
+
+#[test]
+fn without_bpf_or_perfmon_the_start_fails_with_one_line_that_names_them() {
+    let _turn = turn();
+    for missing in ["bpf", "perfmon"] {
+        let consumer = Consumer::with_capabilities(&smallest_without(missing), &[("TCPEVENT_ON_ERROR", "continue")]);
+        check_failure(consumer, "; run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)");
+    }
+}
+
+#[test]
+fn without_sys_ptrace_snapshots_of_other_users_are_missing_and_a_line_says_so() {
+    let _turn = turn();
+    let mut scene = Scene::new(&smallest_without("sys_ptrace"));
+    scene.check_no_snapshots();
+    scene.check_closes(true);
+    scene.check_stderr(&[&format!("{NO_SNAPSHOTS}CAP_SYS_PTRACE")]);
+}
+
+#[test]
+fn without_dac_read_search_accepts_may_be_missing_too_and_lines_say_so() {
+    let _turn = turn();
+    let mut scene = Scene::new(&smallest_without("dac_read_search"));
+    scene.check_no_snapshots();
+    scene.check_closes(has_kprobes());
+    let no_snapshots = format!("{NO_SNAPSHOTS}CAP_DAC_READ_SEARCH");
+    if has_kprobes() {
+        scene.check_stderr(&[&no_snapshots]);
+    } else {
+        scene.check_stderr(&[NO_ACCEPTS, &no_snapshots]);
+    }
+}
+
+#[test]
+fn without_sweeps_no_line_is_about_them() {
+    let _turn = turn();
+    let mut consumer = Consumer::with_capabilities(&["bpf", "perfmon", "dac_read_search"], &[]);
+    consumer.start();
+    consumer.tell("consume 1");
+    std::thread::sleep(Duration::from_millis(300) * slowness());
+    assert_eq!(consumer.stderr(), [""; 0]);
+}
+
+#[test]
+fn a_user_namespace_has_no_capability_that_counts() {
+    let _turn = turn();
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user"]).arg(c_program("consumer")).env("TCPEVENT_ON_ERROR", "continue");
+    let remedy = "; run outside of user namespaces: capabilities in one do not count for BPF";
+    check_failure(Consumer::from(command), remedy);
+}
