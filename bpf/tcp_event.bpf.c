@@ -119,10 +119,12 @@ static __always_inline void wake(void)
 
 	if (!*(volatile __u32 *)&reader_sleeps)
 		return;
-	*(volatile __u32 *)&reader_sleeps = 0;
 	nothing = bpf_ringbuf_reserve(&records, 8, 0);
-	if (nothing)
-		bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
+	/* Where it cannot be woken now, the next record tries again. */
+	if (!nothing)
+		return;
+	*(volatile __u32 *)&reader_sleeps = 0;
+	bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
 }
 
 static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, struct owner *known, int old_state,

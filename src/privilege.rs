@@ -25,6 +25,8 @@ impl Capability {
     pub const PERFMON: Self = Self::new("CAP_PERFMON", 38, SYS_ADMIN);
     /// To load programs and maps.
     pub const BPF: Self = Self::new("CAP_BPF", 39, SYS_ADMIN);
+    /// To do all that only root could before there were finer capabilities.
+    const SYS_ADMIN: Self = Self::new("CAP_SYS_ADMIN", SYS_ADMIN, SYS_ADMIN);
 
     const fn new(name: &'static str, bit: u32, stands_in: u32) -> Self {
         Self { name, given_by: 1 << bit | 1 << stands_in }
@@ -42,6 +44,16 @@ pub fn warn_of_loss(loss: impl Display, needed: &[Capability]) {
     if let Some(names) = missing(needed) {
         log::line(Level::Warn, format_args!("{loss}: run as root, or grant {names}"));
     }
+}
+
+/// Whether the kernel keeps perf events from all but CAP_SYS_ADMIN, which the calling thread lacks. Debian and Ubuntu
+/// have a value of their own for that, and set it; elsewhere CAP_PERFMON is enough at any value.
+pub fn perf_events_are_restricted() -> bool {
+    const MOST_FOR_PERFMON: i32 = 2;
+
+    let paranoia =
+        fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok().and_then(|text| text.trim().parse().ok());
+    paranoia.is_some_and(|value: i32| value > MOST_FOR_PERFMON) && missing(&[Capability::SYS_ADMIN]).is_some()
 }
 
 /// Whether the capabilities of this process are those of a user namespace: the kernel asks for its own ones where BPF

@@ -242,17 +242,21 @@ fn open<'obj>(settings: &Settings, place: &'obj mut MaybeUninit<OpenObject>) -> 
     explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
 }
 
-/// What an accept hook lacks that is attached all the same.
+/// What the hooks on accept system calls lack that are attached all the same.
 fn tell_of_refusals(refusals: &[String]) {
+    const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
+
     for refusal in refusals {
         log::line(Level::Info, format_args!("a part of the accept hook was refused: {refusal}"));
     }
-    if refusals.iter().any(|refusal| refusal.contains("EACCES")) {
-        privilege::warn_of_loss(
-            "tracefs cannot be read, and connections that another user's process accepts and the peer resets come \
-             without owner",
-            &[Capability::DAC_READ_SEARCH],
-        );
+    if !refusals.iter().any(|refusal| refusal.contains("EACCES")) {
+        return;
+    }
+    if privilege::perf_events_are_restricted() {
+        log::line(Level::Warn, format_args!("{LOSS}: {PERF_EVENTS_REMEDY}"));
+    } else {
+        // They are found through tracefs, which is root's own.
+        privilege::warn_of_loss(LOSS, &[Capability::DAC_READ_SEARCH]);
     }
 }
 
@@ -314,6 +318,9 @@ pub fn refused(settings: &Settings, cause: String) -> Error {
     Error::Probe { cause, remedy }
 }
 
+/// A kprobe is a perf event.
+const PERF_EVENTS_REMEDY: &str = "run as root, grant CAP_SYS_ADMIN, or set kernel.perf_event_paranoid to 2";
+
 /// What the user can most likely do about a kernel that refused every rung.
 fn remedy(settings: &Settings, cause: &str) -> &'static str {
     // libbpf goes on where it gets no descriptor for some small thing, and fails for another reason later.
@@ -325,6 +332,8 @@ fn remedy(settings: &Settings, cause: &str) -> &'static str {
         "run outside of user namespaces: capabilities in one do not count for BPF"
     } else if privilege::missing(&[Capability::BPF, Capability::PERFMON]).is_some() {
         "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
+    } else if cause.contains("EACCES") && privilege::perf_events_are_restricted() {
+        PERF_EVENTS_REMEDY
     } else if lockdown.contains("[confidentiality]") {
         "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown"
     } else if settings.btf.is_none() && !Path::new("/sys/kernel/btf/vmlinux").exists() {

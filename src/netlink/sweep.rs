@@ -142,8 +142,8 @@ impl Sweeper<'_> {
                             SHEDDING.warn();
                         }
                     }
-                    Err(Unfit::NoHolder { uid }) => self.missed_others |= uid != own_uid(),
-                    Err(Unfit::NoSocket | Unfit::NoCommand) => {}
+                    Err(Unfit::Unheld { uid }) => self.missed_others |= uid != own_uid(),
+                    Err(Unfit::Unreadable | Unfit::Nameless) => {}
                 },
                 Reply::Done(0) => ended = Some(Ok(())),
                 Reply::Done(errno) | Reply::Error(errno) => {
@@ -178,11 +178,11 @@ impl Sweeper<'_> {
 /// Why a reply gives no event.
 enum Unfit {
     /// It is not of a socket that a process can hold, or not to be read.
-    NoSocket,
+    Unreadable,
     /// No process that this one may look into holds the socket of this user.
-    NoHolder { uid: u32 },
+    Unheld { uid: u32 },
     /// The process has no command line, or is gone.
-    NoCommand,
+    Nameless,
 }
 
 /// The event of a reply, where a live process with a command line holds the socket.
@@ -192,10 +192,10 @@ fn complete(
     owners: &Owners,
     commands: &mut HashMap<u32, Option<[u8; COMM_LEN]>>,
 ) -> Result<Event, Unfit> {
-    let socket = diag::parse_socket(payload, now_ns).ok_or(Unfit::NoSocket)?;
-    let pid = owners.holder(u64::from(socket.inode)).ok_or(Unfit::NoHolder { uid: socket.event.uid })?;
+    let socket = diag::parse_socket(payload, now_ns).ok_or(Unfit::Unreadable)?;
+    let pid = owners.holder(u64::from(socket.inode)).ok_or(Unfit::Unheld { uid: socket.event.uid })?;
     let command = commands.entry(pid).or_insert_with(|| owners::read_command(pid));
-    Ok(Event { pid, comm: command.ok_or(Unfit::NoCommand)?, ..socket.event })
+    Ok(Event { pid, comm: command.ok_or(Unfit::Nameless)?, ..socket.event })
 }
 
 fn own_uid() -> u32 {
