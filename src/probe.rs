@@ -28,15 +28,26 @@ pub struct Probe<'obj> {
     pub skeleton: TcpEventSkel<'obj>,
 }
 
-/// How accepted endpoints get their owner.
+/// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
+/// their owner by inode, once they close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AcceptHook {
-    /// A kretprobe on `inet_csk_accept`.
-    Return,
-    /// The exits of the accept system calls, and io_uring's completions.
-    Syscalls,
-    /// Not at all: by inode, once they close.
-    None,
+enum Extras {
+    /// A kretprobe on `inet_csk_accept`, and all the rest.
+    AcceptReturn,
+    /// The exits of the accept system calls, io_uring's completions, and the rest.
+    AcceptSyscallsAndIoUring,
+    /// The same for kernels whose tracepoint of io_uring has other arguments (6.1).
+    AcceptSyscalls,
+    /// The rest alone: who holds older endpoints, and the second look.
+    NoAccept,
+    /// Nothing.
+    Nothing,
+}
+
+impl Extras {
+    /// In the order in which they are tried.
+    const LADDER: [Self; 5] =
+        [Self::AcceptReturn, Self::AcceptSyscallsAndIoUring, Self::AcceptSyscalls, Self::NoAccept, Self::Nothing];
 }
 
 impl<'obj> Probe<'obj> {
@@ -71,82 +82,82 @@ impl<'obj> Probe<'obj> {
         if rung == Rung::Kprobe && !kernel_has_kprobes() {
             return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
         }
-        let mut hooks = if kernel_has_kprobes() {
-            [AcceptHook::Return, AcceptHook::Syscalls, AcceptHook::None].as_slice()
-        } else {
-            [AcceptHook::Syscalls, AcceptHook::None].as_slice()
-        }
-        .iter();
         // A kernel that cannot do the extras still does the main thing: the last try is without any.
         let mut failure = String::new();
-        for &hook in hooks.by_ref() {
-            let place = places.next().ok_or("no place for another try")?;
-            match Self::try_attach(rung, hook, settings, place) {
-                Ok(probe) => return Ok(probe),
-                Err(Refusal::Main(refusal)) => failure = refusal,
-                Err(Refusal::Extra(refusal)) => {
-                    log::line(Level::Info, format_args!("accept hook {hook:?} refused: {refusal}"));
-                    failure = refusal;
-                }
+        let mut accept_refusals = Vec::new();
+        for extras in Extras::LADDER {
+            if extras == Extras::AcceptReturn && !kernel_has_kprobes() {
+                continue;
             }
+            let place = places.next().ok_or("no place for another try")?;
+            let refusal = match Self::try_attach(rung, extras, settings, place) {
+                Ok(probe) => {
+                    // Not before: a start that fails has one line to say.
+                    if matches!(extras, Extras::NoAccept | Extras::Nothing) {
+                        warn_of_unseen_accepts(&accept_refusals);
+                    }
+                    return Ok(probe);
+                }
+                Err(Refusal::Main(refusal)) => refusal,
+                Err(Refusal::Accept(refusal)) => {
+                    accept_refusals.push(refusal.clone());
+                    refusal
+                }
+            };
+            log::line(Level::Info, format_args!("{} with {extras:?} refused: {refusal}", rung.name()));
+            failure = refusal;
         }
         Err(failure)
     }
 
     fn try_attach(
         rung: Rung,
-        hook: AcceptHook,
+        extras: Extras,
         settings: &Settings,
         place: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Refusal> {
+        let by_syscalls = matches!(extras, Extras::AcceptSyscallsAndIoUring | Extras::AcceptSyscalls);
+        let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
         let mut open = open(settings, place).map_err(Refusal::Main)?;
         open.progs.set_state_entry.set_autoload(rung == Rung::Kprobe);
         open.progs.set_state_tracepoint.set_autoload(rung == Rung::TpBtf);
-        open.progs.accept_return.set_autoload(hook == AcceptHook::Return);
-        open.progs.accept_syscall.set_autoload(hook == AcceptHook::Syscalls);
-        open.progs.accept_io_uring.set_autoload(hook == AcceptHook::Syscalls);
-        open.progs.adopt.set_autoload(hook != AcceptHook::None);
-        open.progs.set_state_again.set_autoload(hook != AcceptHook::None);
+        open.progs.accept_return.set_autoload(extras == Extras::AcceptReturn);
+        open.progs.accept_syscall.set_autoload(by_syscalls);
+        open.progs.accept_io_uring.set_autoload(by_io_uring);
+        open.progs.adopt.set_autoload(extras != Extras::Nothing);
+        open.progs.set_state_again.set_autoload(extras != Extras::Nothing);
         let skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
 
         let mut links = Vec::new();
-        let mut refusals = Vec::new();
         let progs = &skeleton.progs;
         // Before the main program, so that no connection passes between the two unowned.
-        match hook {
-            AcceptHook::Return => links.push(explain(|| progs.accept_return.attach()).map_err(Refusal::Extra)?),
-            AcceptHook::Syscalls => {
-                let syscall = |name| {
-                    explain(|| progs.accept_syscall.attach_tracepoint(libbpf_rs::TracepointCategory::Syscalls, name))
-                };
-                let io_uring = explain(|| progs.accept_io_uring.attach());
-                for attached in [syscall("sys_exit_accept"), syscall("sys_exit_accept4"), io_uring] {
-                    match attached {
-                        Ok(link) => links.push(link),
-                        Err(refusal) => refusals.push(refusal),
-                    }
-                }
+        if extras == Extras::AcceptReturn {
+            links.push(explain(|| progs.accept_return.attach()).map_err(Refusal::Accept)?);
+        }
+        if by_syscalls {
+            for call in ["sys_exit_accept", "sys_exit_accept4"] {
+                let link =
+                    explain(|| progs.accept_syscall.attach_tracepoint(libbpf_rs::TracepointCategory::Syscalls, call));
+                links.push(link.map_err(Refusal::Accept)?);
             }
-            AcceptHook::None => {}
+        }
+        if by_io_uring {
+            links.push(explain(|| progs.accept_io_uring.attach()).map_err(Refusal::Accept)?);
         }
         let main = match rung {
             Rung::Kprobe => explain(|| progs.set_state_entry.attach()),
             Rung::TpBtf => explain(|| progs.set_state_tracepoint.attach()),
         };
         links.push(main.map_err(Refusal::Main)?);
-        if hook != AcceptHook::None {
+        if extras != Extras::Nothing {
             // After the main program: it looks at what that one has done.
             match explain(|| progs.set_state_again.attach()) {
                 Ok(link) => links.push(link),
                 Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
             }
-        }
-        // Not before: a start that fails has one line to say.
-        tell_of_refusals(&refusals);
-        if hook != AcceptHook::None
-            && let Err(refusal) = explain(|| adopt(&skeleton))
-        {
-            log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
+            if let Err(refusal) = explain(|| adopt(&skeleton)) {
+                log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
+            }
         }
         Ok(Self { links, skeleton })
     }
@@ -217,7 +228,7 @@ pub struct Variables<'probe> {
 }
 
 /// Places for the objects of the tries that [`Probe::attach`] makes.
-pub struct Places([MaybeUninit<OpenObject>; Rung::LADDER.len() * 3]);
+pub struct Places([MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()]);
 
 impl Places {
     /// All empty.
@@ -231,7 +242,7 @@ enum Refusal {
     /// Without it there are no events.
     Main(String),
     /// Without it owners are found less well.
-    Extra(String),
+    Accept(String),
 }
 
 fn open<'obj>(settings: &Settings, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
@@ -242,20 +253,17 @@ fn open<'obj>(settings: &Settings, place: &'obj mut MaybeUninit<OpenObject>) -> 
     explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
 }
 
-/// What the hooks on accept system calls lack that are attached all the same.
-fn tell_of_refusals(refusals: &[String]) {
+/// Accepts are not seen, for these reasons. Where it is for want of privilege, that is worth a warning.
+fn warn_of_unseen_accepts(refusals: &[String]) {
     const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
 
-    for refusal in refusals {
-        log::line(Level::Info, format_args!("a part of the accept hook was refused: {refusal}"));
-    }
     if !refusals.iter().any(|refusal| refusal.contains("EACCES")) {
         return;
     }
     if privilege::perf_events_are_restricted() {
         log::line(Level::Warn, format_args!("{LOSS}: {PERF_EVENTS_REMEDY}"));
     } else {
-        // They are found through tracefs, which is root's own.
+        // The system calls' tracepoints are found through tracefs, which is root's own.
         privilege::warn_of_loss(LOSS, &[Capability::DAC_READ_SEARCH]);
     }
 }

@@ -184,7 +184,7 @@ impl Consumer {
         let mut command = Command::new("setpriv");
         command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
         // They outlive the exec of a program without file capabilities only where they are ambient.
-        let set: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+        let set: String = capabilities.iter().flat_map(|name| [",+", name]).collect();
         command.arg(format!("--inh-caps=-all{set}")).arg(format!("--ambient-caps=-all{set}"));
         command.arg(&program).env("LD_LIBRARY_PATH", program.parent().unwrap());
         command.env("TCPEVENT_NETLINK_INTERVAL", "0").envs(variables.iter().copied());
