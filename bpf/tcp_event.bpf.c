@@ -3,8 +3,9 @@
  * Reports every TCP endpoint that reaches TCP_CLOSE: who owned it, its addresses and its counters.
  *
  * Two hooks see the same transitions, and user space attaches one of them: a kprobe at the entry of
- * tcp_set_state(), or the typed tracepoint inet_sock_set_state. Beside it, one accept hook records which process
- * took a connection, and an iterator finds the owners of endpoints that are older than the probe.
+ * tcp_set_state(), or the typed tracepoint inet_sock_set_state; a second program on the tracepoint does what the first
+ * has missed. Beside them, one accept hook records which process took a connection, and an iterator finds the owners
+ * of endpoints that are older than the probe.
  *
  * The task on the CPU at TCP_CLOSE is often a bystander, because most endpoints close in softirq. The owner is
  * therefore noted whenever a process acts on the endpoint in its own context, and kept in `owners` until the close.
@@ -195,6 +196,15 @@ static __always_inline void fill_addresses(struct tcp_record *record, struct soc
 	}
 }
 
+static __always_inline bool is_tcp(struct sock *sk)
+{
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+
+	/* sk_protocol was a bit field before Linux 5.6 (commit bf9765145b85). */
+	return (family == AF_INET || family == AF_INET6) &&
+	       BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_TCP;
+}
+
 static __always_inline void report(struct sock *sk, struct owner *known, int old_state, const bool direct)
 {
 	struct tcp_record *record;
@@ -209,8 +219,7 @@ static __always_inline void report(struct sock *sk, struct owner *known, int old
 		if (!tp)
 			return;
 	} else {
-		/* sk_protocol was a bit field before Linux 5.6 (commit bf9765145b85). */
-		if (BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) != IPPROTO_TCP)
+		if (!is_tcp(sk))
 			return;
 		tp = (struct tcp_sock *)sk;
 	}
@@ -281,26 +290,42 @@ int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state
 	return transition(sk, old_state, new_state, true);
 }
 
+/* Set before the program is loaded. */
+const volatile bool main_is_kprobe = false;
+
 /*
  * A second look, after either of the two. The kernel skips a program that it is running already on the same CPU, and
- * all kprobes where it is in one: a transition in softirq is lost to them where that has interrupted the transition
- * of another socket, in the context of a process. It is not lost to this program: what the first one has left undone
- * is seen by its owner's entry. (Softirq brings no other transitions that matter here than these two.)
+ * a kprobe for more reasons than that (kprobes.nmissed). What the first look has left undone is seen by the owner's
+ * entry, and done here.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
 {
 	struct owner *known;
+	__u8 origin;
 
-	if (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV) {
-		if (!bpf_map_lookup_elem(&owners, &KEY(sk)))
+	switch (new_state) {
+	case TCP_ESTABLISHED:
+		if (old_state == TCP_SYN_RECV && !bpf_map_lookup_elem(&owners, &KEY(sk)))
 			transition(sk, old_state, new_state, true);
-	} else if (new_state == TCP_CLOSE && old_state != TCP_CLOSE) {
+		break;
+	case TCP_CLOSE:
+		if (old_state == TCP_CLOSE || old_state == TCP_LISTEN || !bpf_map_lookup_elem(&owners, &KEY(sk)))
+			break;
+		__sync_fetch_and_add(&recovered_closes, 1);
+		transition(sk, old_state, new_state, true);
+		break;
+	case TCP_SYN_SENT:
+	case TCP_FIN_WAIT1:
+	case TCP_LAST_ACK:
+		/* In the context of a process: a tracepoint's program does not run already then. */
+		if (!main_is_kprobe)
+			break;
+		origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
 		known = bpf_map_lookup_elem(&owners, &KEY(sk));
-		if (known) {
-			__sync_fetch_and_add(&recovered_closes, 1);
+		if (!known || known->origin != origin || known->pid != (__u32)(bpf_get_current_pid_tgid() >> 32))
 			transition(sk, old_state, new_state, true);
-		}
+		break;
 	}
 	return 0;
 }
@@ -313,10 +338,15 @@ static __always_inline void accepted(struct sock *sk)
 		acted(sk, TCP_ORIGIN_ACCEPT);
 }
 
-SEC("kretprobe/inet_csk_accept")
-int BPF_KRETPROBE(accept_return, struct sock *sk)
+/*
+ * inet_accept() calls it for the new socket, in the context of the process. Not a kretprobe on inet_csk_accept(): one
+ * is taken for as long as a process waits there, and the kernel has few of them (kretprobe.maxactive) for all the
+ * servers of a host.
+ */
+SEC("kprobe/security_sock_graft")
+int BPF_KPROBE(accept_graft, struct sock *sk)
 {
-	if (sk)
+	if (sk && is_tcp(sk))
 		accepted(sk);
 	return 0;
 }
@@ -327,19 +357,13 @@ static __always_inline struct sock *tcp_socket_of(struct file *file)
 	struct inode *inode;
 	struct socket *socket;
 	struct sock *sk;
-	__u16 family;
 
 	inode = BPF_CORE_READ(file, f_inode);
 	if (!inode || (BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
 		return 0;
 	socket = BPF_CORE_READ(file, private_data);
 	sk = BPF_CORE_READ(socket, sk);
-	if (!sk)
-		return 0;
-	family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	if (family != AF_INET && family != AF_INET6)
-		return 0;
-	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_TCP ? sk : 0;
+	return sk && is_tcp(sk) ? sk : 0;
 }
 
 /* The TCP socket that the current process has under a file descriptor, or NULL. */
@@ -356,7 +380,7 @@ static __always_inline struct sock *tcp_socket_at(long fd)
 	return file ? tcp_socket_of(file) : 0;
 }
 
-/* accept() and accept4() alike, for kernels that refuse the kretprobe. */
+/* accept() and accept4() alike, for kernels that refuse the kprobe. */
 SEC("tracepoint/syscalls/sys_exit_accept4")
 int accept_syscall(struct sys_exit_context *ctx)
 {

@@ -46,7 +46,7 @@ struct __attribute__((packed)) tcp_event_t {
      */
     uint32_t UserId;
     /**
-     * Payload bytes received. A close event counts the peer's FIN as one more (tcp_sock.bytes_received).
+     * Payload bytes received; the peer's FIN counts as one more, once it came (tcp_sock.bytes_received).
      */
     uint64_t rx_b;
     /**

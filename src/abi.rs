@@ -22,7 +22,7 @@ pub struct tcp_event_t {
     pub pid: u32,
     /// User ID of that process (of the socket, in a snapshot).
     pub UserId: u32,
-    /// Payload bytes received. A close event counts the peer's FIN as one more (tcp_sock.bytes_received).
+    /// Payload bytes received; the peer's FIN counts as one more, once it came (tcp_sock.bytes_received).
     pub rx_b: u64,
     /// Payload bytes sent. A close event gives those acknowledged, and counts the opener's SYN and either side's FIN
     /// as one more each (tcp_sock.bytes_acked); a snapshot gives those sent, retransmissions included.

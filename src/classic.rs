@@ -1,10 +1,10 @@
 //! The six functions that existing consumers call. `include/event.h` is generated from this file.
 #![allow(non_snake_case)]
 
-use std::ffi::{CStr, c_char, c_int, c_uint};
-use std::ptr;
+use std::ffi::{c_char, c_int, c_uint};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::Duration;
+use std::{ptr, slice};
 
 use crate::abi::tcp_event_t;
 use crate::boundary::guard;
@@ -199,6 +199,9 @@ fn fail(error: &Error, on_error: OnError) {
     }
 }
 
+/// No program of the reference's is near as long. A host that passes one without an end is read no further.
+const MOST_PROGRAM: usize = 1 << 16;
+
 /// Says once that a program other than the stock one is not used.
 ///
 /// # Safety
@@ -210,8 +213,8 @@ unsafe fn look_at(program: *const c_char) {
     if program.is_null() {
         return;
     }
-    // SAFETY: the caller's promise.
-    let text = unsafe { CStr::from_ptr(program) }.to_bytes();
+    // SAFETY: the caller's promise. It ends at the first NUL, or at the bound.
+    let text = unsafe { slice::from_raw_parts(program.cast(), libc::strnlen(program, MOST_PROGRAM)) };
     if !is_stock_program(text) && !SAID.swap(true, Ordering::Relaxed) {
         log::line(Level::Warn, "the BPF program given is not compiled: the built-in probe is used in its place");
     }

@@ -75,7 +75,9 @@ pub fn decode(bytes: &[u8]) -> Option<Closed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     fn sample() -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -139,12 +141,44 @@ mod tests {
         assert_eq!(decode(&bytes), None);
     }
 
+    /// What may be said of any bytes.
+    fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
+        let whole = bytes.len() >= size_of::<Record>();
+        let valid = whole && bytes[62] <= 4 && [[2, 0], [10, 0]].contains(&[bytes[56], bytes[57]]);
+        let closed = decode(bytes);
+        prop_assert_eq!(closed.is_some(), valid);
+        if let Some(Closed { event, unowned_inode }) = closed {
+            prop_assert_eq!(&event.time_ns.to_ne_bytes(), &bytes[..8]);
+            prop_assert_eq!(&event.pid.to_ne_bytes(), &bytes[48..52]);
+            prop_assert_eq!(&event.comm, &bytes[96..112]);
+            prop_assert_eq!(unowned_inode.is_some(), bytes[62] == 0);
+        }
+        Ok(())
+    }
+
     proptest! {
         #[test]
-        fn any_bytes_decode_or_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-            if let Some(closed) = decode(&bytes) {
-                prop_assert!(closed.event.family == 2 || closed.event.family == 10);
+        fn hostile_bytes_decode_or_are_refused(bytes in vec(any::<u8>(), 0..256)) {
+            check(&bytes)?;
+        }
+
+        /// A record of any values, then a few bytes set to others, then cut or followed by more.
+        #[test]
+        fn hostile_records_decode_or_are_refused(
+            values in vec(any::<u8>(), size_of::<Record>()),
+            (family, origin) in (prop_oneof![Just(2u16), Just(10)], 0u8..=4),
+            flips in vec((any::<Index>(), any::<u8>()), 0..4),
+            len in prop_oneof![3 => Just(size_of::<Record>()), 1 => 0..2 * size_of::<Record>()],
+        ) {
+            let mut bytes = values;
+            bytes[56..58].copy_from_slice(&family.to_ne_bytes());
+            bytes[62] = origin;
+            prop_assert!(decode(&bytes).is_some());
+            for (at, to) in flips {
+                *at.get_mut(&mut bytes) = to;
             }
+            bytes.resize(len, 0xa5);
+            check(&bytes)?;
         }
     }
 }

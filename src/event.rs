@@ -117,6 +117,10 @@ impl From<&Event> for tcp_event_t {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn text(chars: &[c_char]) -> Vec<u8> {
@@ -141,5 +145,53 @@ mod tests {
         assert_eq!(text(&format_comm(*b"sh\0garbage\xff\xff\xff\xff\xff\xff")), b"sh");
         assert_eq!(text(&format_comm([0xff; 16])), [0xff; 16]);
         assert_eq!(format_comm([b'x'; 16])[16], 0);
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let numbers = any::<([u64; 3], [u32; 4], [u16; 2])>();
+        let family = prop_oneof![Just(2u16), Just(10), any::<u16>()];
+        // NULs are rare among random bytes.
+        let comm = prop::array::uniform16(prop_oneof![1 => Just(0), 9 => any::<u8>()]);
+        (numbers, family, any::<[[u8; 16]; 2]>(), comm).prop_map(|((longs, words, halves), family, addrs, comm)| {
+            Event {
+                time_ns: longs[0],
+                rx_bytes: longs[1],
+                tx_bytes: longs[2],
+                segs_out: words[0],
+                segs_in: words[1],
+                pid: words[2],
+                uid: words[3],
+                family,
+                local_port: halves[0],
+                remote_port: halves[1],
+                kind: Kind::Close,
+                origin: Origin::Close,
+                local_addr: addrs[0],
+                remote_addr: addrs[1],
+                comm,
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_events_give_texts_that_end(event in any_event()) {
+            let given = tcp_event_t::from(&event);
+            let (task, local, remote) = (given.task, given.SADDR, given.DADDR);
+            let name: Vec<u8> = event.comm.iter().copied().take_while(|byte| *byte != 0).collect();
+            prop_assert_eq!(text(&task), &name[..]);
+            // Nothing is behind the end that was not meant for anybody's eyes.
+            prop_assert!(task[name.len()..].iter().all(|c| *c == 0));
+            for (addr, text) in [(event.local_addr, text(&local)), (event.remote_addr, text(&remote))] {
+                let text = String::from_utf8(text).unwrap();
+                let expected: Option<IpAddr> = match event.family {
+                    2 => Some(<[u8; 4]>::try_from(&addr[..4]).unwrap().into()),
+                    10 => Some(addr.into()),
+                    _ => None,
+                };
+                prop_assert_eq!(text.parse().ok(), expected, "{}", text);
+                prop_assert_eq!(text.is_empty(), expected.is_none());
+            }
+        }
     }
 }

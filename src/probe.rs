@@ -32,8 +32,8 @@ pub struct Probe<'obj> {
 /// their owner by inode, once they close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extras {
-    /// A kretprobe on `inet_csk_accept`, and all the rest.
-    AcceptReturn,
+    /// A kprobe on `security_sock_graft`, and all the rest.
+    AcceptGraft,
     /// The exits of the accept system calls, io_uring's completions, and the rest.
     AcceptSyscallsAndIoUring,
     /// The same for kernels whose tracepoint of io_uring has other arguments (6.1).
@@ -47,7 +47,7 @@ enum Extras {
 impl Extras {
     /// In the order in which they are tried.
     const LADDER: [Self; 5] =
-        [Self::AcceptReturn, Self::AcceptSyscallsAndIoUring, Self::AcceptSyscalls, Self::NoAccept, Self::Nothing];
+        [Self::AcceptGraft, Self::AcceptSyscallsAndIoUring, Self::AcceptSyscalls, Self::NoAccept, Self::Nothing];
 }
 
 impl<'obj> Probe<'obj> {
@@ -86,7 +86,7 @@ impl<'obj> Probe<'obj> {
         let mut failure = String::new();
         let mut accept_refusals = Vec::new();
         for extras in Extras::LADDER {
-            if extras == Extras::AcceptReturn && !kernel_has_kprobes() {
+            if extras == Extras::AcceptGraft && !kernel_has_kprobes() {
                 continue;
             }
             let place = places.next().ok_or("no place for another try")?;
@@ -121,18 +121,19 @@ impl<'obj> Probe<'obj> {
         let mut open = open(settings, place).map_err(Refusal::Main)?;
         open.progs.set_state_entry.set_autoload(rung == Rung::Kprobe);
         open.progs.set_state_tracepoint.set_autoload(rung == Rung::TpBtf);
-        open.progs.accept_return.set_autoload(extras == Extras::AcceptReturn);
+        open.progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
         open.progs.accept_syscall.set_autoload(by_syscalls);
         open.progs.accept_io_uring.set_autoload(by_io_uring);
         open.progs.adopt.set_autoload(extras != Extras::Nothing);
         open.progs.set_state_again.set_autoload(extras != Extras::Nothing);
+        open.maps.rodata_data.as_deref_mut().expect("the program has constants").main_is_kprobe = rung == Rung::Kprobe;
         let skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
 
         let mut links = Vec::new();
         let progs = &skeleton.progs;
         // Before the main program, so that no connection passes between the two unowned.
-        if extras == Extras::AcceptReturn {
-            links.push(explain(|| progs.accept_return.attach()).map_err(Refusal::Accept)?);
+        if extras == Extras::AcceptGraft {
+            links.push(explain(|| progs.accept_graft.attach()).map_err(Refusal::Accept)?);
         }
         if by_syscalls {
             for call in ["sys_exit_accept", "sys_exit_accept4"] {

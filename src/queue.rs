@@ -84,8 +84,9 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::collections::{HashSet, VecDeque};
     use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
     use std::thread;
 
     use proptest::prelude::*;
@@ -162,6 +163,70 @@ mod tests {
         let mut got: Vec<u64> = consumers.into_iter().flat_map(|c| c.join().unwrap()).collect();
         got.sort_unstable();
         assert_eq!(got, (0..EVENTS).collect::<Vec<_>>());
+    }
+
+    /// The collector, the sweeps and a consumer's threads, on a queue that is full most of the time.
+    #[test]
+    fn under_contention_every_event_is_delivered_whole_or_counted() {
+        const EACH: u64 = 20_000;
+        const PRODUCERS: [Kind; 4] = [Kind::Close, Kind::Close, Kind::Snapshot, Kind::Snapshot];
+        let queue = Queue::new(8);
+        let producing = AtomicUsize::new(PRODUCERS.len());
+        let make = |producer: usize, number: u64| Event {
+            rx_bytes: number * 3,
+            tx_bytes: !number,
+            pid: u32::try_from(producer).unwrap(),
+            comm: [u8::try_from(number % 251).unwrap(); 16],
+            ..event(PRODUCERS[producer], number)
+        };
+        let got: Vec<Vec<Event>> = thread::scope(|scope| {
+            let producers: Vec<_> = (0..PRODUCERS.len())
+                .map(|producer| {
+                    let (queue, producing, make) = (&queue, &producing, &make);
+                    scope.spawn(move || {
+                        for number in 0..EACH {
+                            match PRODUCERS[producer] {
+                                Kind::Close => drop(queue.push_displacing(make(producer, number))),
+                                Kind::Snapshot => drop(queue.push_if_room(make(producer, number))),
+                            }
+                        }
+                        producing.fetch_sub(1, Ordering::SeqCst);
+                    })
+                })
+                .collect();
+            let consume = || {
+                let mut got = Vec::new();
+                loop {
+                    let last = producing.load(Ordering::SeqCst) == 0;
+                    match queue.try_pop() {
+                        Some(event) => got.push(event),
+                        None if last => return got,
+                        None => thread::yield_now(),
+                    }
+                }
+            };
+            let consumers: Vec<_> = (0..3).map(|_| scope.spawn(consume)).collect();
+            for producer in producers {
+                producer.join().unwrap();
+            }
+            consumers.into_iter().map(|consumer| consumer.join().unwrap()).collect()
+        });
+
+        let mut seen = HashSet::new();
+        for events in &got {
+            let mut last = [None; PRODUCERS.len()];
+            for event in events {
+                let producer = event.pid as usize;
+                assert_eq!(*event, make(producer, event.time_ns));
+                assert!(seen.insert((producer, event.time_ns)), "{event:?} came twice");
+                assert!(last[producer] < Some(event.time_ns), "{event:?} came late");
+                last[producer] = Some(event.time_ns);
+            }
+        }
+        let delivered = |kind| seen.iter().filter(|(producer, _)| PRODUCERS[*producer] == kind).count() as u64;
+        let (shed_closes, shed_snapshots) = queue.shed();
+        assert_eq!(delivered(Kind::Close) + shed_closes, 2 * EACH);
+        assert_eq!(delivered(Kind::Snapshot) + shed_snapshots, 2 * EACH);
     }
 
     proptest! {

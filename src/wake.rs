@@ -110,6 +110,7 @@ impl Drop for Sleeper<'_> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
+    use std::sync::Barrier;
     use std::thread;
     use std::time::Instant;
 
@@ -156,6 +157,42 @@ mod tests {
             }
         });
         assert_eq!(waker.fd.load(Ordering::SeqCst), NO_FD);
+    }
+
+    /// As the session does it: the stop is noted before the wake, and looked at once the sleeper is published.
+    #[test]
+    fn stops_from_several_threads_are_never_missed() {
+        const STOPPERS: usize = 3;
+        const ROUNDS: usize = 300;
+        let waker = Waker::new();
+        let stopped = AtomicU32::new(0);
+        let start = Barrier::new(STOPPERS + 1);
+        let end = Barrier::new(STOPPERS + 1);
+        thread::scope(|scope| {
+            let stop = || {
+                for _ in 0..ROUNDS {
+                    start.wait();
+                    stopped.fetch_add(1, Ordering::SeqCst);
+                    waker.wake();
+                    end.wait();
+                }
+            };
+            let stoppers: Vec<_> = (0..STOPPERS).map(|_| scope.spawn(stop)).collect();
+            for round in 0..ROUNDS {
+                start.wait();
+                let sleeper = waker.sleeper().unwrap();
+                if stopped.load(Ordering::SeqCst) == 0 {
+                    assert_eq!(sleeper.wait(None, Some(Duration::from_secs(30))), Woken::Told, "round {round}");
+                }
+                // Some of the others are still at it.
+                drop(sleeper);
+                end.wait();
+                stopped.store(0, Ordering::SeqCst);
+            }
+            for stopper in stoppers {
+                stopper.join().unwrap();
+            }
+        });
     }
 
     #[test]

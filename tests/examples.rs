@@ -1,6 +1,7 @@
 //! The example programs, a consumer in the style of the reference library's own, and the demonstration, run as they
 //! are run by hand.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
@@ -30,10 +31,16 @@ fn built(name: &str) -> PathBuf {
     path
 }
 
-/// An example that shows closes and no snapshots.
+/// A program that gets closes and no snapshots, and loses none, whatever the rest of the host does.
+fn watcher(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_QUEUE", "100000");
+    command
+}
+
 fn example(name: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(built(name));
-    command.args(arguments).env("TCPEVENT_NETLINK_INTERVAL", "0");
+    let mut command = watcher(built(name));
+    command.args(arguments);
     command
 }
 
@@ -96,12 +103,17 @@ impl Program {
 
     /// The lines up to the one by which each of these has come.
     fn lines_until_all(&mut self, wanted: &[impl Fn(&str) -> bool; 2]) -> Vec<String> {
+        let until = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
-        while !wanted.iter().all(|wanted| lines.iter().any(|line: &String| wanted(line))) {
-            match self.line_within(PATIENCE) {
-                Some(line) => lines.push(line),
-                None => panic!("not all came; there were {lines:#?}"),
+        let mut came = [false; 2];
+        while came != [true; 2] {
+            let Some(line) = self.line_within(until.saturating_duration_since(Instant::now())) else {
+                panic!("not both came; there were {lines:#?}");
+            };
+            for (came, wanted) in came.iter_mut().zip(wanted) {
+                *came |= wanted(&line);
             }
+            lines.push(line);
         }
         lines
     }
@@ -462,8 +474,8 @@ fn a_consumer_in_the_style_of_the_references_own_needs_no_change() {
     assert!(status.success(), "tests/c/reference_style.c does not compile");
 
     let _turn = turn();
-    let mut command = Command::new(program);
-    command.arg(built("libtcpEvent.so")).env("TCPEVENT_NETLINK_INTERVAL", "0");
+    let mut command = watcher(program);
+    command.arg(built("libtcpEvent.so"));
     let mut program = Program::start(command);
     assert_eq!(program.line(), format!("watching as {}, 1", program.child.id()));
     let (own, task) = (process::id(), own_comm());

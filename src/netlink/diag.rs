@@ -191,7 +191,9 @@ fn octets(address: IpAddr) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
     use proptest::prelude::*;
+    use proptest::sample::Index;
 
     /// A reply's payload: an IPv4 socket, inode 77, uid 1000, 10.0.0.1:8080 to 10.0.0.2:443.
     fn socket(family: u8, attributes: &[u8]) -> Vec<u8> {
@@ -349,21 +351,119 @@ mod tests {
         }
     }
 
-    proptest! {
-        #[test]
-        fn any_datagram_ends(datagram in proptest::collection::vec(any::<u8>(), 0..512)) {
-            let mut count = 0;
-            for_each_reply(&datagram, 0, |reply| {
-                count += 1;
-                if let Reply::Socket(payload) = reply {
-                    parse_socket(payload, 0);
+    /// A length field as it should be, or anything else.
+    fn length_or_not<T: Arbitrary + Clone>() -> impl Strategy<Value = Option<T>> {
+        prop_oneof![4 => Just(None), 1 => any::<T>().prop_map(Some)]
+    }
+
+    fn cut(bytes: &mut Vec<u8>, by: usize) {
+        bytes.truncate(bytes.len().saturating_sub(by));
+    }
+
+    /// How many bytes are missing at the end: none as a rule.
+    fn missing() -> impl Strategy<Value = usize> {
+        prop_oneof![4 => Just(0usize), 1 => 1usize..64]
+    }
+
+    prop_compose! {
+        /// An attribute, with a wrong length maybe: a tcp_info of any size, or one of another kind that holds more.
+        fn any_attribute()(
+            kind in prop_oneof![3 => Just(INET_DIAG_INFO), 1 => any::<u16>()],
+            value in prop_oneof![
+                (0usize..=280).prop_map(tcp_info),
+                vec(any::<u8>(), 0..40),
+                (0usize..=280).prop_map(|len| attribute(INET_DIAG_INFO, &tcp_info(len))),
+            ],
+            length in length_or_not::<u16>(),
+        ) -> Vec<u8> {
+            let mut bytes = attribute(kind, &value);
+            if let Some(length) = length {
+                bytes[..2].copy_from_slice(&length.to_ne_bytes());
+            }
+            bytes
+        }
+    }
+
+    prop_compose! {
+        /// The payload of a reply about a socket, whose attributes may be cut anywhere.
+        fn any_payload()(
+            family in prop_oneof![Just(2u8), Just(10), any::<u8>()],
+            attributes in vec(any_attribute(), 0..4),
+            missing in missing(),
+        ) -> Vec<u8> {
+            let mut bytes = socket(family, &attributes.concat());
+            cut(&mut bytes, missing);
+            bytes
+        }
+    }
+
+    prop_compose! {
+        /// A message, with a wrong length maybe.
+        fn any_message()(
+            kind in prop_oneof![4 => Just(SOCK_DIAG_BY_FAMILY), 1 => Just(NLMSG_ERROR), 1 => Just(NLMSG_DONE), 1 => any::<u16>()],
+            flags in prop_oneof![Just(2u16), Just(0x12), any::<u16>()],
+            sequence in 4u32..7,
+            payload in prop_oneof![4 => any_payload(), 1 => vec(any::<u8>(), 0..8)],
+            length in length_or_not::<u32>(),
+            near in length_or_not::<u8>(),
+        ) -> Vec<u8> {
+            let mut bytes = message(kind, flags, sequence, &payload);
+            // One that is somewhere near the truth gets further than most.
+            if let Some(length) = length.or(near.map(u32::from)) {
+                bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            }
+            bytes
+        }
+    }
+
+    /// What may be said of any datagram.
+    fn check(datagram: &[u8]) -> Result<(), TestCaseError> {
+        let all = replies(datagram, 5);
+        // A message has 16 bytes at least, and gives two replies at most.
+        prop_assert!(all.len() <= datagram.len() / NETLINK_HEADER_LEN * 2 + 1);
+        for reply in &all {
+            match reply {
+                Reply::Socket(payload) => {
+                    prop_assert!(datagram.as_ptr_range().contains(&payload.as_ptr()) || payload.is_empty());
+                    if let Some(Socket { inode, event }) = parse_socket(payload, 99) {
+                        prop_assert!(inode != 0);
+                        prop_assert!(event.family == 2 || event.family == 10);
+                        prop_assert_eq!(event.time_ns, 99);
+                    }
                 }
-            });
-            prop_assert!(count <= datagram.len());
+                Reply::Done(errno) | Reply::Error(errno) => prop_assert!(*errno >= 0),
+                Reply::Interrupted | Reply::Malformed => {}
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        /// Several messages, each of which may lie about its length at each level, in a datagram that may be cut and
+        /// have other bytes anywhere.
+        #[test]
+        fn hostile_replies_end(
+            messages in vec(any_message(), 0..5),
+            missing in missing(),
+            flips in vec((any::<Index>(), any::<u8>()), 0..3),
+        ) {
+            let mut datagram = messages.concat();
+            cut(&mut datagram, missing);
+            if !datagram.is_empty() {
+                for (at, to) in flips {
+                    *at.get_mut(&mut datagram) = to;
+                }
+            }
+            check(&datagram)?;
         }
 
         #[test]
-        fn any_attributes_end(attributes in proptest::collection::vec(any::<u8>(), 0..512), flip in 0usize..72, to: u8) {
+        fn hostile_datagrams_end(datagram in vec(any::<u8>(), 0..512)) {
+            check(&datagram)?;
+        }
+
+        #[test]
+        fn hostile_attributes_end(attributes in vec(any::<u8>(), 0..512), flip in 0usize..72, to: u8) {
             let mut bytes = socket(2, &attributes);
             bytes[flip] = to;
             if let Some(socket) = parse_socket(&bytes, 0) {

@@ -57,20 +57,23 @@ fn parse_socket_link(link: &str) -> Option<u64> {
 /// The first 16 bytes of a process's argv[0], padded with NULs. `None` where it has none (a kernel thread, a zombie)
 /// or is gone.
 pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
-    read_name(&format!("/proc/{pid}/cmdline"), 0)
+    let (mut name, _) = read_start(&format!("/proc/{pid}/cmdline"))?;
+    cut(&mut name);
+    (name[0] != 0).then_some(name)
 }
 
 /// A process's comm and user ID.
 pub fn read_identity(pid: u32) -> Option<([u8; COMM_LEN], u32)> {
     use std::os::unix::fs::MetadataExt;
 
-    let comm = read_name(&format!("/proc/{pid}/comm"), b'\n')?;
+    let (mut comm, length) = read_start(&format!("/proc/{pid}/comm"))?;
+    end_line(&mut comm[..length]);
     let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
     Some((comm, uid))
 }
 
-/// Up to 16 bytes of a file, ended by `end`. `None` where there is not one byte before that.
-fn read_name(path: &str, end: u8) -> Option<[u8; COMM_LEN]> {
+/// The first 16 bytes of a file, or all where it has fewer, and how many those are.
+fn read_start(path: &str) -> Option<([u8; COMM_LEN], usize)> {
     let mut name = [0; COMM_LEN];
     let mut filled = 0;
     let mut file = File::open(path).ok()?;
@@ -82,14 +85,20 @@ fn read_name(path: &str, end: u8) -> Option<[u8; COMM_LEN]> {
             Err(_) => return None,
         }
     }
-    cut(&mut name, end);
-    (name[0] != 0).then_some(name)
+    Some((name, filled))
 }
 
-/// Clears a name from its terminator on.
-fn cut(name: &mut [u8; COMM_LEN], end: u8) {
-    if let Some(length) = name.iter().position(|byte| *byte == end || *byte == 0) {
+/// Clears a name from its first NUL on.
+fn cut(name: &mut [u8]) {
+    if let Some(length) = name.iter().position(|byte| *byte == 0) {
         name[length..].fill(0);
+    }
+}
+
+/// Takes the newline away that the kernel has put behind a comm. One before that is the comm's own.
+fn end_line(comm: &mut [u8]) {
+    if let Some(end) = comm.last_mut().filter(|last| **last == b'\n') {
+        *end = 0;
     }
 }
 
@@ -97,6 +106,8 @@ fn cut(name: &mut [u8; COMM_LEN], end: u8) {
 mod tests {
     use std::net::TcpListener;
     use std::os::fd::AsRawFd;
+
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -110,14 +121,63 @@ mod tests {
 
     #[test]
     fn a_name_of_any_bytes_is_cut_at_its_end() {
-        for (bytes, end, expected) in [
-            (*b"python3\0-c\0x = 1", 0, *b"python3\0\0\0\0\0\0\0\0\0"),
-            (*b"curl\nrest\0\0\0\0\0\0\0", b'\n', *b"curl\0\0\0\0\0\0\0\0\0\0\0\0"),
-            ([0xff; 16], 0, [0xff; 16]),
+        for (bytes, expected) in [
+            (*b"python3\0-c\0x = 1", *b"python3\0\0\0\0\0\0\0\0\0"),
+            (*b"\0ython3\0-c\0x = 1", [0; 16]),
+            ([0xff; 16], [0xff; 16]),
         ] {
             let mut name = bytes;
-            cut(&mut name, end);
+            cut(&mut name);
             assert_eq!(name, expected);
+        }
+    }
+
+    #[test]
+    fn a_comm_keeps_its_own_newlines() {
+        for (line, comm) in [(b"curl\n".as_slice(), b"curl\0".as_slice()), (b"a\nb\n\n", b"a\nb\n\0"), (b"\n", b"\0")] {
+            let mut bytes = line.to_vec();
+            end_line(&mut bytes);
+            assert_eq!(bytes, comm);
+        }
+        end_line(&mut []);
+    }
+
+    /// Comms of this thread, as /proc gives them back.
+    #[test]
+    fn a_comm_of_any_bytes_is_read_as_it_is() {
+        let tid = fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        for name in [c"0123456789abcde", c"a\nb\x1b\xff\x80", c"\n", c""] {
+            // SAFETY: a NUL-terminated string.
+            unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+            let (comm, _) = read_identity(tid).unwrap();
+            let mut expected = [0; COMM_LEN];
+            expected[..name.to_bytes().len()].copy_from_slice(name.to_bytes());
+            assert_eq!(comm, expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_names_end_within_16_bytes(bytes: [u8; COMM_LEN], nul in 0..2 * COMM_LEN) {
+            let mut name = bytes;
+            if let Some(byte) = name.get_mut(nul) {
+                *byte = 0;
+            }
+            let before = name;
+            cut(&mut name);
+            let length = before.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
+            prop_assert_eq!(&name[..length], &before[..length]);
+            prop_assert!(name[length..].iter().all(|byte| *byte == 0));
+        }
+
+        #[test]
+        fn hostile_links_give_an_inode_only_where_they_name_one(link in "(socket|pipe)?:?\\[?[0-9]{0,22}\\]?.?") {
+            let inode = parse_socket_link(&link);
+            if let Some(inode) = inode {
+                let digits: String = link.chars().filter(char::is_ascii_digit).collect();
+                prop_assert_eq!(digits.parse(), Ok(inode));
+                prop_assert_eq!(link, format!("socket:[{digits}]"));
+            }
         }
     }
 

@@ -294,7 +294,9 @@ impl Consumer {
     /// All events that come until there is silence.
     pub fn events_until_silence(&mut self) -> Vec<Event> {
         let silence = Duration::from_millis(300) * slowness().div_ceil(2);
-        std::iter::from_fn(|| self.event_within(silence)).collect()
+        // On a host that is never silent, as long as anything is waited for.
+        let until = Instant::now() + 3 * patience();
+        std::iter::from_fn(|| self.event_within(silence).filter(|_| Instant::now() < until)).collect()
     }
 
     /// All events up to another line.
@@ -312,9 +314,8 @@ impl Consumer {
         self.errors.try_iter().collect()
     }
 
-    /// Ends stdin and waits for the end. Returns the exit code; `None` for a signal.
+    /// Waits for the process to end by itself. Returns the exit code; `None` for a signal.
     pub fn wait(&mut self) -> Option<i32> {
-        self.stdin = None;
         let until = Instant::now() + patience();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

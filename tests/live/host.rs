@@ -19,7 +19,12 @@ fn host(mode: &str, argument: Option<&str>, variables: &[(&str, &str)]) {
 
 #[test]
 fn cleanup_from_a_signal_handler_at_random_moments_neither_hangs_nor_crashes() {
-    let count = if soak() { "10000" } else { "100" };
+    // Few where it is emulated: now and then the guest's kernel itself dies of kprobes that come and go.
+    let count = match (soak(), slowness() > 1) {
+        (true, _) => "10000",
+        (false, false) => "100",
+        (false, true) => "10",
+    };
     host("storm", Some(count), &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
 }
 
@@ -78,7 +83,7 @@ fn settle(consumer: &Consumer, before: &Holdings) {
 #[test]
 fn cycles_of_start_traffic_and_cleanup_end_where_they_began() {
     let _turn = turn();
-    let cycles = if soak() { 1000 } else { 100 };
+    let cycles = if soak() { 1000 } else { 100 / slowness() };
     let mut consumer = Consumer::run(&[]);
     consumer.tell("consume 1");
     consumer.tell("status");

@@ -163,7 +163,6 @@ fn without_privilege_one_line_names_the_remedy_and_the_process_exits_with_1() {
     let _turn = turn();
     let mut consumer = Consumer::with_capabilities(&[], &[]);
     consumer.tell("add");
-    std::thread::sleep(Duration::from_millis(200) * slowness());
     assert_eq!(consumer.wait(), Some(1));
     let lines = consumer.stderr();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -218,7 +217,6 @@ fn a_bad_setting_is_an_error_that_names_it() {
     ] {
         let mut consumer = Consumer::run(&[(name, value)]);
         consumer.tell("add");
-        std::thread::sleep(Duration::from_millis(50) * slowness());
         assert_eq!(consumer.wait(), Some(1), "{name}={value}");
         let lines = consumer.stderr();
         assert_eq!(lines, [format!("libtcpEvent: error: {name}={value:?} is not valid: it takes {takes}")]);
@@ -240,7 +238,6 @@ fn a_rung_that_this_kernel_lacks_is_refused_with_the_reason() {
 fn expect_failure(command: Command, text: &str) {
     let mut consumer = Consumer::from(command);
     consumer.tell("add");
-    std::thread::sleep(Duration::from_millis(300) * slowness());
     assert_eq!(consumer.wait(), Some(1));
     let lines = consumer.stderr();
     assert_eq!(lines.len(), 1, "{lines:?}");

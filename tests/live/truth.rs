@@ -295,7 +295,8 @@ fn records_that_find_the_ring_full_are_counted() {
     let counters = logged_counters(&mut consumer);
     let delivered = events.iter().filter(|event| connections.identify(event).is_some()).count() as u64;
     let of_others = events.len() as u64 - delivered;
-    assert_eq!(events.len() as u64, counters["closes"]);
+    // What others closed since the silence is counted, and not taken any more.
+    assert!((events.len() as u64..events.len() as u64 + 50).contains(&counters["closes"]), "{counters:?}");
     assert!(counters["lost_records"] > 3000, "{counters:?}");
     let lost = 2 * u64::from(count) - delivered;
     assert!(
