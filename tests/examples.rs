@@ -2,8 +2,8 @@
 //! are run by hand.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
@@ -339,17 +339,15 @@ for line in sys.stdin:
 ";
 
 fn read_json(lines: &[String]) -> Vec<String> {
-    let mut python = Command::new("python3")
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tcp_dlopen.json");
+    fs::write(&path, lines.join("\n")).unwrap();
+    let output = Command::new("python3")
         .args(["-c", READ_JSON, HEADER])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
+        .stdin(File::open(&path).unwrap())
+        .output()
         .expect("python3 runs: `.ci/setup build` installs it");
-    let mut text = lines.join("\n");
-    text.push('\n');
-    python.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let output = python.wait_with_output().unwrap();
-    assert!(output.status.success(), "not all of these are events in JSON: {text}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} has a line that is no event in JSON: {errors}", path.display());
     String::from_utf8(output.stdout).unwrap().lines().map(ToOwned::to_owned).collect()
 }
 
