@@ -19,11 +19,10 @@ fn host(mode: &str, argument: Option<&str>, variables: &[(&str, &str)]) {
 
 #[test]
 fn cleanup_from_a_signal_handler_at_random_moments_neither_hangs_nor_crashes() {
-    // Few where it is emulated: now and then the guest's kernel itself dies of kprobes that come and go.
     let count = match (soak(), slowness() > 1) {
         (true, _) => "10000",
         (false, false) => "100",
-        (false, true) => "10",
+        (false, true) => "20",
     };
     host("storm", Some(count), &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
 }
