@@ -7,9 +7,9 @@
 
 /*
  * The states of a TCP connection (include/net/tcp_states.h), for programs that took them from here. Left out where
- * <netinet/tcp.h> has been included before: it has the same names.
+ * <netinet/tcp.h> has been included before and has the same names.
  */
-#ifndef _NETINET_TCP_H
+#if !defined(_NETINET_TCP_H) || (defined(__GLIBC__) && !defined(__USE_MISC))
 enum {
     TCP_ESTABLISHED = 1,
     TCP_SYN_SENT,

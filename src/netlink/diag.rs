@@ -445,10 +445,16 @@ mod tests {
         fn hostile_replies_end(
             messages in vec(any_message(), 0..5),
             missing in missing(),
+            last_is_honest: bool,
             flips in vec((any::<Index>(), any::<u8>()), 0..3),
         ) {
             let mut datagram = messages.concat();
             cut(&mut datagram, missing);
+            let last = messages.iter().rev().skip(1).map(Vec::len).sum();
+            if last_is_honest && let Some(message) = datagram.get_mut(last..) && message.len() >= NETLINK_HEADER_LEN {
+                let length = u32::try_from(message.len()).unwrap();
+                message[..4].copy_from_slice(&length.to_ne_bytes());
+            }
             if !datagram.is_empty() {
                 for (at, to) in flips {
                     *at.get_mut(&mut datagram) = to;

@@ -13,7 +13,7 @@
  *   exit STATUS      exit(3)
  *
  * An event is a line of 13 columns: "event", the thread, EventTime and the other eleven fields in the order of
- * ABI's table. Ends at the end of stdin.
+ * struct tcp_event_t. Ends at the end of stdin.
  */
 #include <inttypes.h>
 #include <pthread.h>

@@ -615,12 +615,12 @@ static void io_uring_server_idles(int sync)
 	hear(sync);
 }
 
-/* Both ends ready, and then a reset when the whole program is told to go on: `sync` of the client is that order. */
+/* Closed by the main process once it is told to go on. */
 static int go_on[2];
 
-static void client_resets_later(int sync)
+/* Both ends are ready; the reset comes when the whole program is told to go on. */
+static void reset_later(int fd, int sync)
 {
-	int fd = dial(sync);
 	char byte;
 
 	own(fd);
@@ -632,18 +632,14 @@ static void client_resets_later(int sync)
 	say(sync);
 }
 
+static void client_resets_later(int sync)
+{
+	reset_later(dial(sync), sync);
+}
+
 static void server_resets_later(int sync)
 {
-	int fd = take(listen_for(sync));
-	char byte;
-
-	own(fd);
-	hear(sync);
-	put(STDERR_FILENO, "r");
-	if (read(go_on[0], &byte, 1) != 0)
-		die("go_on");
-	reset(fd);
-	say(sync);
+	reset_later(take(listen_for(sync)), sync);
 }
 
 static const struct scenario {

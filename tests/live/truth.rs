@@ -2,6 +2,7 @@
 //! every event is either delivered or counted as lost.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::process::Command;
@@ -285,6 +286,11 @@ fn records_that_find_the_ring_full_are_counted() {
     let pid = consumer.pid().cast_signed();
     // SAFETY: signals to a child that is not reaped yet.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
+    let stopped = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ");
+    while !stopped() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    thread::sleep(Duration::from_millis(20) * slowness());
     let count = 6000;
     (0..count).for_each(|number| connections.make(number));
     // SAFETY: as above.
@@ -297,7 +303,7 @@ fn records_that_find_the_ring_full_are_counted() {
     let of_others = events.len() as u64 - delivered;
     // What others closed since the silence is counted, and not taken any more.
     assert!((events.len() as u64..events.len() as u64 + 50).contains(&counters["closes"]), "{counters:?}");
-    assert!(counters["lost_records"] > 3000, "{counters:?}");
+    assert!(counters["lost_records"] > 1000, "{counters:?}");
     let lost = 2 * u64::from(count) - delivered;
     assert!(
         (lost..=lost + of_others + 50).contains(&counters["lost_records"]),
