@@ -1,7 +1,9 @@
 //! The library that ships, as the linker left it: its name, exports, needs, protections and size.
 
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::path::Path;
+use std::process::Command;
 use std::sync::LazyLock;
 use std::{fs, str};
 
@@ -172,4 +174,100 @@ fn it_embeds_a_bpf_object_with_relocations_for_other_kernels() {
     for name in [".BTF", ".BTF.ext", "license"] {
         assert!(object.section_by_name(name).is_some_and(|section| section.size() > 0), "no {name}");
     }
+}
+
+/// Runs a tool of binutils over the library.
+fn binutils(tool: &str, arguments: &[&str]) -> String {
+    let output = Command::new(tool)
+        .args(arguments)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/libtcpEvent.so"))
+        .output()
+        .unwrap_or_else(|error| panic!("{tool}: {error}"));
+    assert!(output.status.success(), "{tool} {arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn hex(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
+}
+
+/// What a slot of the global offset table holds once the library is loaded.
+#[derive(Clone, Debug)]
+enum Slot {
+    Import(String),
+    Own(u64),
+}
+
+fn slots() -> HashMap<u64, Slot> {
+    binutils("readelf", &["--relocs", "--wide"])
+        .lines()
+        .filter_map(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let slot = match columns[..] {
+                [_, _, "R_X86_64_RELATIVE", to] => Slot::Own(hex(to)?),
+                [_, _, "R_X86_64_GLOB_DAT" | "R_X86_64_JUMP_SLOT", _, name, ..] => {
+                    Slot::Import(name.split('@').next()?.to_owned())
+                }
+                _ => return None,
+            };
+            Some((hex(columns[0])?, slot))
+        })
+        .collect()
+}
+
+/// First and last address of each function, by the unwind tables.
+fn functions() -> Vec<(u64, u64)> {
+    binutils("readelf", &["--debug-dump=frames"])
+        .lines()
+        .filter_map(|line| {
+            let (start, end) = line.split_once(" pc=")?.1.split_once("..")?;
+            Some((hex(start)?, hex(end)?))
+        })
+        .collect()
+}
+
+/// `cleanup` runs in signal handlers. Whatever it can reach, through calls and jumps, leaves the library for write and
+/// errno only (signal-safety(7) has write; errno's location takes no lock).
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn cleanup_calls_async_signal_safe_functions_only() {
+    let (slots, functions) = (slots(), functions());
+    let symbols = library().elf_dynamic_symbol_table();
+    let start = symbols
+        .iter()
+        .find(|symbol| symbols.symbol_name(library().endian(), symbol).unwrap() == b"cleanup")
+        .unwrap()
+        .st_value(library().endian());
+    let mut imports = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut unseen = vec![start];
+    while let Some(address) = unseen.pop() {
+        let within = |target: u64| functions.iter().copied().find(|(start, end)| (*start..*end).contains(&target));
+        let (from, to) = within(address).expect("code is in a function");
+        if !seen.insert(from) {
+            continue;
+        }
+        let code = binutils(
+            "objdump",
+            &["-d", "--no-show-raw-insn", &format!("--start-address={from:#x}"), &format!("--stop-address={to:#x}")],
+        );
+        for line in code.lines() {
+            let Some((_, instruction)) = line.split_once(":\t") else { continue };
+            let (name, operand) = instruction.split_once(' ').unwrap_or((instruction, ""));
+            if !name.starts_with("call") && !name.starts_with('j') {
+                continue;
+            }
+            if let Some((_, slot)) = instruction.split_once("(%rip)") {
+                let slot = hex(slot.trim_start_matches([' ', '#']).split(' ').next().unwrap()).unwrap();
+                match slots.get(&slot).unwrap_or_else(|| panic!("an unknown slot: {line}")) {
+                    Slot::Import(name) => drop(imports.insert(name.clone())),
+                    Slot::Own(address) => unseen.push(*address),
+                }
+            } else {
+                let target = hex(operand.trim().split(' ').next().unwrap());
+                unseen.push(target.unwrap_or_else(|| panic!("it may go anywhere: {line}")));
+            }
+        }
+    }
+    assert_eq!(imports.iter().map(String::as_str).collect::<Vec<_>>(), ["__errno_location", "write"]);
 }
