@@ -121,3 +121,42 @@ fn a_consumer_that_is_interrupted_while_it_dequeues_has_no_memory_error() {
         watched.end(libc::SIGINT);
     }
 }
+
+/// Runs `tests/c/host.c` in one of its modes. A leak check is not for forked children: what the parent's other threads
+/// held is nobody's there.
+fn host_has_no_memory_error(mode: &str, argument: Option<&str>, leak_check: &str) {
+    let _turn = turn();
+    let output = Command::new("valgrind")
+        .arg(format!("--error-exitcode={ERROR_STATUS}"))
+        .args(["-q", &format!("--leak-check={leak_check}"), "--errors-for-leak-kinds=definite"])
+        .arg("--show-leak-kinds=definite")
+        .arg(c_program("host"))
+        .arg(mode)
+        .args(argument)
+        .env("TCPEVENT_NETLINK_INTERVAL", "0")
+        .env("TCPEVENT_QUEUE", "100000")
+        .env("TCPEVENT_TEST_SLOWNESS", "10")
+        .output()
+        .expect("valgrind runs");
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_host_that_unloads_and_loads_the_library_has_no_memory_error() {
+    host_has_no_memory_error("reload", consumer::library().to_str(), "full");
+}
+
+#[test]
+fn a_host_that_forks_has_no_memory_error() {
+    host_has_no_memory_error("fork", None, "no");
+}
+
+#[test]
+fn a_host_without_standard_streams_has_no_memory_error() {
+    host_has_no_memory_error("closed", None, "full");
+}
+
+#[test]
+fn a_host_under_fire_of_signals_has_no_memory_error() {
+    host_has_no_memory_error("storm", Some("10"), "full");
+}
