@@ -42,7 +42,7 @@ pub fn collect(
     sleeper: &Sleeper<'_>,
     queue: &Queue,
     counters: &Counters,
-    when_reading: impl FnOnce(),
+    when_reading: impl FnOnce(&Probe<'_>),
     before_detach: impl FnOnce(&Probe<'_>),
 ) -> libbpf_rs::Result<()> {
     let batch = RefCell::new(Vec::new());
@@ -60,7 +60,7 @@ pub fn collect(
     let ring = builder.build()?;
     let mut reader = Reader { ring, batch: &batch, queue, counters, owners: None };
 
-    when_reading();
+    when_reading(probe);
     let mut pace = Pace::default();
     loop {
         let found = reader.read();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use libbpf_rs::query::{LinkTypeInfo, PerfEventType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel, ProgramMut, libbpf_sys};
+use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel, libbpf_sys};
 
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
@@ -26,6 +26,7 @@ pub struct Probe<'obj> {
     links: Vec<Link>,
     /// Maps and programs.
     pub skeleton: TcpEventSkel<'obj>,
+    rung: Rung,
 }
 
 /// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
@@ -160,7 +161,7 @@ impl<'obj> Probe<'obj> {
                 log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
             }
         }
-        Ok(Self { links, skeleton })
+        Ok(Self { links, skeleton, rung })
     }
 
     /// Descriptors of the links in force.
@@ -172,25 +173,26 @@ impl<'obj> Probe<'obj> {
     /// kernel does not tell (before 5.12; for a kprobe before 6.7). Most are of transitions that do not matter here,
     /// and the second look makes up for the others.
     pub fn skipped_runs(&self) -> u64 {
-        let of_program = |program: &ProgramMut<'_>| {
-            let mut info = libbpf_sys::bpf_prog_info::default();
-            let mut length = size_of_val(&info).try_into().unwrap_or(0);
-            // SAFETY: `info` is `length` bytes, all of them may be written, and its pointers are null.
-            let result = unsafe {
-                libbpf_sys::bpf_prog_get_info_by_fd(program.as_fd().as_raw_fd(), &raw mut info, &raw mut length)
-            };
-            if result == 0 { info.recursion_misses } else { 0 }
+        // Of the one that is loaded: the other one has no descriptor.
+        let program = match self.rung {
+            Rung::Kprobe => &self.skeleton.progs.set_state_entry,
+            Rung::TpBtf => &self.skeleton.progs.set_state_tracepoint,
         };
+        let mut info = libbpf_sys::bpf_prog_info::default();
+        let mut length = size_of_val(&info).try_into().unwrap_or(0);
+        // SAFETY: `info` is `length` bytes, all of them may be written, and its pointers are null.
+        let result =
+            unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_fd().as_raw_fd(), &raw mut info, &raw mut length) };
+        let of_program = if result == 0 { info.recursion_misses } else { 0 };
+        // The accept hook is a kprobe too, and what it misses is no transition.
         let of_link = |link: &Link| match link.info().map(|info| info.info) {
             Ok(LinkTypeInfo::PerfEvent(info)) => match info.event_type {
-                PerfEventType::Kprobe { is_retprobe: false, missed, .. } => missed,
+                PerfEventType::Kprobe { func_name: Some(name), missed, .. } if name == "tcp_set_state" => missed,
                 _ => 0,
             },
             _ => 0,
         };
-        of_program(&self.skeleton.progs.set_state_entry)
-            + of_program(&self.skeleton.progs.set_state_tracepoint)
-            + self.links.iter().map(of_link).sum::<u64>()
+        of_program + self.links.iter().map(of_link).sum::<u64>()
     }
 
     /// Takes the hooks away. What is in the ring stays readable.

@@ -208,20 +208,19 @@ impl Run {
             Err(_) if self.is_over() => return Ok(()),
             Err(error) => return Err(error),
         };
-        for (place, fd) in session.links.iter().zip(probe.link_fds()) {
-            place.store(fd, Ordering::SeqCst);
-        }
         let counters = &session.counters;
+        let when_reading = |probe: &Probe<'_>| {
+            drop(streams);
+            for (place, fd) in session.links.iter().zip(probe.link_fds()) {
+                place.store(fd, Ordering::SeqCst);
+            }
+            session.reading_epoch.store(self.epoch, Ordering::SeqCst);
+        };
         let before_detach = |probe: &Probe<'_>| {
             session.forget_links();
             counters.skipped_runs.fetch_add(probe.skipped_runs(), Ordering::Relaxed);
         };
-        let when_reading = || {
-            drop(streams);
-            session.reading_epoch.store(self.epoch, Ordering::SeqCst);
-        };
         let result = collector::collect(&mut probe, &sleeper, &session.queue, counters, when_reading, before_detach);
-        session.forget_links();
         let variables = probe.variables();
         for (lost, counter) in [
             (variables.lost_records, &counters.lost_records),

@@ -36,7 +36,7 @@ pub fn sweep_until_told(sleeper: &Sleeper<'_>, interval: Duration, queue: &Queue
         counters,
         socket: None,
         sequence: 0,
-        buffer: Vec::new(),
+        buffer: Vec::with_capacity(BUFFER_LEN),
         complained: false,
         missed_others: false,
     };
@@ -116,7 +116,6 @@ impl Sweeper<'_> {
         };
         let request = diag::dump_request(family, self.sequence);
         retry(|| socket.send(&request, 0)).map_err(|error| End::Failed("asking sock_diag", error))?;
-        self.buffer.reserve(BUFFER_LEN);
         loop {
             match self.sleeper.wait(Some(socket.as_raw_fd()), Some(REPLY_TIME)) {
                 Woken::Told => return Err(End::Told),
