@@ -28,11 +28,14 @@ enum { false = 0, true = 1 };
 /* include/uapi/linux/bpf.h */
 enum {
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
 enum {
 	BPF_ANY = 0,
+	BPF_F_NO_PREALLOC = 1,
 };
 
 enum {
@@ -70,6 +73,17 @@ enum {
 
 #define ECONNABORTED 103
 
+/* include/net/sock.h: a bit of sock.sk_flags (skc_flags), set once the peer's FIN was received in order */
+#define SOCK_DONE 1
+
+/* include/net/sock.h: a value of sock.sk_shutdown, set by close before it changes the state */
+#define SHUTDOWN_MASK 3
+
+/* include/uapi/linux/net.h */
+typedef enum {
+	SS_UNCONNECTED = 1,
+} socket_state;
+
 #define TASK_COMM_LEN 16
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -97,6 +111,22 @@ struct in6_addr {
 	} in6_u;
 };
 
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
 struct sock_common {
 	__be32 skc_daddr;
 	__be32 skc_rcv_saddr;
@@ -104,8 +134,11 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned long skc_flags;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	possible_net_t skc_net;
+	atomic64_t skc_cookie;
 };
 
 typedef struct {
@@ -119,7 +152,25 @@ struct inode {
 
 struct file;
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+/* Before Linux 5.15 (commit 8520e224f547): a pointer with flags in its lowest bits. */
+struct sock_cgroup_data___with_flags {
+	__u64 val;
+};
+
 struct socket {
+	socket_state state;
 	struct file *file;
 	struct sock *sk;
 };
@@ -134,7 +185,9 @@ struct sock {
 	struct socket *sk_socket;
 	int sk_err;
 	__u16 sk_protocol;
+	__u8 sk_shutdown;
 	kuid_t sk_uid;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct inet_sock {
@@ -145,12 +198,35 @@ struct inet_connection_sock {
 	struct inet_sock icsk_inet;
 };
 
+struct minmax_sample {
+	__u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
+};
+
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u64 bytes_received;
 	__u64 bytes_acked;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u32 segs_in;
+	__u32 segs_out;
 	__u32 data_segs_in;
 	__u32 data_segs_out;
+	__u32 total_retrans;
+	__u32 srtt_us;
+	struct minmax rtt_min;
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 write_seq;
+};
+
+/* include/uapi/linux/bpf.h, of which some values tell what the kernel can do */
+enum bpf_func_id {
+	BPF_FUNC_check_mtu = 163,
 };
 
 struct file {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR MIT)
 /*
- * Reports every TCP endpoint that reaches TCP_CLOSE: who owned it, its addresses and its counters.
+ * Reports every TCP endpoint that reaches TCP_CLOSE: who owned it, its addresses and its counters. That is all that the
+ * plain programs do, which have no filter. The detailed ones report every change of state, with more, of what fits the
+ * filter. User space loads one kind or the other.
  *
  * Two hooks see the same transitions, and user space attaches one of them: a kprobe at the entry of
  * tcp_set_state(), or the typed tracepoint inet_sock_set_state; a second program on the tracepoint does what the first
@@ -22,11 +24,14 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 struct owner {
 	__u64 birth_ns;
+	__u64 established_ns; /* this, state and direction: for the detailed programs */
 	__u32 pid;
 	__u32 uid;
 	char comm[TASK_COMM_LEN];
 	__u8 origin;
-	__u8 pad[7];
+	__u8 state; /* the last one that was reported */
+	__u8 direction;
+	__u8 pad[5];
 };
 
 /*
@@ -45,13 +50,35 @@ struct {
 	__uint(max_entries, 1 << 20);
 } records SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct tcp_port_set);
+} port_sets SEC(".maps");
+
+/* As many entries as the filter has prefixes: user space knows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct tcp_prefix);
+	__type(value, __u8);
+} local_prefixes SEC(".maps"), remote_prefixes SEC(".maps");
+
+/* Set before the programs are loaded. */
+const volatile bool main_is_kprobe = false;
+const volatile bool second_look = false;
+const volatile __u8 wanted = 0;
+const volatile struct tcp_filter filter = {};
+
 /* Set by user space before it sleeps, cleared by the first record after that: see wake(). */
 __u32 reader_sleeps;
 
-/* For the statistics: what could not be kept, and closes that only the second look saw. */
+/* For the statistics: what could not be kept, and what only the second look saw. */
 __u64 lost_records;
 __u64 lost_owners;
-__u64 recovered_closes;
+__u64 recovered;
 
 /*
  * An endpoint's key in `owners`. A copy: kernels forget what a stack slot holds once its address goes to a helper, and
@@ -81,6 +108,7 @@ static __always_inline void born(struct sock *sk, __u8 origin)
 {
 	struct owner owner = {.birth_ns = bpf_ktime_get_ns()};
 
+	owner.direction = origin == TCP_ORIGIN_CONNECT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
 	if (origin != TCP_ORIGIN_NONE)
 		set_actor(&owner, origin);
 	insert(sk, &owner);
@@ -96,6 +124,8 @@ static __always_inline void acted(struct sock *sk, __u8 origin)
 	} else {
 		struct owner owner = {};
 
+		if (origin == TCP_ORIGIN_ACCEPT)
+			owner.direction = TCP_DIRECTION_ACCEPTED;
 		set_actor(&owner, origin);
 		insert(sk, &owner);
 	}
@@ -129,7 +159,7 @@ static __always_inline void wake(void)
 }
 
 static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, struct owner *known, int old_state,
-				       const bool direct)
+				       int new_state, const bool direct)
 {
 	struct socket *socket = FIELD(direct, sk, sk_socket);
 	bool owned = in_owner_context(sk, direct);
@@ -141,18 +171,21 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	 * no error (close with unread data, with SO_LINGER 0, a disconnect), or where the connection was never
 	 * accepted and its listener is being closed (inet_csk_listen_stop: no struct socket, no error yet).
 	 */
-	current_acts = (owned && !err) ||
-		       (!socket && !err && (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT));
+	current_acts = (owned && !err) || (!socket && !err && new_state == TCP_CLOSE &&
+					   (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT));
 	/* A reader that processes its backlog is a process of the endpoint too; one that aborts it (ss -K) is not. */
 	if (!current_acts && !(known && known->origin) && owned && err != ECONNABORTED)
 		current_acts = true;
 
+	/* Of any other change than the last one the owner is known by what it did before, and just now. */
+	if (new_state != TCP_CLOSE && known && known->origin)
+		current_acts = false;
+
 	record->birth_ns = known ? known->birth_ns : 0;
-	record->inode = 0;
 	if (current_acts) {
 		record->pid = bpf_get_current_pid_tgid() >> 32;
 		record->uid = bpf_get_current_uid_gid();
-		record->origin = TCP_ORIGIN_CLOSE;
+		record->origin = new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE;
 		bpf_get_current_comm(record->comm, sizeof(record->comm));
 	} else if (known && known->origin) {
 		record->pid = known->pid;
@@ -164,35 +197,34 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 		record->uid = FIELD(direct, sk, sk_uid.val);
 		record->origin = TCP_ORIGIN_NONE;
 		__builtin_memset(record->comm, 0, sizeof(record->comm));
-		if (socket)
-			record->inode = BPF_CORE_READ(socket, file, f_inode, i_ino);
 	}
 }
 
-static __always_inline void fill_addresses(struct tcp_record *record, struct sock *sk, const bool direct)
+/* 0 where no process holds the socket: a probe read from nowhere gives that. */
+static __always_inline __u64 inode_of(struct sock *sk, const bool direct)
 {
-	__be32 *local = (__be32 *)record->local_addr;
-	__be32 *remote = (__be32 *)record->remote_addr;
+	struct socket *socket = FIELD(direct, sk, sk_socket);
 
-	__builtin_memset(record->local_addr, 0, sizeof(record->local_addr));
-	__builtin_memset(record->remote_addr, 0, sizeof(record->remote_addr));
-	if (record->family == AF_INET) {
-		local[0] = FIELD(direct, sk, __sk_common.skc_rcv_saddr);
-		remote[0] = FIELD(direct, sk, __sk_common.skc_daddr);
+	return socket ? BPF_CORE_READ(socket, file, f_inode, i_ino) : 0;
+}
+
+/* One end's address, 16 bytes in network byte order; an IPv4 address fills the first 4. */
+static __always_inline void read_address(__u8 *to, struct sock *sk, __u16 family, const bool remote, const bool direct)
+{
+	struct in6_addr addr;
+
+	__builtin_memset(to, 0, 16);
+	if (family == AF_INET) {
+		*(__be32 *)to = remote ? FIELD(direct, sk, __sk_common.skc_daddr)
+				       : FIELD(direct, sk, __sk_common.skc_rcv_saddr);
 	} else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
-		struct in6_addr addr;
-
-		if (direct) {
-			addr = sk->__sk_common.skc_v6_rcv_saddr;
-			__builtin_memcpy(local, &addr, sizeof(addr));
-			addr = sk->__sk_common.skc_v6_daddr;
-			__builtin_memcpy(remote, &addr, sizeof(addr));
-		} else {
-			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_rcv_saddr);
-			__builtin_memcpy(local, &addr, sizeof(addr));
+		if (direct)
+			addr = remote ? sk->__sk_common.skc_v6_daddr : sk->__sk_common.skc_v6_rcv_saddr;
+		else if (remote)
 			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
-			__builtin_memcpy(remote, &addr, sizeof(addr));
-		}
+		else
+			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_rcv_saddr);
+		__builtin_memcpy(to, &addr, sizeof(addr));
 	}
 }
 
@@ -205,49 +237,71 @@ static __always_inline bool is_tcp(struct sock *sk)
 	       BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_TCP;
 }
 
-static __always_inline void report(struct sock *sk, struct owner *known, int old_state, const bool direct)
+/* As a tcp_sock, or NULL where it is none: inet_sock_set_state fires for other protocols too, MPTCP's own sockets among them. */
+static __always_inline struct tcp_sock *tcp_of(struct sock *sk, const bool direct)
 {
-	struct tcp_record *record;
-	struct tcp_sock *tp;
 	__u16 family = FIELD(direct, sk, __sk_common.skc_family);
 
 	if (family != AF_INET && family != AF_INET6)
-		return;
-	/* inet_sock_set_state fires for other protocols too, MPTCP's own sockets among them. */
-	if (direct) {
-		tp = bpf_skc_to_tcp_sock(sk);
-		if (!tp)
-			return;
-	} else {
-		if (!is_tcp(sk))
-			return;
-		tp = (struct tcp_sock *)sk;
-	}
+		return 0;
+	if (direct)
+		return bpf_skc_to_tcp_sock(sk);
+	return is_tcp(sk) ? (struct tcp_sock *)sk : 0;
+}
 
-	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
-	if (!record) {
-		__sync_fetch_and_add(&lost_records, 1);
-		return;
-	}
+/* Not skc_num: before the tracepoint fires, inet_put_port() has cleared that one. */
+static __always_inline __u16 local_port_of(struct tcp_sock *tp, const bool direct)
+{
+	return __builtin_bswap16(FIELD(direct, tp, inet_conn.icsk_inet.inet_sport));
+}
+
+static __always_inline __u16 remote_port_of(struct sock *sk, const bool direct)
+{
+	return __builtin_bswap16(FIELD(direct, sk, __sk_common.skc_dport));
+}
+
+/* All but the owner. */
+static __always_inline void fill_plain(struct tcp_record *record, struct sock *sk, struct tcp_sock *tp, int old_state,
+				       const bool direct)
+{
 	record->time_ns = bpf_ktime_get_ns();
 	record->bytes_received = FIELD(direct, tp, bytes_received);
 	record->bytes_acked = FIELD(direct, tp, bytes_acked);
 	record->data_segs_out = FIELD(direct, tp, data_segs_out);
 	record->data_segs_in = FIELD(direct, tp, data_segs_in);
-	record->family = family;
-	/* Not skc_num: before the tracepoint fires, inet_put_port() has cleared that one. */
-	record->local_port = __builtin_bswap16(FIELD(direct, tp, inet_conn.icsk_inet.inet_sport));
-	record->remote_port = __builtin_bswap16(FIELD(direct, sk, __sk_common.skc_dport));
+	record->family = FIELD(direct, sk, __sk_common.skc_family);
+	record->local_port = local_port_of(tp, direct);
+	record->remote_port = remote_port_of(sk, direct);
 	record->old_state = old_state;
-	fill_addresses(record, sk, direct);
-	fill_owner(record, sk, known, old_state, direct);
+	read_address(record->local_addr, sk, record->family, false, direct);
+	read_address(record->remote_addr, sk, record->family, true, direct);
+}
+
+static __always_inline void report(struct sock *sk, struct owner *known, int old_state, const bool direct)
+{
+	struct tcp_sock *tp = tcp_of(sk, direct);
+	struct tcp_record *record;
+
+	if (!tp)
+		return;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&lost_records, 1);
+		return;
+	}
+	fill_plain(record, sk, tp, old_state, direct);
+	fill_owner(record, sk, known, old_state, TCP_CLOSE, direct);
+	record->inode = record->origin == TCP_ORIGIN_NONE ? inode_of(sk, direct) : 0;
 	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 	wake();
 }
 
-static __always_inline int transition(struct sock *sk, int old_state, int new_state, const bool direct)
+#include "detailed.h"
+
+static __always_inline int transition(struct sock *sk, int old_state, int new_state, const bool direct,
+				      const bool detailed)
 {
-	struct owner *known;
+	struct owner *known = 0;
 
 	switch (new_state) {
 	case TCP_SYN_SENT:
@@ -264,70 +318,100 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 			acted(sk, TCP_ORIGIN_CLOSE);
 		break;
 	case TCP_CLOSE:
-		/* Neither a listener, nor a socket that was closed before, is a connection. */
-		if (old_state == TCP_LISTEN || old_state == TCP_CLOSE)
-			break;
+		/* A socket that was closed before changes nothing, and a listener is no connection. */
+		if (old_state == TCP_CLOSE || (old_state == TCP_LISTEN && !detailed))
+			return 0;
 		known = bpf_map_lookup_elem(&owners, &KEY(sk));
-		/* A handshake that was aborted before it was complete is no connection yet. */
-		if (old_state != TCP_SYN_RECV)
-			report(sk, known, old_state, direct);
-		if (known)
-			bpf_map_delete_elem(&owners, &KEY(sk));
 		break;
 	}
+	if (detailed)
+		report_change(sk, known, old_state, new_state, direct);
+	/* A handshake that was aborted before it was complete is no connection yet. */
+	else if (new_state == TCP_CLOSE && old_state != TCP_SYN_RECV)
+		report(sk, known, old_state, direct);
+	if (new_state == TCP_CLOSE && known)
+		bpf_map_delete_elem(&owners, &KEY(sk));
 	return 0;
 }
 
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(set_state_entry, struct sock *sk, int state)
 {
-	return transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false);
+	return transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false, false);
+}
+
+SEC("kprobe/tcp_set_state")
+int BPF_KPROBE(set_state_entry_detailed, struct sock *sk, int state)
+{
+	return transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false, true);
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state)
 {
-	return transition(sk, old_state, new_state, true);
+	return transition(sk, old_state, new_state, true, false);
 }
 
-/* Set before the program is loaded. */
-const volatile bool main_is_kprobe = false;
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int new_state)
+{
+	return transition(sk, old_state, new_state, true, true);
+}
 
 /*
  * A second look, after either of the two. The kernel skips a program that it is running already on the same CPU, and
  * a kprobe for more reasons than that (kprobes.nmissed). What the first look has left undone is seen by the owner's
  * entry, and done here.
  */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
+static __always_inline bool is_undone(struct sock *sk, int old_state, int new_state, const bool detailed)
 {
+	/* In the context of a process, where a tracepoint's program does not run already. */
+	bool by_process = new_state == TCP_SYN_SENT || new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK;
+	bool born_passive = new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV;
 	struct owner *known;
 	__u8 origin;
 
-	switch (new_state) {
-	case TCP_ESTABLISHED:
-		if (old_state == TCP_SYN_RECV && !bpf_map_lookup_elem(&owners, &KEY(sk)))
-			transition(sk, old_state, new_state, true);
-		break;
-	case TCP_CLOSE:
-		if (old_state == TCP_CLOSE || old_state == TCP_LISTEN || !bpf_map_lookup_elem(&owners, &KEY(sk)))
-			break;
-		__sync_fetch_and_add(&recovered_closes, 1);
-		transition(sk, old_state, new_state, true);
-		break;
-	case TCP_SYN_SENT:
-	case TCP_FIN_WAIT1:
-	case TCP_LAST_ACK:
-		/* In the context of a process: a tracepoint's program does not run already then. */
-		if (!main_is_kprobe)
-			break;
-		origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
-		known = bpf_map_lookup_elem(&owners, &KEY(sk));
-		if (!known || known->origin != origin || known->pid != (__u32)(bpf_get_current_pid_tgid() >> 32))
-			transition(sk, old_state, new_state, true);
-		break;
+	/* The kernel calls no tcp_set_state() for it. */
+	if (new_state == TCP_LISTEN)
+		return detailed && main_is_kprobe;
+	if (old_state == new_state)
+		return false;
+	/* Other changes are nothing to the plain programs: they save the look. */
+	if (!detailed && new_state != TCP_CLOSE && !born_passive && !(by_process && main_is_kprobe))
+		return false;
+	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	if (new_state == TCP_CLOSE) {
+		/* The entry goes with the close. */
+		if (!known)
+			return false;
+		__sync_fetch_and_add(&recovered, 1);
+		return true;
 	}
-	return 0;
+	if (born_passive && !known)
+		return true;
+	if (by_process && main_is_kprobe) {
+		origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
+		if (!known || known->origin != origin || known->pid != (__u32)(bpf_get_current_pid_tgid() >> 32))
+			return true;
+	}
+	return detailed && known && is_unreported(known, old_state, new_state);
+}
+
+static __always_inline int look_again(struct sock *sk, int old_state, int new_state, const bool detailed)
+{
+	return is_undone(sk, old_state, new_state, detailed) ? transition(sk, old_state, new_state, true, detailed) : 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
+{
+	return look_again(sk, old_state, new_state, false);
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_again_detailed, struct sock *sk, int old_state, int new_state)
+{
+	return look_again(sk, old_state, new_state, true);
 }
 
 /* The current process has taken this connection from a listener. */

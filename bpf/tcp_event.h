@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * The record that the probe writes and src/decode.rs reads: one for each endpoint that reached TCP_CLOSE. Natural
- * alignment without holes, host byte order but for the addresses.
+ * The records that the probe writes and src/decode.rs reads: the plain one, for each endpoint that reached TCP_CLOSE; or
+ * the detailed one, for each change of state. Natural alignment without holes, host byte order but for the addresses.
  */
 #ifndef TCPEVENT_RECORD_H
 #define TCPEVENT_RECORD_H
@@ -36,6 +36,84 @@ struct tcp_record {
 	__u8 local_addr[16]; /* IPv4: the first four */
 	__u8 remote_addr[16];
 	char comm[16];
+};
+
+/* Who opened the connection. */
+enum tcp_direction {
+	TCP_DIRECTION_UNKNOWN = 0,
+	TCP_DIRECTION_CONNECTED = 1,
+	TCP_DIRECTION_ACCEPTED = 2,
+};
+
+/* What the detailed record's flags say. */
+enum tcp_flag {
+	/* The peer's FIN was received in order, and is in bytes_received. */
+	TCP_FLAG_FIN_RECEIVED = 1,
+	/* The process is closing the socket. */
+	TCP_FLAG_BEING_CLOSED = 2,
+	/* It happens within connect() itself, before the first segment is out. */
+	TCP_FLAG_WITHIN_CONNECT = 4,
+};
+
+/* The counters of the first part, and those of this one from bytes_sent on, are 0 but where the connection ends. */
+struct tcp_detailed_record {
+	struct tcp_record plain;
+	__u64 established_ns; /* CLOCK_MONOTONIC; 0: not, or before the probe was attached */
+	__u64 cookie;
+	__u64 cgroup;
+	__u32 netns;
+	__s32 err; /* sock.sk_err */
+	__u8 new_state;
+	__u8 direction;
+	__u8 flags;
+	__u8 reserved[5];
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u32 segs_out;
+	__u32 segs_in;
+	__u32 total_retrans;
+	__u32 srtt_us; /* times 8, as the kernel has it */
+	__u32 min_rtt_us; /* ~0: never measured */
+	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 write_seq;
+};
+
+/* Which events are wanted, as bits of `wanted`. */
+enum tcp_wanted {
+	TCP_WANTED_STATES = 1,
+	TCP_WANTED_CLOSES = 2,
+};
+
+/* What an event must fit; 0 (but for uid) means that all do. Lists are in maps, of which these bits say that they count. */
+enum tcp_list {
+	TCP_LIST_LOCAL_PORTS = 1,
+	TCP_LIST_REMOTE_PORTS = 2,
+	TCP_LIST_LOCAL_PREFIXES = 4,
+	TCP_LIST_REMOTE_PREFIXES = 8,
+};
+
+struct tcp_filter {
+	__u64 cgroup;
+	__u32 netns;
+	__u32 pid;
+	__u32 uid;
+	__u16 family;
+	__u8 lists;
+	__u8 by_uid;
+	__u8 failed_only;
+	__u8 reserved[7];
+};
+
+/* A set of ports, as bits: that of port p is bit p % 8 of byte p / 8. */
+struct tcp_port_set {
+	__u8 bits[8192];
+};
+
+/* A key of the maps of prefixes: an IPv4 address is in its ::ffff: form, 96 bits longer. */
+struct tcp_prefix {
+	__u32 length;
+	__u8 addr[16];
 };
 
 #endif

@@ -13,12 +13,13 @@ use libbpf_rs::{RingBuffer, RingBufferBuilder};
 
 use crate::clock::WallClock;
 use crate::counters::Counters;
-use crate::decode::{Closed, decode};
-use crate::event::Origin;
-use crate::log::{self, Level, Limited};
+use crate::decode::{Decoded, decode};
+use crate::event::{Event, Kind, Origin};
+use crate::filter::Filter;
+use crate::log::{self, Level};
 use crate::netlink::owners::{self, Owners};
 use crate::probe::Probe;
-use crate::queue::Queue;
+use crate::sink::Sink;
 use crate::wake::{Sleeper, Woken};
 
 /// From look to look while polling. Wake-ups nearer to each other than this make a burst.
@@ -33,14 +34,13 @@ const EMPTY_LOOKS: u32 = 4;
 /// The owners of inodes are looked up in a table that is at most this old.
 const OWNERS_AGE: Duration = Duration::from_millis(20);
 
-static SHEDDING: Limited = Limited::new("Shedding TCP events..");
-
 /// Reads until told to stop; then detaches the probe and reads what is left. `when_reading` is called once records
 /// are being read, `before_detach` before the links are closed.
 pub fn collect(
     probe: &mut Probe<'_>,
     sleeper: &Sleeper<'_>,
-    queue: &Queue,
+    sink: &impl Sink,
+    filter: &Filter,
     counters: &Counters,
     when_reading: impl FnOnce(&Probe<'_>),
     before_detach: impl FnOnce(&Probe<'_>),
@@ -50,7 +50,7 @@ pub fn collect(
     builder.add(&probe.skeleton.maps.records, |bytes| {
         // A panic must not unwind into libbpf.
         match catch_unwind(|| decode(bytes)) {
-            Ok(Some(closed)) => batch.borrow_mut().push(closed),
+            Ok(Some(decoded)) => batch.borrow_mut().push(decoded),
             Ok(None) | Err(_) => {
                 counters.undecoded.fetch_add(1, Ordering::Relaxed);
             }
@@ -58,7 +58,7 @@ pub fn collect(
         0
     })?;
     let ring = builder.build()?;
-    let mut reader = Reader { ring, batch: &batch, queue, counters, owners: None };
+    let mut reader = Reader { ring, batch: &batch, sink, filter, counters, owners: None };
 
     when_reading(probe);
     let mut pace = Pace::default();
@@ -90,15 +90,16 @@ pub fn collect(
 }
 
 /// Empties the ring into the queue.
-struct Reader<'run, 'cb> {
+struct Reader<'run, 'cb, S> {
     ring: RingBuffer<'cb>,
-    batch: &'run RefCell<Vec<Closed>>,
-    queue: &'run Queue,
+    batch: &'run RefCell<Vec<Decoded>>,
+    sink: &'run S,
+    filter: &'run Filter,
     counters: &'run Counters,
     owners: Option<(Instant, Owners)>,
 }
 
-impl Reader<'_, '_> {
+impl<S: Sink> Reader<'_, '_, S> {
     /// Queues all records that are there. Returns how many.
     fn read(&mut self) -> usize {
         // It fails only where a callback asks for that, which ours never does.
@@ -107,16 +108,25 @@ impl Reader<'_, '_> {
         let found = batch.len();
         if found > 0 {
             let clock = WallClock::now();
-            for mut closed in batch.drain(..) {
-                closed.event.time_ns = clock.wall_ns(closed.event.time_ns);
-                if let Some(inode) = closed.unowned_inode {
-                    self.find_owner(&mut closed, inode);
+            let (mut closes, mut states) = (0, 0);
+            for Decoded { mut event, unowned_inode } in batch.drain(..) {
+                event.time_ns = clock.wall_ns(event.monotonic_ns);
+                if let Some(inode) = unowned_inode {
+                    self.find_owner(&mut event, inode);
+                    // The probe has let it pass, because it did not know.
+                    if !self.filter.fits_owner(&event) {
+                        continue;
+                    }
                 }
-                if self.queue.push_displacing(closed.event) > 0 {
-                    SHEDDING.warn();
+                match event.kind {
+                    Kind::Close => closes += 1,
+                    Kind::State | Kind::Snapshot => states += 1,
                 }
+                self.sink.put_change(event);
             }
-            self.counters.closes.fetch_add(found as u64, Ordering::Relaxed);
+            self.sink.put_all();
+            self.counters.closes.fetch_add(closes, Ordering::Relaxed);
+            self.counters.states.fetch_add(states, Ordering::Relaxed);
         }
         // The batch keeps its memory for the next one, but not that of a rare flood.
         batch.shrink_to(1024);
@@ -125,16 +135,16 @@ impl Reader<'_, '_> {
     }
 
     /// No process was seen to act on the endpoint: whoever holds its inode is the owner.
-    fn find_owner(&mut self, closed: &mut Closed, inode: u64) {
+    fn find_owner(&mut self, event: &mut Event, inode: u64) {
         if inode != 0
             && let Some(pid) = self.holder(inode)
             && let Some((comm, uid)) = owners::read_identity(pid)
         {
-            closed.event.pid = pid;
-            closed.event.uid = uid;
-            closed.event.comm = comm;
-            closed.event.origin = Origin::Inode;
-        } else {
+            event.pid = pid;
+            event.uid = uid;
+            event.comm = comm;
+            event.origin = Origin::Inode;
+        } else if event.kind == Kind::Close {
             self.counters.guesses.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -2,9 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::probe_thread::KernelCounters;
+use crate::queue::Shed;
+
 /// Counters of a session, over all its runs.
 #[derive(Default)]
 pub struct Counters {
+    /// Changes of state but for closes, that were read from the ring.
+    pub states: AtomicU64,
     /// Closes that were read from the ring.
     pub closes: AtomicU64,
     /// Snapshots that sweeps found.
@@ -17,8 +22,8 @@ pub struct Counters {
     pub lost_owners: AtomicU64,
     /// Runs of the probe that the kernel skipped, because it was running already on the same CPU.
     pub skipped_runs: AtomicU64,
-    /// Closes among those, which the second look saw.
-    pub recovered_closes: AtomicU64,
+    /// Changes among those, which the second look saw.
+    pub recovered: AtomicU64,
     /// Records that could not be decoded.
     pub undecoded: AtomicU64,
     /// Closes without an owner that is known for sure.
@@ -29,37 +34,48 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // As in Counters.
 pub struct Statistics {
+    pub states: u64,
     pub closes: u64,
     pub snapshots: u64,
     pub sweeps: u64,
     pub lost_records: u64,
     pub lost_owners: u64,
     pub skipped_runs: u64,
-    pub recovered_closes: u64,
+    pub recovered: u64,
     pub undecoded: u64,
     pub guesses: u64,
-    /// Closes that the full queue dropped.
-    pub shed_closes: u64,
-    /// Snapshots that the full queue dropped or refused.
-    pub shed_snapshots: u64,
+    /// Events that the full queue dropped or refused.
+    pub shed: Shed,
 }
 
 impl Counters {
+    /// A probe has ended.
+    pub fn add_kernel(&self, kernel: &KernelCounters) {
+        for (counter, value) in [
+            (&self.lost_records, kernel.lost_records),
+            (&self.lost_owners, kernel.lost_owners),
+            (&self.recovered, kernel.recovered),
+            (&self.skipped_runs, kernel.skipped_runs),
+        ] {
+            counter.fetch_add(value, Ordering::Relaxed);
+        }
+    }
+
     /// Reads all, and takes the queue's in.
-    pub fn read(&self, (shed_closes, shed_snapshots): (u64, u64)) -> Statistics {
+    pub fn read(&self, shed: Shed) -> Statistics {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Statistics {
+            states: value(&self.states),
             closes: value(&self.closes),
             snapshots: value(&self.snapshots),
             sweeps: value(&self.sweeps),
             lost_records: value(&self.lost_records),
             lost_owners: value(&self.lost_owners),
             skipped_runs: value(&self.skipped_runs),
-            recovered_closes: value(&self.recovered_closes),
+            recovered: value(&self.recovered),
             undecoded: value(&self.undecoded),
             guesses: value(&self.guesses),
-            shed_closes,
-            shed_snapshots,
+            shed,
         }
     }
 }
@@ -68,7 +84,7 @@ impl std::fmt::Display for Statistics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "closes={} snapshots={} sweeps={} lost_records={} lost_owners={} skipped_runs={} recovered_closes={} \
+            "closes={} snapshots={} sweeps={} lost_records={} lost_owners={} skipped_runs={} recovered={} \
              undecoded={} guesses={} shed_closes={} shed_snapshots={}",
             self.closes,
             self.snapshots,
@@ -76,11 +92,11 @@ impl std::fmt::Display for Statistics {
             self.lost_records,
             self.lost_owners,
             self.skipped_runs,
-            self.recovered_closes,
+            self.recovered,
             self.undecoded,
             self.guesses,
-            self.shed_closes,
-            self.shed_snapshots
+            self.shed.closes,
+            self.shed.snapshots
         )
     }
 }

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use crate::event::{COMM_LEN, Event, Kind, Origin};
+use crate::event::{COMM_LEN, Direction, Event, Failure, Kind, Origin, state};
 
 /// `struct tcp_record` of `bpf/tcp_event.h`.
 #[repr(C)]
@@ -27,18 +27,47 @@ struct Record {
     comm: [u8; COMM_LEN],
 }
 
-/// A close, and what is still needed to name its owner.
+/// What `struct tcp_detailed_record` has behind that.
+#[repr(C)]
+#[derive(FromBytes, Immutable, KnownLayout)]
+struct Detail {
+    established_ns: u64,
+    cookie: u64,
+    cgroup: u64,
+    netns: u32,
+    err: i32,
+    new_state: u8,
+    direction: u8,
+    flags: u8,
+    reserved: [u8; 5],
+    bytes_sent: u64,
+    bytes_retrans: u64,
+    segs_out: u32,
+    segs_in: u32,
+    total_retrans: u32,
+    srtt_us: u32,
+    min_rtt_us: u32,
+    snd_una: u32,
+    snd_nxt: u32,
+    write_seq: u32,
+}
+
+const FIN_RECEIVED: u8 = 1;
+const BEING_CLOSED: u8 = 2;
+const WITHIN_CONNECT: u8 = 4;
+
+/// An event, and what is still needed to name its owner.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Closed {
-    /// The event. Its time is the probe's monotonic stamp until the clock has converted it.
+pub struct Decoded {
+    /// The event. Its wall-clock time is for the clock to fill in.
     pub event: Event,
     /// No process was seen to act on the endpoint: look its inode up, where this is not 0.
     pub unowned_inode: Option<u64>,
 }
 
-/// Decodes one record. `None` where it is too short or holds what no probe of this library writes.
-pub fn decode(bytes: &[u8]) -> Option<Closed> {
-    let (record, _) = Record::read_from_prefix(bytes).ok()?;
+/// Decodes one record, of either kind. `None` where it is too short or holds what no probe of this library writes.
+pub fn decode(bytes: &[u8]) -> Option<Decoded> {
+    let (record, rest) = Record::read_from_prefix(bytes).ok()?;
     let origin = match record.origin {
         0 => Origin::Guess,
         1 => Origin::Connect,
@@ -50,26 +79,102 @@ pub fn decode(bytes: &[u8]) -> Option<Closed> {
     if i32::from(record.family) != libc::AF_INET && i32::from(record.family) != libc::AF_INET6 {
         return None;
     }
-    Some(Closed {
-        unowned_inode: (origin == Origin::Guess).then_some(record.inode),
-        event: Event {
-            time_ns: record.time_ns,
-            rx_bytes: record.bytes_received,
-            tx_bytes: record.bytes_acked,
-            segs_out: record.data_segs_out,
-            segs_in: record.data_segs_in,
-            pid: record.pid,
-            uid: record.uid,
-            family: record.family,
-            local_port: record.local_port,
-            remote_port: record.remote_port,
-            kind: Kind::Close,
-            origin,
-            local_addr: record.local_addr,
-            remote_addr: record.remote_addr,
-            comm: record.comm,
-        },
-    })
+    let mut event = Event {
+        monotonic_ns: record.time_ns,
+        inode: record.inode,
+        bytes_received: record.bytes_received,
+        bytes_acked: record.bytes_acked,
+        data_segs_out: record.data_segs_out,
+        data_segs_in: record.data_segs_in,
+        pid: record.pid,
+        uid: record.uid,
+        older: record.birth_ns == 0,
+        origin,
+        old_state: record.old_state,
+        new_state: state::CLOSE,
+        family: record.family,
+        local_port: record.local_port,
+        remote_port: record.remote_port,
+        local_addr: record.local_addr,
+        remote_addr: record.remote_addr,
+        comm: record.comm,
+        ..Event::of(Kind::Close)
+    };
+    if !rest.is_empty() {
+        let (detail, _) = Detail::read_from_prefix(rest).ok()?;
+        add_detail(&mut event, record.birth_ns, &detail)?;
+    }
+    Some(Decoded { unowned_inode: (origin == Origin::Guess).then_some(record.inode), event })
+}
+
+/// `None` where there is no such direction.
+fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
+    let has = |flag| detail.flags & flag != 0;
+
+    event.direction = match detail.direction {
+        0 => Direction::Unknown,
+        1 => Direction::Connected,
+        2 => Direction::Accepted,
+        _ => return None,
+    };
+    event.new_state = detail.new_state;
+    event.cookie = detail.cookie;
+    event.cgroup = detail.cgroup;
+    event.netns = detail.netns;
+    if event.direction == Direction::Connected && birth_ns != 0 && detail.established_ns != 0 {
+        event.establish_ns = detail.established_ns.saturating_sub(birth_ns);
+    }
+    let aborted_handshake = event.old_state == state::SYN_RECV && event.direction != Direction::Connected;
+    if event.new_state != state::CLOSE || event.old_state == state::LISTEN || aborted_handshake {
+        event.kind = Kind::State;
+        return Some(());
+    }
+
+    if birth_ns != 0 {
+        event.age_ns = event.monotonic_ns.saturating_sub(birth_ns);
+    }
+    let failed =
+        event.old_state == state::SYN_SENT || (event.old_state == state::SYN_RECV && detail.established_ns == 0);
+    // The kernel sets an error before it ends an attempt by itself, and none where the program does. Within connect()
+    // it may end one that could not even begin: without an error too, but the program has not had it yet to give up.
+    let given_up = has(BEING_CLOSED) || (detail.err == 0 && !has(WITHIN_CONNECT));
+    event.failure = match (failed, given_up) {
+        (false, _) => Failure::None,
+        (true, false) => Failure::Network,
+        (true, true) => Failure::GivenUp,
+    };
+    event.error = if event.failure == Failure::GivenUp { 0 } else { detail.err };
+
+    event.bytes_sent = Some(detail.bytes_sent);
+    event.bytes_retransmitted = detail.bytes_retrans;
+    event.segs_retransmitted = detail.total_retrans;
+    event.segs_out = detail.segs_out;
+    event.segs_in = detail.segs_in;
+    event.srtt_us = detail.srtt_us >> 3;
+    event.min_rtt_us = if detail.min_rtt_us == u32::MAX { 0 } else { detail.min_rtt_us };
+    event.payload_received = event.bytes_received.saturating_sub(has(FIN_RECEIVED).into());
+    event.payload_sent = detail.bytes_sent.saturating_sub(detail.bytes_retrans);
+    event.payload_acked = payload_acked(event, detail, failed);
+    Some(())
+}
+
+/// Sequence numbers count SYN and FIN as a byte each, and so does `bytes_acked`.
+fn payload_acked(event: &Event, detail: &Detail, failed: bool) -> u64 {
+    let fin_queued =
+        matches!(event.old_state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
+    let fin_sent = fin_queued && detail.snd_nxt == detail.write_seq;
+    let fin_acked = fin_queued && detail.snd_una == detail.write_seq;
+    let syn_acked = match event.direction {
+        Direction::Connected => !failed,
+        // The kernel begins to count behind the SYN.
+        Direction::Accepted => false,
+        // Whatever is acknowledged beyond what was sent.
+        Direction::Unknown => {
+            let in_flight = u64::from(detail.snd_nxt.wrapping_sub(detail.snd_una));
+            event.bytes_acked + in_flight > event.payload_sent + u64::from(fin_sent)
+        }
+    };
+    event.bytes_acked.saturating_sub(u64::from(syn_acked) + u64::from(fin_acked))
 }
 
 #[cfg(test)]
@@ -78,6 +183,9 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
+
+    const RECORD: usize = size_of::<Record>();
+    const DETAIL: usize = size_of::<Detail>();
 
     fn sample() -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -102,15 +210,16 @@ mod tests {
         let closed = decode(&sample()).unwrap();
         assert_eq!(closed.unowned_inode, None);
         let event = closed.event;
-        assert_eq!(event.time_ns, 111);
-        assert_eq!((event.rx_bytes, event.tx_bytes), (70_001, 5_002));
-        assert_eq!((event.segs_out, event.segs_in), (4, 3));
+        assert_eq!(event.monotonic_ns, 111);
+        assert_eq!((event.bytes_received, event.bytes_acked), (70_001, 5_002));
+        assert_eq!((event.data_segs_out, event.data_segs_in), (4, 3));
         assert_eq!((event.pid, event.uid), (1234, 1000));
         assert_eq!((event.family, event.local_port, event.remote_port), (2, 8080, 443));
         assert_eq!(event.local_addr[..4], [127, 0, 0, 1]);
         assert_eq!(event.remote_addr[..4], [10, 0, 0, 2]);
         assert_eq!(event.comm, *b"curl\0\0\0\0\0\0\0\0\0\0\0\0");
         assert_eq!((event.kind, event.origin), (Kind::Close, Origin::Connect));
+        assert_eq!((event.old_state, event.new_state), (state::LAST_ACK, state::CLOSE));
     }
 
     #[test]
@@ -143,12 +252,15 @@ mod tests {
 
     /// What may be said of any bytes.
     fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
-        let whole = bytes.len() >= size_of::<Record>();
-        let valid = whole && bytes[62] <= 4 && [[2, 0], [10, 0]].contains(&[bytes[56], bytes[57]]);
+        let whole = bytes.len() == RECORD || bytes.len() >= RECORD + DETAIL;
+        let valid = whole
+            && bytes[62] <= 4
+            && [[2, 0], [10, 0]].contains(&[bytes[56], bytes[57]])
+            && (bytes.len() == RECORD || bytes[RECORD + 33] <= 2);
         let closed = decode(bytes);
         prop_assert_eq!(closed.is_some(), valid);
-        if let Some(Closed { event, unowned_inode }) = closed {
-            prop_assert_eq!(&event.time_ns.to_ne_bytes(), &bytes[..8]);
+        if let Some(Decoded { event, unowned_inode }) = closed {
+            prop_assert_eq!(&event.monotonic_ns.to_ne_bytes(), &bytes[..8]);
             prop_assert_eq!(&event.pid.to_ne_bytes(), &bytes[48..52]);
             prop_assert_eq!(&event.comm, &bytes[96..112]);
             prop_assert_eq!(unowned_inode.is_some(), bytes[62] == 0);
@@ -165,14 +277,15 @@ mod tests {
         /// A record of any values, then a few bytes set to others, then cut or followed by more.
         #[test]
         fn hostile_records_decode_or_are_refused(
-            values in vec(any::<u8>(), size_of::<Record>()),
-            (family, origin) in (prop_oneof![Just(2u16), Just(10)], 0u8..=4),
+            values in vec(any::<u8>(), RECORD + DETAIL),
+            (family, origin, direction) in (prop_oneof![Just(2u16), Just(10)], 0u8..=4, 0u8..=2),
             flips in vec((any::<Index>(), any::<u8>()), 0..4),
-            len in prop_oneof![3 => Just(size_of::<Record>()), 1 => 0..2 * size_of::<Record>()],
+            len in prop_oneof![2 => Just(RECORD + DETAIL), 1 => Just(RECORD), 1 => 0..3 * RECORD],
         ) {
             let mut bytes = values;
             bytes[56..58].copy_from_slice(&family.to_ne_bytes());
             bytes[62] = origin;
+            bytes[RECORD + 33] = direction;
             prop_assert!(decode(&bytes).is_some());
             for (at, to) in flips {
                 *at.get_mut(&mut bytes) = to;
@@ -180,5 +293,133 @@ mod tests {
             bytes.resize(len, 0xa5);
             check(&bytes)?;
         }
+    }
+
+    /// The detailed record of an IPv4 connection that was opened by this end, has sent 5,000 bytes, 100 of them twice,
+    /// and has received 70,000 and the peer's FIN; its own FIN is acknowledged.
+    struct Sample {
+        birth_ns: u64,
+        established_ns: u64,
+        old_state: u8,
+        new_state: u8,
+        direction: u8,
+        flags: u8,
+        err: i32,
+        bytes_acked: u64,
+        sequence: [u32; 3],
+    }
+
+    impl Default for Sample {
+        fn default() -> Self {
+            Self {
+                birth_ns: 11,
+                established_ns: 33,
+                old_state: state::LAST_ACK,
+                new_state: state::CLOSE,
+                direction: 1,
+                flags: FIN_RECEIVED,
+                err: 0,
+                bytes_acked: 5_002,
+                // snd_una, snd_nxt, write_seq: wrapped meanwhile.
+                sequence: [4_000, 4_000, 4_000],
+            }
+        }
+    }
+
+    impl Sample {
+        fn decoded(&self) -> Event {
+            let mut bytes = sample();
+            bytes[8..16].copy_from_slice(&self.birth_ns.to_ne_bytes());
+            bytes[24..32].copy_from_slice(&self.bytes_acked.to_ne_bytes());
+            bytes[63] = self.old_state;
+            for long in [self.established_ns, 4711, 815] {
+                bytes.extend(long.to_ne_bytes());
+            }
+            bytes.extend(4_026_531_840u32.to_ne_bytes());
+            bytes.extend(self.err.to_ne_bytes());
+            bytes.extend([self.new_state, self.direction, self.flags, 0, 0, 0, 0, 0]);
+            for long in [5_100u64, 100] {
+                bytes.extend(long.to_ne_bytes());
+            }
+            for word in [9, 8, 1, 800, 50] {
+                bytes.extend(u32::to_ne_bytes(word));
+            }
+            for word in self.sequence {
+                bytes.extend(word.to_ne_bytes());
+            }
+            assert_eq!(bytes.len(), RECORD + DETAIL);
+            decode(&bytes).unwrap().event
+        }
+    }
+
+    #[test]
+    fn every_detail_lands_where_it_belongs() {
+        let event = Sample::default().decoded();
+        assert_eq!((event.kind, event.old_state, event.new_state), (Kind::Close, state::LAST_ACK, state::CLOSE));
+        assert_eq!((event.cookie, event.cgroup, event.netns), (4711, 815, 4_026_531_840));
+        assert_eq!((event.age_ns, event.establish_ns, event.older), (100, 22, false));
+        assert_eq!((event.failure, event.error, event.direction), (Failure::None, 0, Direction::Connected));
+        assert_eq!((event.payload_received, event.payload_sent, event.payload_acked), (70_000, 5_000, 5_000));
+        assert_eq!((event.bytes_received, event.bytes_acked, event.bytes_sent), (70_001, 5_002, Some(5_100)));
+        assert_eq!((event.bytes_retransmitted, event.segs_retransmitted), (100, 1));
+        assert_eq!((event.segs_out, event.segs_in, event.srtt_us, event.min_rtt_us), (9, 8, 100, 50));
+    }
+
+    #[test]
+    fn payload_is_without_syn_and_fin_whatever_was_acknowledged() {
+        let acked = |sample: Sample| sample.decoded().payload_acked;
+        let by = |direction, bytes_acked, old_state, sequence| {
+            acked(Sample { direction, bytes_acked, old_state, sequence, ..Sample::default() })
+        };
+        // A FIN that is still in flight, or has not been sent yet.
+        assert_eq!(by(1, 5_001, state::FIN_WAIT1, [3_999, 4_000, 4_000]), 5_000);
+        assert_eq!(by(1, 4_001, state::FIN_WAIT1, [2_999, 3_999, 4_000]), 4_000);
+        // No FIN at all: a reset, with 1,000 bytes in flight.
+        assert_eq!(by(1, 4_001, state::ESTABLISHED, [3_000, 4_000, 4_000]), 4_000);
+        // An accepted connection has no SYN to be counted.
+        assert_eq!(by(2, 5_001, state::LAST_ACK, [4_000; 3]), 5_000);
+        // Of an older one nobody knows; what was acknowledged tells.
+        assert_eq!(by(0, 5_001, state::LAST_ACK, [4_000; 3]), 5_000);
+        assert_eq!(by(0, 5_002, state::LAST_ACK, [4_000; 3]), 5_000);
+        assert_eq!(by(0, 4_001, state::ESTABLISHED, [3_000, 4_000, 4_000]), 4_000);
+        assert_eq!(by(0, 4_000, state::ESTABLISHED, [3_000, 4_000, 4_000]), 4_000);
+        // A failed attempt has had no SYN acknowledged.
+        assert_eq!(by(1, 0, state::SYN_SENT, [0, 1, 1]), 0);
+    }
+
+    #[test]
+    fn a_failure_of_the_network_is_told_from_giving_up() {
+        let failure = |old_state, err, flags, established_ns| {
+            let event = Sample { old_state, err, flags, established_ns, ..Sample::default() }.decoded();
+            (event.failure, event.error)
+        };
+        assert_eq!(failure(state::SYN_SENT, libc::ECONNREFUSED, 0, 0), (Failure::Network, libc::ECONNREFUSED));
+        assert_eq!(failure(state::SYN_SENT, 0, BEING_CLOSED, 0), (Failure::GivenUp, 0));
+        assert_eq!(failure(state::SYN_SENT, 0, 0, 0), (Failure::GivenUp, 0), "shutdown, or connect to AF_UNSPEC");
+        assert_eq!(failure(state::SYN_SENT, libc::EHOSTUNREACH, BEING_CLOSED, 0), (Failure::GivenUp, 0));
+        assert_eq!(failure(state::SYN_SENT, 0, WITHIN_CONNECT, 0), (Failure::Network, 0));
+        assert_eq!(failure(state::SYN_RECV, libc::ECONNRESET, 0, 0), (Failure::Network, libc::ECONNRESET));
+        assert_eq!(failure(state::ESTABLISHED, libc::ECONNRESET, 0, 33), (Failure::None, libc::ECONNRESET));
+        // The probe has not seen it begin.
+        assert_eq!(failure(state::ESTABLISHED, 0, BEING_CLOSED, 0), (Failure::None, 0));
+    }
+
+    #[test]
+    fn only_the_end_of_a_connection_is_a_close() {
+        let kind = |old_state, new_state, direction| {
+            let event = Sample { old_state, new_state, direction, ..Sample::default() }.decoded();
+            (event.kind, event.payload_sent)
+        };
+        assert_eq!(kind(state::SYN_SENT, state::ESTABLISHED, 1), (Kind::State, 0));
+        assert_eq!(kind(state::LISTEN, state::CLOSE, 0), (Kind::State, 0));
+        assert_eq!(kind(state::SYN_RECV, state::CLOSE, 2), (Kind::State, 0));
+        assert_eq!(kind(state::SYN_RECV, state::CLOSE, 1), (Kind::Close, 5_000));
+        assert_eq!(kind(state::FIN_WAIT2, state::CLOSE, 0), (Kind::Close, 5_000));
+    }
+
+    #[test]
+    fn the_age_of_an_older_connection_is_not_known() {
+        let event = Sample { birth_ns: 0, ..Sample::default() }.decoded();
+        assert_eq!((event.older, event.age_ns, event.establish_ns), (true, 0, 0));
     }
 }

@@ -20,6 +20,48 @@ pub enum Error {
         /// What it may hold.
         takes: &'static str,
     },
+    /// A word of a filter is none, or not what belongs there.
+    #[error("{name}={text:?}: word {at}, {word:?}, must be {takes}")]
+    Filter {
+        /// The setting.
+        name: &'static str,
+        /// All of it.
+        text: String,
+        /// The word, or the part of it between commas.
+        word: String,
+        /// Which word, from 1.
+        at: usize,
+        /// What belongs there.
+        takes: &'static str,
+    },
+    /// A filter ends where a value is missing.
+    #[error("{name}={text:?}: the value is missing at the end: {takes}")]
+    FilterEnd {
+        /// The setting.
+        name: &'static str,
+        /// All of it.
+        text: String,
+        /// What belongs there.
+        takes: &'static str,
+    },
+    /// An argument of a `tcpevent_*` function is none that it takes.
+    #[error("{what}")]
+    Argument {
+        /// What is wrong, and what it takes.
+        what: &'static str,
+        /// The errno that stands for it.
+        errno: i32,
+    },
+    /// An option has a value that it does not take.
+    #[error("options->{name} is {value}: it takes {takes}")]
+    Option {
+        /// The field.
+        name: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it may hold.
+        takes: &'static str,
+    },
     /// The kernel cannot be traced. Every way was tried.
     #[error("cannot watch TCP connections: {cause}; {remedy}")]
     Probe {
@@ -27,6 +69,14 @@ pub enum Error {
         cause: String,
         /// What the user can do.
         remedy: &'static str,
+        /// The errno that stands for it.
+        errno: i32,
+    },
+    /// A panic.
+    #[error("{function} has failed by a bug in this library: please report it")]
+    Bug {
+        /// The function that was called.
+        function: &'static str,
     },
     /// A probe runs already.
     #[error("a probe is running already: call cleanup() before starting another")]
@@ -41,4 +91,22 @@ pub enum Error {
         /// Its errno.
         source: io::Error,
     },
+}
+
+impl Error {
+    /// An argument that is not valid.
+    pub fn argument(what: &'static str) -> Self {
+        Self::Argument { what, errno: libc::EINVAL }
+    }
+
+    /// The errno that stands for it, positive.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Setting { .. } | Self::Filter { .. } | Self::FilterEnd { .. } | Self::Option { .. } => libc::EINVAL,
+            Self::Argument { errno, .. } | Self::Probe { errno, .. } => *errno,
+            Self::Running => libc::EBUSY,
+            Self::Bug { .. } => libc::EIO,
+            Self::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+        }
+    }
 }

@@ -1,64 +1,132 @@
-//! An event as it waits in the queue: binary, small, the same for both kinds.
+//! What the library has to tell of an endpoint, from whatever source.
 
-use std::ffi::{c_char, c_int, c_void};
-use std::mem::size_of;
-
-use crate::abi::{TEXT_LEN, tcp_event_t};
-
-/// What an event stands for.
+/// What an event stands for. The numbers are those of `TCPEVENT_KIND_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Kind {
-    /// An endpoint reached TCP_CLOSE.
-    Close,
+    /// The state of an endpoint has changed.
+    State = 1,
+    /// A connection, or the attempt at one, has ended: its endpoint reached TCP_CLOSE.
+    Close = 2,
     /// A socket was found open by a sweep.
-    Snapshot,
+    Snapshot = 3,
 }
 
-/// How the owner of an endpoint was found.
+/// How the owner of an endpoint was found. The numbers are those of `TCPEVENT_ORIGIN_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Origin {
-    /// It called connect.
-    Connect,
-    /// It called accept.
-    Accept,
-    /// It called shutdown or close, or exited.
-    Close,
-    /// It held the socket's inode open.
-    Inode,
     /// No process was seen to act on the endpoint: the likeliest one, or none (pid 0).
-    Guess,
+    Guess = 0,
+    /// It called connect.
+    Connect = 1,
+    /// It called accept.
+    Accept = 2,
+    /// It called shutdown or close, or exited.
+    Close = 3,
+    /// It held the socket's inode open.
+    Inode = 4,
+}
+
+/// Who opened a connection. The numbers are those of `TCPEVENT_DIRECTION_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Direction {
+    /// It is older than the probe, or a snapshot.
+    Unknown = 0,
+    /// This end.
+    Connected = 1,
+    /// The other end.
+    Accepted = 2,
+}
+
+/// How an attempt to connect has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It has not failed, or there was none.
+    None,
+    /// By the network, for the reason in `error`; or, without one, before anything was sent.
+    Network,
+    /// The program did not wait any longer.
+    GivenUp,
 }
 
 /// Bytes that a command takes at most, without a terminating NUL.
 pub const COMM_LEN: usize = 16;
 
-/// An event in the queue. Addresses are formatted when it is dequeued, by [`tcp_event_t::from`].
+/// An event, with all that is known. What is not known is 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Wall clock, nanoseconds since 1970.
     pub time_ns: u64,
-    /// Bytes received.
-    pub rx_bytes: u64,
-    /// Bytes sent.
-    pub tx_bytes: u64,
-    /// Segments sent.
+    /// The same moment by the monotonic clock.
+    pub monotonic_ns: u64,
+    /// The kernel's number of the socket.
+    pub cookie: u64,
+    /// ID of the socket's cgroup.
+    pub cgroup: u64,
+    /// Inode number of the socket.
+    pub inode: u64,
+    /// Time since the birth, on close.
+    pub age_ns: u64,
+    /// From SYN_SENT to ESTABLISHED.
+    pub establish_ns: u64,
+    /// Payload received, without a FIN.
+    pub payload_received: u64,
+    /// Payload sent, once each byte.
+    pub payload_sent: u64,
+    /// Payload that the peer has acknowledged.
+    pub payload_acked: u64,
+    /// The kernel's counter of that name, as are all that follow up to `segs_retransmitted`.
+    pub bytes_received: u64,
+    /// With SYN and FIN.
+    pub bytes_acked: u64,
+    /// With retransmissions; `None` where the kernel does not count it.
+    pub bytes_sent: Option<u64>,
+    /// Of those, the retransmissions.
+    pub bytes_retransmitted: u64,
+    /// All segments sent.
     pub segs_out: u32,
-    /// Segments received.
+    /// All segments received.
     pub segs_in: u32,
+    /// Those that carried data.
+    pub data_segs_out: u32,
+    /// Those that carried data.
+    pub data_segs_in: u32,
+    /// Segments sent again.
+    pub segs_retransmitted: u32,
+    /// Smoothed round-trip time in microseconds.
+    pub srtt_us: u32,
+    /// Least round-trip time in microseconds.
+    pub min_rtt_us: u32,
+    /// Inode number of the network namespace.
+    pub netns: u32,
     /// Owner: thread group ID.
     pub pid: u32,
     /// Owner: user ID.
     pub uid: u32,
+    /// Why the kernel has ended the connection: errno, positive.
+    pub error: i32,
+    /// Whether this is the end of an attempt that failed.
+    pub failure: Failure,
+    /// The connection is older than the probe.
+    pub older: bool,
+    /// What the event stands for.
+    pub kind: Kind,
+    /// How the owner was found.
+    pub origin: Origin,
+    /// Who opened the connection.
+    pub direction: Direction,
+    /// The state before (include/net/tcp_states.h).
+    pub old_state: u8,
+    /// The state from now on.
+    pub new_state: u8,
     /// `AF_INET` or `AF_INET6`.
     pub family: u16,
     /// Local port, host order.
     pub local_port: u16,
     /// Remote port, host order.
     pub remote_port: u16,
-    /// What the event stands for.
-    pub kind: Kind,
-    /// How the owner was found.
-    pub origin: Origin,
     /// Local address, network order; an IPv4 address fills the first 4 bytes.
     pub local_addr: [u8; 16],
     /// Remote address, likewise.
@@ -67,131 +135,64 @@ pub struct Event {
     pub comm: [u8; COMM_LEN],
 }
 
-// The documentation promises about 128 KB for 1024 queued events. A slot of the channel adds one word.
-const _: () = assert!(size_of::<Event>() + size_of::<usize>() <= 128);
-
-#[allow(clippy::cast_possible_truncation)] // 128
-const TEXT_SIZE: libc::socklen_t = TEXT_LEN as libc::socklen_t;
-
-unsafe extern "C" {
-    fn inet_ntop(family: c_int, addr: *const c_void, text: *mut c_char, size: libc::socklen_t) -> *const c_char;
-}
-
-/// Formats an address as inet_ntop(3) does. An unknown family gives the empty string.
-fn format_address(family: u16, addr: &[u8; 16]) -> [c_char; TEXT_LEN] {
-    let mut text = [0; TEXT_LEN];
-    // SAFETY: `addr` holds the 4 or 16 bytes that the two known families take, and for another one inet_ntop reads
-    // nothing. `text` is longer than INET6_ADDRSTRLEN and its true size is given.
-    unsafe { inet_ntop(c_int::from(family), addr.as_ptr().cast(), text.as_mut_ptr(), TEXT_SIZE) };
-    text
-}
-
-/// A command as C text: cut at the first NUL, and always NUL-terminated.
-fn format_comm(comm: [u8; COMM_LEN]) -> [c_char; TEXT_LEN] {
-    let mut text = [0; TEXT_LEN];
-    for (to, from) in text.iter_mut().zip(comm.iter().take_while(|byte| **byte != 0)) {
-        *to = from.cast_signed();
-    }
-    text
-}
-
-impl From<&Event> for tcp_event_t {
-    fn from(event: &Event) -> Self {
+impl Event {
+    /// An event of which nothing but its kind is known.
+    pub const fn of(kind: Kind) -> Self {
         Self {
-            EventTime: event.time_ns,
-            pid: event.pid,
-            UserId: event.uid,
-            rx_b: event.rx_bytes,
-            tx_b: event.tx_bytes,
-            tcpi_segs_out: event.segs_out,
-            tcpi_segs_in: event.segs_in,
-            family: event.family,
-            SPT: event.local_port,
-            DPT: event.remote_port,
-            task: format_comm(event.comm),
-            SADDR: format_address(event.family, &event.local_addr),
-            DADDR: format_address(event.family, &event.remote_addr),
+            time_ns: 0,
+            monotonic_ns: 0,
+            cookie: 0,
+            cgroup: 0,
+            inode: 0,
+            age_ns: 0,
+            establish_ns: 0,
+            payload_received: 0,
+            payload_sent: 0,
+            payload_acked: 0,
+            bytes_received: 0,
+            bytes_acked: 0,
+            bytes_sent: None,
+            bytes_retransmitted: 0,
+            segs_out: 0,
+            segs_in: 0,
+            data_segs_out: 0,
+            data_segs_in: 0,
+            segs_retransmitted: 0,
+            srtt_us: 0,
+            min_rtt_us: 0,
+            netns: 0,
+            pid: 0,
+            uid: 0,
+            error: 0,
+            failure: Failure::None,
+            older: false,
+            kind,
+            origin: Origin::Guess,
+            direction: Direction::Unknown,
+            old_state: 0,
+            new_state: 0,
+            family: 0,
+            local_port: 0,
+            remote_port: 0,
+            local_addr: [0; 16],
+            remote_addr: [0; 16],
+            comm: [0; COMM_LEN],
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::IpAddr;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn text(chars: &[c_char]) -> Vec<u8> {
-        chars.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect()
-    }
-
-    #[test]
-    fn addresses_read_as_inet_ntop_prints_them() {
-        let mut v4 = [0; 16];
-        v4[..4].copy_from_slice(&[192, 168, 0, 255]);
-        assert_eq!(text(&format_address(2, &v4)), b"192.168.0.255");
-        let mapped: [u8; 16] = "::ffff:127.0.0.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
-        assert_eq!(text(&format_address(10, &mapped)), b"::ffff:127.0.0.1");
-        assert_eq!(text(&format_address(10, &[0; 16])), b"::");
-        assert_eq!(text(&format_address(10, &[0xfe; 16])), b"fefe:fefe:fefe:fefe:fefe:fefe:fefe:fefe");
-        assert_eq!(text(&format_address(77, &v4)), b"");
-    }
-
-    #[test]
-    fn a_command_of_any_bytes_ends_at_16_with_a_nul() {
-        assert_eq!(text(&format_comm(*b"0123456789abcdef")), b"0123456789abcdef");
-        assert_eq!(text(&format_comm(*b"sh\0garbage\xff\xff\xff\xff\xff\xff")), b"sh");
-        assert_eq!(text(&format_comm([0xff; 16])), [0xff; 16]);
-        assert_eq!(format_comm([b'x'; 16])[16], 0);
-    }
-
-    fn any_event() -> impl Strategy<Value = Event> {
-        let numbers = any::<([u64; 3], [u32; 4], [u16; 2])>();
-        let family = prop_oneof![Just(2u16), Just(10), any::<u16>()];
-        // NULs are rare among random bytes.
-        let comm = prop::array::uniform16(prop_oneof![1 => Just(0), 9 => any::<u8>()]);
-        (numbers, family, any::<[[u8; 16]; 2]>(), comm).prop_map(|((longs, words, halves), family, addrs, comm)| {
-            Event {
-                time_ns: longs[0],
-                rx_bytes: longs[1],
-                tx_bytes: longs[2],
-                segs_out: words[0],
-                segs_in: words[1],
-                pid: words[2],
-                uid: words[3],
-                family,
-                local_port: halves[0],
-                remote_port: halves[1],
-                kind: Kind::Close,
-                origin: Origin::Close,
-                local_addr: addrs[0],
-                remote_addr: addrs[1],
-                comm,
-            }
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn hostile_events_give_texts_that_end(event in any_event()) {
-            let given = tcp_event_t::from(&event);
-            let (task, local, remote) = (given.task, given.SADDR, given.DADDR);
-            let name: Vec<u8> = event.comm.iter().copied().take_while(|byte| *byte != 0).collect();
-            prop_assert_eq!(text(&task), &name[..]);
-            // Nothing is behind the end that was not meant for anybody's eyes.
-            prop_assert!(task[name.len()..].iter().all(|c| *c == 0));
-            for (addr, text) in [(event.local_addr, text(&local)), (event.remote_addr, text(&remote))] {
-                let text = String::from_utf8(text).unwrap();
-                let expected: Option<IpAddr> = match event.family {
-                    2 => Some(<[u8; 4]>::try_from(&addr[..4]).unwrap().into()),
-                    10 => Some(addr.into()),
-                    _ => None,
-                };
-                prop_assert_eq!(text.parse().ok(), expected, "{}", text);
-                prop_assert_eq!(text.is_empty(), expected.is_none());
-            }
-        }
-    }
+/// States of a TCP endpoint (include/net/tcp_states.h).
+pub mod state {
+    #![allow(missing_docs)]
+    pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
+    pub const TIME_WAIT: u8 = 6;
+    pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
+    pub const LISTEN: u8 = 10;
+    pub const CLOSING: u8 = 11;
 }

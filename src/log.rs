@@ -1,9 +1,12 @@
-//! Lines on stderr. Never stdout: consumers write their own output there.
+//! Lines on stderr, or for whoever has opened a handle. Never stdout: consumers write their own output there.
 //!
 //! The host owns its stderr. A line must neither block it (a full pipe), kill it (SIGPIPE), nor fail it (a closed
 //! descriptor, a full disk), so what cannot be written at once is left out.
 
+use std::cell::RefCell;
+use std::ffi::{CStr, CString};
 use std::fmt::Display;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::{io, mem, ptr};
 
@@ -40,15 +43,51 @@ pub fn set_level(level: Level) {
     MOST.store(level as u8, Ordering::Relaxed);
 }
 
+/// Takes the lines of the threads that work for a handle.
+pub struct Logger {
+    /// The least important level that it takes; `None` for no lines at all.
+    pub most: Option<Level>,
+    /// What it does with them.
+    pub write: Box<dyn Fn(Level, &CStr) + Send + Sync>,
+}
+
+thread_local! {
+    /// Where this thread's lines go; `None` for stderr.
+    static LOGGER: RefCell<Option<Arc<Logger>>> = const { RefCell::new(None) };
+}
+
+/// Runs `body` with the lines of this thread going to a logger.
+pub fn with_logger<T>(logger: &Arc<Logger>, body: impl FnOnce() -> T) -> T {
+    let before = LOGGER.replace(Some(Arc::clone(logger)));
+    let result = body();
+    LOGGER.replace(before);
+    result
+}
+
+fn logger() -> Option<Arc<Logger>> {
+    // A thread that is ending has none any more.
+    LOGGER.try_with(|logger| logger.borrow().clone()).ok().flatten()
+}
+
 /// Whether lines of this level are written.
 pub fn enabled(level: Level) -> bool {
-    level as u8 <= MOST.load(Ordering::Relaxed)
+    match logger() {
+        Some(logger) => logger.most.is_some_and(|most| level <= most),
+        None => level as u8 <= MOST.load(Ordering::Relaxed),
+    }
 }
 
 /// Writes one line, where its level is enabled.
 pub fn line(level: Level, text: impl Display) {
-    if enabled(level) {
-        write_stderr(&format!("libtcpEvent: {}: {text}\n", level.name()));
+    if !enabled(level) {
+        return;
+    }
+    match logger() {
+        Some(logger) => {
+            let text = CString::new(text.to_string().replace('\0', "?")).unwrap_or_default();
+            (logger.write)(level, &text);
+        }
+        None => write_stderr(&format!("libtcpEvent: {}: {text}\n", level.name())),
     }
 }
 

@@ -7,17 +7,17 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use libbpf_rs::query::{LinkTypeInfo, PerfEventType};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Iter, Link, ObjectBuilder, OpenObject, PrintLevel, libbpf_sys};
+use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, PrintLevel, Program, libbpf_sys};
 
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::log::{self, Level};
 use crate::privilege::{self, Capability};
-use crate::settings::{Rung, Settings};
+use crate::filter::{Filter, Prefix};
+use crate::settings::{ProbeSettings, Rung};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
 
 /// A probe that is attached. Dropping it detaches and unloads everything.
@@ -27,6 +27,7 @@ pub struct Probe<'obj> {
     /// Maps and programs.
     pub skeleton: TcpEventSkel<'obj>,
     rung: Rung,
+    fds: ProbeFds,
 }
 
 /// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
@@ -53,8 +54,8 @@ impl Extras {
 
 impl<'obj> Probe<'obj> {
     /// Climbs the ladder until a rung holds. The object must be a fresh place for each call.
-    pub fn attach(settings: &Settings, places: &'obj mut Places) -> Result<Self, Error> {
-        let rungs: &[Rung] = match &settings.probe {
+    pub fn attach(settings: &ProbeSettings, places: &'obj mut Places) -> Result<Self, Error> {
+        let rungs: &[Rung] = match &settings.rung {
             Some(rung) => std::slice::from_ref(rung),
             None => &Rung::LADDER,
         };
@@ -77,7 +78,7 @@ impl<'obj> Probe<'obj> {
 
     fn attach_rung(
         rung: Rung,
-        settings: &Settings,
+        settings: &ProbeSettings,
         places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
     ) -> Result<Self, String> {
         if rung == Rung::Kprobe && !kernel_has_kprobes() {
@@ -114,21 +115,30 @@ impl<'obj> Probe<'obj> {
     fn try_attach(
         rung: Rung,
         extras: Extras,
-        settings: &Settings,
+        settings: &ProbeSettings,
         place: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Refusal> {
         let by_syscalls = matches!(extras, Extras::AcceptSyscallsAndIoUring | Extras::AcceptSyscalls);
         let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
+        let with_again = extras != Extras::Nothing;
+        let detailed = settings.detailed;
         let mut open = open(settings, place).map_err(Refusal::Main)?;
-        open.progs.set_state_entry.set_autoload(rung == Rung::Kprobe);
-        open.progs.set_state_tracepoint.set_autoload(rung == Rung::TpBtf);
-        open.progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
-        open.progs.accept_syscall.set_autoload(by_syscalls);
-        open.progs.accept_io_uring.set_autoload(by_io_uring);
-        open.progs.adopt.set_autoload(extras != Extras::Nothing);
-        open.progs.set_state_again.set_autoload(extras != Extras::Nothing);
-        open.maps.rodata_data.as_deref_mut().expect("the program has constants").main_is_kprobe = rung == Rung::Kprobe;
-        let skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
+        let progs = &mut open.progs;
+        progs.set_state_entry.set_autoload(rung == Rung::Kprobe && !detailed);
+        progs.set_state_entry_detailed.set_autoload(rung == Rung::Kprobe && detailed);
+        progs.set_state_tracepoint.set_autoload(rung == Rung::TpBtf && !detailed);
+        progs.set_state_tracepoint_detailed.set_autoload(rung == Rung::TpBtf && detailed);
+        progs.set_state_again.set_autoload(with_again && !detailed);
+        progs.set_state_again_detailed.set_autoload(with_again && detailed);
+        progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
+        progs.accept_syscall.set_autoload(by_syscalls);
+        progs.accept_io_uring.set_autoload(by_io_uring);
+        progs.adopt.set_autoload(with_again);
+        configure(&mut open, rung, with_again, settings).map_err(Refusal::Main)?;
+        let mut skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
+        if detailed {
+            explain(|| fill_lists(&mut skeleton, &settings.filter)).map_err(Refusal::Main)?;
+        }
 
         let mut links = Vec::new();
         let progs = &skeleton.progs;
@@ -146,14 +156,19 @@ impl<'obj> Probe<'obj> {
         if by_io_uring {
             links.push(explain(|| progs.accept_io_uring.attach()).map_err(Refusal::Accept)?);
         }
-        let main = match rung {
-            Rung::Kprobe => explain(|| progs.set_state_entry.attach()),
-            Rung::TpBtf => explain(|| progs.set_state_tracepoint.attach()),
+        let main = match (rung, detailed) {
+            (Rung::Kprobe, false) => &progs.set_state_entry,
+            (Rung::Kprobe, true) => &progs.set_state_entry_detailed,
+            (Rung::TpBtf, false) => &progs.set_state_tracepoint,
+            (Rung::TpBtf, true) => &progs.set_state_tracepoint_detailed,
         };
-        links.push(main.map_err(Refusal::Main)?);
-        if extras != Extras::Nothing {
+        let main_link = explain(|| main.attach()).map_err(Refusal::Main)?;
+        let fds = ProbeFds::of(main, &main_link, &skeleton);
+        links.push(main_link);
+        if with_again {
             // After the main program: it looks at what that one has done.
-            match explain(|| progs.set_state_again.attach()) {
+            let again = if detailed { &progs.set_state_again_detailed } else { &progs.set_state_again };
+            match explain(|| again.attach()) {
                 Ok(link) => links.push(link),
                 Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
             }
@@ -161,38 +176,22 @@ impl<'obj> Probe<'obj> {
                 log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
             }
         }
-        Ok(Self { links, skeleton, rung })
+        Ok(Self { links, skeleton, rung, fds })
+    }
+
+    /// The rung in force.
+    pub fn rung(&self) -> Rung {
+        self.rung
+    }
+
+    /// Descriptors that tell what the kernel's side has counted.
+    pub fn fds(&self) -> ProbeFds {
+        self.fds
     }
 
     /// Descriptors of the links in force.
     pub fn link_fds(&self) -> impl Iterator<Item = RawFd> {
         self.links.iter().map(|link| link.as_fd().as_raw_fd())
-    }
-
-    /// Runs of the main program that the kernel skipped, because it was running already on the same CPU. 0 where the
-    /// kernel does not tell (before 5.12; for a kprobe before 6.7). Most are of transitions that do not matter here,
-    /// and the second look makes up for the others.
-    pub fn skipped_runs(&self) -> u64 {
-        // Of the one that is loaded: the other one has no descriptor.
-        let program = match self.rung {
-            Rung::Kprobe => &self.skeleton.progs.set_state_entry,
-            Rung::TpBtf => &self.skeleton.progs.set_state_tracepoint,
-        };
-        let mut info = libbpf_sys::bpf_prog_info::default();
-        let mut length = size_of_val(&info).try_into().unwrap_or(0);
-        // SAFETY: `info` is `length` bytes, all of them may be written, and its pointers are null.
-        let result =
-            unsafe { libbpf_sys::bpf_prog_get_info_by_fd(program.as_fd().as_raw_fd(), &raw mut info, &raw mut length) };
-        let of_program = if result == 0 { info.recursion_misses } else { 0 };
-        // The accept hook is a kprobe too, and what it misses is no transition.
-        let of_link = |link: &Link| match link.info().map(|info| info.info) {
-            Ok(LinkTypeInfo::PerfEvent(info)) => match info.event_type {
-                PerfEventType::Kprobe { func_name: Some(name), missed, .. } if name == "tcp_set_state" => missed,
-                _ => 0,
-            },
-            _ => 0,
-        };
-        of_program + self.links.iter().map(of_link).sum::<u64>()
     }
 
     /// Takes the hooks away. What is in the ring stays readable.
@@ -212,7 +211,7 @@ impl<'obj> Probe<'obj> {
                 reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
                 lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
                 lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
-                recovered_closes: AtomicU64::from_ptr(&raw mut (*bss).recovered_closes),
+                recovered: AtomicU64::from_ptr(&raw mut (*bss).recovered),
             }
         }
     }
@@ -226,8 +225,136 @@ pub struct Variables<'probe> {
     pub lost_records: &'probe AtomicU64,
     /// Owners that found the map full.
     pub lost_owners: &'probe AtomicU64,
-    /// Closes that the main program missed, and the second look reported.
-    pub recovered_closes: &'probe AtomicU64,
+    /// Changes that the main program missed, and the second look reported.
+    pub recovered: &'probe AtomicU64,
+}
+
+/// Descriptors of the parts that count. Valid for as long as the probe is attached.
+#[derive(Clone, Copy)]
+pub struct ProbeFds {
+    main: RawFd,
+    main_link: RawFd,
+    owners: RawFd,
+}
+
+impl ProbeFds {
+    fn of(main: &Program<'_>, main_link: &Link, skeleton: &TcpEventSkel<'_>) -> Self {
+        Self {
+            main: main.as_fd().as_raw_fd(),
+            main_link: main_link.as_fd().as_raw_fd(),
+            owners: skeleton.maps.owners.as_fd().as_raw_fd(),
+        }
+    }
+
+    /// Runs of the main program that the kernel skipped, because it was running already on the same CPU. 0 where the
+    /// kernel does not tell (before 5.12; for a kprobe before 6.7). Most are of transitions that do not matter here,
+    /// and the second look makes up for the others.
+    pub fn skipped_runs(&self) -> u64 {
+        let program = info::<libbpf_sys::bpf_prog_info>(self.main).map_or(0, |info| info.recursion_misses);
+        let link = info::<libbpf_sys::bpf_link_info>(self.main_link).map_or(0, |info| {
+            // SAFETY: all its parts are plain numbers, and the kernel says which of them it has filled.
+            unsafe {
+                let event = info.__bindgen_anon_1.perf_event;
+                let is_kprobe =
+                    info.type_ == libbpf_sys::BPF_LINK_TYPE_PERF_EVENT && event.type_ == libbpf_sys::BPF_PERF_EVENT_KPROBE;
+                if is_kprobe { event.__bindgen_anon_1.kprobe.missed } else { 0 }
+            }
+        });
+        program + link
+    }
+
+    /// Endpoints in the map of owners. 0 where this thread may not look.
+    pub fn tracked(&self) -> u64 {
+        const BATCH: usize = 4096;
+
+        // Of the values nobody wants anything, but the kernel gives them.
+        let (mut keys, mut values) = (vec![0u64; BATCH], vec![MaybeUninit::<Owner>::uninit(); BATCH]);
+        let mut place = 0u32;
+        let mut tracked = 0;
+        for first in std::iter::once(true).chain(std::iter::repeat(false)) {
+            let mut count = BATCH as u32;
+            let from = if first { std::ptr::null_mut() } else { (&raw mut place).cast() };
+            // SAFETY: `place`, and `count` keys and values, are there to be filled.
+            let result = unsafe {
+                libbpf_sys::bpf_map_lookup_batch(
+                    self.owners,
+                    from,
+                    (&raw mut place).cast(),
+                    keys.as_mut_ptr().cast(),
+                    values.as_mut_ptr().cast(),
+                    &raw mut count,
+                    std::ptr::null(),
+                )
+            };
+            // The end is an error too, and may come with the last ones.
+            let ended = result == -libc::ENOENT;
+            if result == 0 || ended {
+                tracked += u64::from(count);
+            }
+            if result != 0 {
+                break;
+            }
+        }
+        tracked
+    }
+}
+
+/// A value of the map of owners.
+type Owner = crate::skeleton::types::owner;
+
+/// Endpoints that the map of owners can hold: as in `bpf/tcp_event.bpf.c`.
+pub const MOST_TRACKED: u64 = 131_072;
+
+/// What the kernel has to tell of a program or link. All-zero bytes must be a valid `T`.
+fn info<T>(fd: RawFd) -> Option<T> {
+    let mut info = MaybeUninit::<T>::zeroed();
+    let mut length = size_of::<T>().try_into().unwrap_or(0);
+    // SAFETY: `info` is `length` bytes, all of them may be written, and its pointers are null.
+    let result = unsafe { libbpf_sys::bpf_obj_get_info_by_fd(fd, info.as_mut_ptr().cast(), &raw mut length) };
+    // SAFETY: zeroes, or what the kernel has put there.
+    (result == 0).then(|| unsafe { info.assume_init() })
+}
+
+/// A probe has one link for its main program, one for the second look, and at most three for its accept hooks.
+const MOST_LINKS: usize = 5;
+
+/// No descriptor.
+const NO_LINK: RawFd = -1;
+
+/// Descriptors of the links in force, for a forked child to close: they would keep the probe attached after the parent
+/// has ended it.
+pub struct LinkFds([AtomicI32; MOST_LINKS]);
+
+impl LinkFds {
+    /// None.
+    pub const fn new() -> Self {
+        Self([const { AtomicI32::new(NO_LINK) }; _])
+    }
+
+    /// A probe is attached.
+    pub fn note(&self, probe: &Probe<'_>) {
+        for (place, fd) in self.0.iter().zip(probe.link_fds()) {
+            place.store(fd, Ordering::SeqCst);
+        }
+    }
+
+    /// They are about to be closed.
+    pub fn forget(&self) {
+        for link in &self.0 {
+            link.store(NO_LINK, Ordering::SeqCst);
+        }
+    }
+
+    /// Closes a forked child's copies. Async-signal-safe, as all that runs between fork and exec must be.
+    pub fn close_in_child(&self) {
+        for link in &self.0 {
+            let fd = link.swap(NO_LINK, Ordering::SeqCst);
+            if fd != NO_LINK {
+                // SAFETY: in the child nobody but this function knows the descriptor.
+                unsafe { libc::close(fd) };
+            }
+        }
+    }
 }
 
 /// Places for the objects of the tries that [`Probe::attach`] makes.
@@ -248,12 +375,77 @@ enum Refusal {
     Accept(String),
 }
 
-fn open<'obj>(settings: &Settings, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
+fn open<'obj>(settings: &ProbeSettings, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
     let mut object = ObjectBuilder::default();
     if let Some(btf) = &settings.btf {
         explain(|| object.btf_custom_path(btf).map(|_| ()))?;
     }
     explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
+}
+
+/// Sets what the programs cannot change: constants, and the sizes of maps.
+fn configure(
+    open: &mut OpenTcpEventSkel<'_>,
+    rung: Rung,
+    second_look: bool,
+    settings: &ProbeSettings,
+) -> Result<(), String> {
+    let filter = &settings.filter;
+    let constants = open.maps.rodata_data.as_deref_mut().expect("the program has constants");
+    constants.main_is_kprobe = rung == Rung::Kprobe;
+    constants.second_look = second_look;
+    constants.wanted = u8::from(settings.states) | u8::from(settings.closes) << 1;
+    let lists = [
+        filter.local_ports.is_some(),
+        filter.remote_ports.is_some(),
+        !filter.local_prefixes.is_empty(),
+        !filter.remote_prefixes.is_empty(),
+    ];
+    let of_kernel = &mut constants.filter;
+    of_kernel.cgroup = filter.cgroup.unwrap_or(0);
+    of_kernel.netns = filter.netns.unwrap_or(0);
+    of_kernel.pid = filter.pid.unwrap_or(0);
+    of_kernel.uid = filter.uid.unwrap_or(0);
+    of_kernel.by_uid = filter.uid.is_some().into();
+    of_kernel.family = filter.family.unwrap_or(0);
+    of_kernel.failed_only = filter.failed_only.into();
+    of_kernel.lists = lists.iter().rev().fold(0, |bits, list| bits << 1 | u8::from(*list));
+
+    let maps = &mut open.maps;
+    if !settings.detailed {
+        for map in [&mut maps.port_sets, &mut maps.local_prefixes, &mut maps.remote_prefixes] {
+            explain(|| map.set_autocreate(false))?;
+        }
+    }
+    for (map, prefixes) in
+        [(&mut maps.local_prefixes, &filter.local_prefixes), (&mut maps.remote_prefixes, &filter.remote_prefixes)]
+    {
+        let entries = u32::try_from(prefixes.len().max(1)).unwrap_or(u32::MAX);
+        explain(|| map.set_max_entries(entries))?;
+    }
+    Ok(())
+}
+
+/// Puts the filter's lists into their maps.
+fn fill_lists(skeleton: &mut TcpEventSkel<'_>, filter: &Filter) -> libbpf_rs::Result<()> {
+    let maps = &mut skeleton.maps;
+    for (set, key) in [(&filter.local_ports, 0u32), (&filter.remote_ports, 1)] {
+        if let Some(set) = set {
+            maps.port_sets.update(&key.to_ne_bytes(), set.bits(), MapFlags::ANY)?;
+        }
+    }
+    fill_prefixes(&maps.local_prefixes, &filter.local_prefixes)?;
+    fill_prefixes(&maps.remote_prefixes, &filter.remote_prefixes)
+}
+
+fn fill_prefixes(map: &MapMut<'_>, prefixes: &[Prefix]) -> libbpf_rs::Result<()> {
+    for prefix in prefixes {
+        let mut key = [0; 20];
+        key[..4].copy_from_slice(&u32::from(prefix.length).to_ne_bytes());
+        key[4..].copy_from_slice(&prefix.addr);
+        map.update(&key, &[1], MapFlags::ANY)?;
+    }
+    Ok(())
 }
 
 /// Accepts are not seen, for these reasons. Where it is for want of privilege, that is worth a warning.
@@ -324,35 +516,38 @@ fn explain<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> Result<T, String> 
 }
 
 /// The error for a cause, with its remedy.
-pub fn refused(settings: &Settings, cause: String) -> Error {
-    let remedy = remedy(settings, &cause);
-    Error::Probe { cause, remedy }
+pub fn refused(settings: &ProbeSettings, cause: String) -> Error {
+    let (remedy, errno) = remedy(settings, &cause);
+    Error::Probe { cause, remedy, errno }
 }
 
 /// A kprobe is a perf event.
 const PERF_EVENTS_REMEDY: &str = "run as root, grant CAP_SYS_ADMIN, or set kernel.perf_event_paranoid to 2";
 
-/// What the user can most likely do about a kernel that refused every rung.
-fn remedy(settings: &Settings, cause: &str) -> &'static str {
+/// What the user can most likely do about a kernel that refused every rung, and the errno that says so in short.
+fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
     // libbpf goes on where it gets no descriptor for some small thing, and fails for another reason later.
     if cause.contains("EMFILE") || descriptors::are_few() {
-        return NO_DESCRIPTORS;
+        return (NO_DESCRIPTORS, libc::EMFILE);
     }
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     if privilege::in_user_namespace() {
-        "run outside of user namespaces: capabilities in one do not count for BPF"
+        ("run outside of user namespaces: capabilities in one do not count for BPF", libc::EPERM)
     } else if privilege::missing(&[Capability::BPF, Capability::PERFMON]).is_some() {
-        "run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)"
+        ("run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)", libc::EPERM)
     } else if cause.contains("EACCES") && privilege::perf_events_are_restricted() {
-        PERF_EVENTS_REMEDY
+        (PERF_EVENTS_REMEDY, libc::EPERM)
     } else if lockdown.contains("[confidentiality]") {
-        "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown"
+        let remedy = "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown";
+        (remedy, libc::EPERM)
     } else if settings.btf.is_none() && !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it"
+        let remedy = "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";
+        (remedy, libc::EOPNOTSUPP)
     } else if ["EPERM", "ENOMEM"].iter().any(|errno| cause.contains(errno)) && memlock_is_small() {
-        "raise the limit of locked memory (ulimit -l), which kernels before 5.11 charge for BPF maps"
+        let remedy = "raise the limit of locked memory (ulimit -l), which kernels before 5.11 charge for BPF maps";
+        (remedy, libc::ENOMEM)
     } else {
-        "set TCPEVENT_LOG=debug to see what the kernel refused"
+        ("set TCPEVENT_LOG=debug to see what the kernel refused", libc::EOPNOTSUPP)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The bounded queue between the sources of events and their consumers.
 //!
-//! A close that finds it full displaces the oldest event; a snapshot that finds it full is itself refused. Every
-//! event that is dropped is counted by its kind.
+//! A change that finds it full displaces the oldest event; a snapshot that finds it full is itself refused. Every event
+//! that is dropped is counted by its kind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,26 +9,54 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 
 use crate::event::{Event, Kind};
 
+/// What a queue can hold.
+pub trait Queued {
+    /// What it counts as where it is dropped.
+    fn kind(&self) -> Kind;
+}
+
+impl Queued for Event {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+/// Events that a full queue has dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // By kind.
+pub struct Shed {
+    pub states: u64,
+    pub closes: u64,
+    pub snapshots: u64,
+}
+
 /// Slots where nothing else is asked for.
 pub const DEFAULT_SLOTS: usize = 1024;
 
 /// A bounded queue of events, for any number of producers and consumers.
-pub struct Queue {
-    sender: Sender<Event>,
-    receiver: Receiver<Event>,
+pub struct Queue<E> {
+    sender: Sender<E>,
+    receiver: Receiver<E>,
+    shed_states: AtomicU64,
     shed_closes: AtomicU64,
     shed_snapshots: AtomicU64,
 }
 
-impl Queue {
+impl<E: Queued> Queue<E> {
     /// A queue of `slots` events, at least one.
     pub fn new(slots: usize) -> Self {
         let (sender, receiver) = crossbeam_channel::bounded(slots.max(1));
-        Self { sender, receiver, shed_closes: AtomicU64::new(0), shed_snapshots: AtomicU64::new(0) }
+        Self {
+            sender,
+            receiver,
+            shed_states: AtomicU64::new(0),
+            shed_closes: AtomicU64::new(0),
+            shed_snapshots: AtomicU64::new(0),
+        }
     }
 
-    /// Queues a close. Returns the number of older events that were dropped to make room.
-    pub fn push_displacing(&self, mut event: Event) -> u64 {
+    /// Queues a change. Returns the number of older events that were dropped to make room.
+    pub fn push_displacing(&self, mut event: E) -> u64 {
         let mut shed = 0;
         loop {
             match self.sender.try_send(event) {
@@ -37,15 +65,15 @@ impl Queue {
             }
             // A consumer may have taken it meanwhile: then there is room, and nothing to drop.
             if let Ok(oldest) = self.receiver.try_recv() {
-                self.count_shed(oldest.kind);
+                self.count_shed(oldest.kind());
                 shed += 1;
             }
         }
     }
 
     /// Queues a snapshot if there is room for it. Returns whether there was.
-    pub fn push_if_room(&self, event: Event) -> bool {
-        let kind = event.kind;
+    pub fn push_if_room(&self, event: E) -> bool {
+        let kind = event.kind();
         let queued = self.sender.try_send(event).is_ok();
         if !queued {
             self.count_shed(kind);
@@ -54,7 +82,7 @@ impl Queue {
     }
 
     /// The oldest event; waits until there is one.
-    pub fn pop(&self) -> Event {
+    pub fn pop(&self) -> E {
         loop {
             // It can fail only when all senders are gone, and the queue holds one itself.
             if let Ok(event) = self.receiver.recv() {
@@ -64,17 +92,32 @@ impl Queue {
     }
 
     /// The oldest event, if there is one.
-    pub fn try_pop(&self) -> Option<Event> {
+    pub fn try_pop(&self) -> Option<E> {
         self.receiver.try_recv().ok()
     }
 
-    /// Events dropped so far: closes, snapshots.
-    pub fn shed(&self) -> (u64, u64) {
-        (self.shed_closes.load(Ordering::Relaxed), self.shed_snapshots.load(Ordering::Relaxed))
+    /// Events that are in it.
+    pub fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
+    /// Events dropped so far.
+    pub fn shed(&self) -> Shed {
+        Shed {
+            states: self.shed_states.load(Ordering::Relaxed),
+            closes: self.shed_closes.load(Ordering::Relaxed),
+            snapshots: self.shed_snapshots.load(Ordering::Relaxed),
+        }
     }
 
     fn count_shed(&self, kind: Kind) {
         let counter = match kind {
+            Kind::State => &self.shed_states,
             Kind::Close => &self.shed_closes,
             Kind::Snapshot => &self.shed_snapshots,
         };
@@ -92,26 +135,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::Origin;
 
     fn event(kind: Kind, number: u64) -> Event {
-        Event {
-            time_ns: number,
-            rx_bytes: 0,
-            tx_bytes: 0,
-            segs_out: 0,
-            segs_in: 0,
-            pid: 0,
-            uid: 0,
-            family: 2,
-            local_port: 0,
-            remote_port: 0,
-            kind,
-            origin: Origin::Guess,
-            local_addr: [0; 16],
-            remote_addr: [0; 16],
-            comm: [0; 16],
-        }
+        Event { time_ns: number, ..Event::of(kind) }
     }
 
     #[test]
@@ -119,7 +145,7 @@ mod tests {
         let queue = Queue::new(1024);
         let shed: u64 = (0..3000).map(|n| queue.push_displacing(event(Kind::Close, n))).sum();
         assert_eq!(shed, 1976);
-        assert_eq!(queue.shed(), (1976, 0));
+        assert_eq!(queue.shed(), Shed { closes: 1976, ..Shed::default() });
         let kept: Vec<u64> = std::iter::from_fn(|| queue.try_pop()).map(|e| e.time_ns).collect();
         assert_eq!(kept, (1976..3000).collect::<Vec<_>>());
     }
@@ -131,7 +157,7 @@ mod tests {
         assert!(queue.push_if_room(event(Kind::Snapshot, 2)));
         assert!(!queue.push_if_room(event(Kind::Snapshot, 3)));
         assert_eq!(queue.push_displacing(event(Kind::Close, 4)), 1);
-        assert_eq!(queue.shed(), (0, 2));
+        assert_eq!(queue.shed(), Shed { snapshots: 2, ..Shed::default() });
         assert_eq!(queue.pop().time_ns, 2);
         assert_eq!(queue.pop().time_ns, 4);
     }
@@ -140,7 +166,7 @@ mod tests {
     fn consumers_share_events_with_none_twice_and_none_missing() {
         const EVENTS: u64 = 100_000;
         const CONSUMERS: usize = 8;
-        let queue = Arc::new(Queue::new(1024));
+        let queue = Arc::new(Queue::<Event>::new(1024));
         let consumers: Vec<_> = (0..CONSUMERS)
             .map(|_| {
                 let queue = Arc::clone(&queue);
@@ -173,8 +199,8 @@ mod tests {
         let queue = Queue::new(8);
         let producing = AtomicUsize::new(PRODUCERS.len());
         let make = |producer: usize, number: u64| Event {
-            rx_bytes: number * 3,
-            tx_bytes: !number,
+            bytes_received: number * 3,
+            bytes_acked: !number,
             pid: u32::try_from(producer).unwrap(),
             comm: [u8::try_from(number % 251).unwrap(); 16],
             ..event(PRODUCERS[producer], number)
@@ -186,7 +212,7 @@ mod tests {
                     scope.spawn(move || {
                         for number in 0..EACH {
                             match PRODUCERS[producer] {
-                                Kind::Close => drop(queue.push_displacing(make(producer, number))),
+                                Kind::State | Kind::Close => drop(queue.push_displacing(make(producer, number))),
                                 Kind::Snapshot => drop(queue.push_if_room(make(producer, number))),
                             }
                         }
@@ -224,9 +250,9 @@ mod tests {
             }
         }
         let delivered = |kind| seen.iter().filter(|(producer, _)| PRODUCERS[*producer] == kind).count() as u64;
-        let (shed_closes, shed_snapshots) = queue.shed();
-        assert_eq!(delivered(Kind::Close) + shed_closes, 2 * EACH);
-        assert_eq!(delivered(Kind::Snapshot) + shed_snapshots, 2 * EACH);
+        let shed = queue.shed();
+        assert_eq!(delivered(Kind::Close) + shed.closes, 2 * EACH);
+        assert_eq!(delivered(Kind::Snapshot) + shed.snapshots, 2 * EACH);
     }
 
     proptest! {
@@ -258,8 +284,8 @@ mod tests {
                     _ => prop_assert_eq!(queue.try_pop().map(|e| e.time_ns), model.pop_front()),
                 }
             }
-            let (closes, snapshots) = queue.shed();
-            prop_assert_eq!(closes + snapshots, dropped);
+            let shed = queue.shed();
+            prop_assert_eq!(shed.closes + shed.snapshots, dropped);
         }
     }
 }

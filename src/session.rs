@@ -1,39 +1,37 @@
-//! A session: one queue, and the threads that fill it. It owns every thread, descriptor, map and link.
+//! The session behind the classic functions: one queue, and the threads that fill it. It owns every thread, descriptor,
+//! map and link.
 //!
 //! A session outlives its runs: `start` begins one, `stop` ends it, and the queue stays. `stop` must be callable from
 //! signal handlers, so it does nothing but count up an epoch and wake the threads; each thread belongs to the epoch
 //! that it was started in, and ends by itself when that is over.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::thread;
-use std::{mem, ptr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::collector;
+use crate::classic_event::ClassicEvent;
 use crate::counters::{Counters, Statistics};
 use crate::descriptors::StandardStreams;
-use crate::error::{Error, NO_DESCRIPTORS};
+use crate::error::Error;
 use crate::event::Event;
-use crate::log::{self, Level};
-use crate::netlink::sweep;
-use crate::probe::{self, Places, Probe};
+use crate::log::{self, Level, Limited};
+use crate::netlink::sweep::{self, Naming, SweepSettings};
+use crate::probe_thread::{self, Attached};
 use crate::queue::Queue;
 use crate::settings::Settings;
+use crate::sink::Sink;
+use crate::threads::{no_descriptor, spawn};
 use crate::wake::Waker;
 
 /// No epoch: counting from 0, it is never reached.
 const NEVER: u64 = u64::MAX;
 
-/// A probe has one link for its main program, one for the second look, and at most three for its accept hooks.
-const MOST_LINKS: usize = 5;
-
-/// No descriptor.
-const NO_LINK: i32 = -1;
+static SHEDDING_CLOSES: Limited = Limited::new("Shedding TCP events..");
+static SHEDDING_SNAPSHOTS: Limited = Limited::new("Shedding TCP (Netlink) events..");
 
 /// See the module's documentation. Always `'static`: its threads are not joined.
 pub struct Session {
-    queue: Queue,
+    queue: Queue<ClassicEvent>,
     counters: Counters,
     settings: Mutex<Settings>,
     /// Counts up with each stop.
@@ -53,8 +51,21 @@ pub struct Session {
     sweep_turn: Mutex<()>,
     probe_waker: Waker,
     sweep_waker: Waker,
-    /// Descriptors of the links in force, for a forked child to close.
-    links: [AtomicI32; MOST_LINKS],
+    attached: Attached,
+}
+
+impl Sink for Session {
+    fn put_change(&self, event: Event) {
+        if self.queue.push_displacing(ClassicEvent::from(&event)) > 0 {
+            SHEDDING_CLOSES.warn();
+        }
+    }
+
+    fn put_snapshot(&self, event: Event) {
+        if !self.queue.push_if_room(ClassicEvent::from(&event)) {
+            SHEDDING_SNAPSHOTS.warn();
+        }
+    }
 }
 
 impl Session {
@@ -74,7 +85,7 @@ impl Session {
             sweep_turn: Mutex::new(()),
             probe_waker: Waker::new(),
             sweep_waker: Waker::new(),
-            links: [const { AtomicI32::new(NO_LINK) }; _],
+            attached: Attached::new(),
         }
     }
 
@@ -113,31 +124,16 @@ impl Session {
     }
 
     /// The oldest event; waits until there is one. The first call starts the sweeps.
-    pub fn next_event(&'static self) -> Event {
+    pub fn next_event(&'static self) -> ClassicEvent {
         if !self.consumed.swap(true, Ordering::SeqCst) {
             self.start_sweeps();
         }
         self.queue.pop()
     }
 
-    /// They are about to be closed.
-    fn forget_links(&self) {
-        for link in &self.links {
-            link.store(NO_LINK, Ordering::SeqCst);
-        }
-    }
-
-    /// Closes a forked child's copies of the links, which would keep the probe attached after the parent has ended it.
-    ///
-    /// Async-signal-safe, as all that runs between fork and exec must be.
+    /// Closes a forked child's copies of the links. Async-signal-safe.
     pub fn close_links_in_child(&self) {
-        for link in &self.links {
-            let fd = link.swap(NO_LINK, Ordering::SeqCst);
-            if fd != NO_LINK {
-                // SAFETY: in the child nobody but this function knows the descriptor.
-                unsafe { libc::close(fd) };
-            }
-        }
+        self.attached.links.close_in_child();
     }
 
     /// All counters.
@@ -151,7 +147,8 @@ impl Session {
         if self.sweeps_allowed.load(Ordering::SeqCst) != epoch {
             return;
         }
-        let Some(interval) = self.settings.lock().sweep_interval else {
+        let settings = self.settings.lock().clone();
+        let Some(interval) = settings.sweep_interval else {
             return;
         };
         if self.sweep_epoch.swap(epoch, Ordering::SeqCst) == epoch {
@@ -165,12 +162,18 @@ impl Session {
             match sleeper {
                 // A stop that came before the sleeper was there has woken nobody.
                 Ok(_) if self.epoch.load(Ordering::SeqCst) != epoch => {}
-                Ok(sleeper) => sweep::sweep_until_told(&sleeper, interval, &self.queue, &self.counters),
+                Ok(sleeper) => {
+                    let filter = &settings.probe.filter;
+                    let settings = SweepSettings { interval, naming: Naming::CommandLine, filter };
+                    sweep::sweep_until_told(&sleeper, &settings, self, &self.counters);
+                }
                 Err(source) => log::line(Level::Warn, no_descriptor(source)),
             }
         };
-        if let Err(error) = spawn("tcpevent-sweep", body) {
-            log::line(Level::Warn, error);
+        // Nobody joins it: it ends by itself, and the session is never freed.
+        match spawn("tcpevent-sweep", body) {
+            Ok(handle) => drop(handle),
+            Err(error) => log::line(Level::Warn, error),
         }
     }
 }
@@ -184,11 +187,13 @@ pub struct Run {
 impl Run {
     /// Runs on a thread of its own. `when_failed` is called there with the error that ended it early.
     pub fn spawn(self, when_failed: impl FnOnce(Error) + Send + 'static) -> Result<(), Error> {
+        // Nobody joins it, either.
         spawn("tcpevent-probe", move || {
             if let Err(error) = self.run() {
                 when_failed(error);
             }
         })
+        .map(drop)
     }
 
     /// Loads, attaches and reads until the session is stopped.
@@ -200,37 +205,19 @@ impl Run {
         if self.is_over() {
             return Ok(());
         }
-        let settings = session.settings.lock().clone();
-        let mut places = Places::new();
-        let mut probe = match Probe::attach(&settings, &mut places) {
-            Ok(probe) => probe,
+        let settings = session.settings.lock().probe.clone();
+        let when_reading = |_| session.reading_epoch.store(self.epoch, Ordering::SeqCst);
+        let (counters, attached) = (&session.counters, &session.attached);
+        let result = probe_thread::run(&settings, &sleeper, streams, session, counters, attached, when_reading);
+        match result {
             // Nobody waits for it any more.
-            Err(_) if self.is_over() => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let counters = &session.counters;
-        let when_reading = |probe: &Probe<'_>| {
-            drop(streams);
-            for (place, fd) in session.links.iter().zip(probe.link_fds()) {
-                place.store(fd, Ordering::SeqCst);
+            Err(_) if self.is_over() => Ok(()),
+            Ok(()) => {
+                log::line(Level::Info, session.statistics());
+                Ok(())
             }
-            session.reading_epoch.store(self.epoch, Ordering::SeqCst);
-        };
-        let before_detach = |probe: &Probe<'_>| {
-            session.forget_links();
-            counters.skipped_runs.fetch_add(probe.skipped_runs(), Ordering::Relaxed);
-        };
-        let result = collector::collect(&mut probe, &sleeper, &session.queue, counters, when_reading, before_detach);
-        let variables = probe.variables();
-        for (lost, counter) in [
-            (variables.lost_records, &counters.lost_records),
-            (variables.lost_owners, &counters.lost_owners),
-            (variables.recovered_closes, &counters.recovered_closes),
-        ] {
-            counter.fetch_add(lost.load(Ordering::Relaxed), Ordering::Relaxed);
+            Err(error) => Err(error),
         }
-        log::line(Level::Info, session.statistics());
-        result.map_err(|error| probe::refused(&settings, format!("the ring buffer cannot be read: {error}")))
     }
 
     fn is_over(&self) -> bool {
@@ -242,38 +229,5 @@ impl Drop for Run {
     fn drop(&mut self) {
         // A run that failed leaves its epoch to another try.
         let _ = self.session.probe_epoch.compare_exchange(self.epoch, NEVER, Ordering::SeqCst, Ordering::SeqCst);
-    }
-}
-
-fn no_descriptor(source: std::io::Error) -> Error {
-    Error::System { what: "eventfd", remedy: NO_DESCRIPTORS, source }
-}
-
-/// Starts a thread that blocks all signals: the host's handlers run on the host's threads.
-fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-    let spawned = with_signals_blocked(|| thread::Builder::new().name(name.to_owned()).spawn(body));
-    match spawned {
-        // Nobody joins it: it ends by itself, and the session is never freed.
-        Ok(handle) => {
-            drop(handle);
-            Ok(())
-        }
-        Err(source) => {
-            Err(Error::System { what: "starting a thread", remedy: "raise the limit of processes (ulimit -u)", source })
-        }
-    }
-}
-
-/// A new thread inherits the mask of the one that creates it.
-fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
-    // SAFETY: `all` is filled before it is read, `before` is written before it is read, and both are locals.
-    unsafe {
-        let mut all: libc::sigset_t = mem::zeroed();
-        let mut before: libc::sigset_t = mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        let result = body();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
-        result
     }
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::filter::Filter;
 use crate::log::Level;
 use crate::queue::DEFAULT_SLOTS;
 
@@ -38,11 +39,28 @@ pub enum OnError {
     Continue,
 }
 
-/// All settings.
+/// What a probe is to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProbeSettings {
+    /// One rung only, or all in turn.
+    pub rung: Option<Rung>,
+    /// The kernel's types, for a kernel without its own.
+    pub btf: Option<PathBuf>,
+    /// Which events are wanted.
+    pub filter: Filter,
+    /// Whether all that is known of an event is wanted, or just what the classic functions tell.
+    pub detailed: bool,
+    /// Whether changes of state are wanted. They come detailed only.
+    pub states: bool,
+    /// Whether closes are wanted.
+    pub closes: bool,
+}
+
+/// All settings of the classic functions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// TCPEVENT_PROBE: one rung only, or all in turn.
-    pub probe: Option<Rung>,
+    /// TCPEVENT_PROBE, TCPEVENT_BTF and TCPEVENT_FILTER.
+    pub probe: ProbeSettings,
     /// TCPEVENT_QUEUE: slots.
     pub queue_slots: usize,
     /// TCPEVENT_NETLINK_INTERVAL: from sweep to sweep; `None` for no sweeps.
@@ -51,25 +69,28 @@ pub struct Settings {
     pub on_error: OnError,
     /// TCPEVENT_LOG.
     pub log: Level,
-    /// TCPEVENT_BTF: the kernel's types, for a kernel without its own.
-    pub btf: Option<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            probe: None,
+            probe: ProbeSettings { closes: true, ..ProbeSettings::default() },
             queue_slots: DEFAULT_SLOTS,
-            sweep_interval: Some(Duration::from_millis(6200)),
+            sweep_interval: Some(SWEEP_INTERVAL),
             on_error: OnError::Exit,
             log: Level::Warn,
-            btf: None,
         }
     }
 }
 
+/// From sweep to sweep, where nothing else is asked for.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(6200);
+
 /// The most slots that a queue can have: at 128 bytes each, 128 MiB.
-const MOST_SLOTS: usize = 1 << 20;
+pub const MOST_SLOTS: usize = 1 << 20;
+
+/// The shortest interval in seconds.
+const SHORTEST_INTERVAL: f64 = 0.1;
 
 /// The longest interval in seconds: a day.
 const LONGEST_INTERVAL: f64 = 86_400.0;
@@ -88,7 +109,7 @@ impl Settings {
             }
         };
         take("TCPEVENT_PROBE", "auto, kprobe or tp_btf", &mut |value| {
-            settings.probe = match value {
+            settings.probe.rung = match value {
                 "auto" => None,
                 name => Some(Rung::LADDER.into_iter().find(|rung| rung.name() == name)?),
             };
@@ -103,7 +124,7 @@ impl Settings {
             settings.sweep_interval = if seconds == 0.0 {
                 None
             } else {
-                Some((0.1..=LONGEST_INTERVAL).contains(&seconds).then(|| Duration::from_secs_f64(seconds))?)
+                Some((SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(&seconds).then(|| Duration::from_secs_f64(seconds))?)
             };
             Some(())
         });
@@ -122,9 +143,17 @@ impl Settings {
         take("TCPEVENT_BTF", "the path of a readable BTF file", &mut |value| {
             let path = PathBuf::from(value);
             std::fs::File::open(&path).ok()?;
-            settings.btf = Some(path);
+            settings.probe.btf = Some(path);
             Some(())
         });
+        if let Some(text) = lookup("TCPEVENT_FILTER") {
+            match Filter::parse("TCPEVENT_FILTER", &text) {
+                Ok(filter) => settings.probe.filter = filter,
+                Err(error) => errors.push(error),
+            }
+        }
+        // The plain programs have no filter.
+        settings.probe.detailed = !settings.probe.filter.is_empty();
         (settings, errors)
     }
 
@@ -164,21 +193,28 @@ mod tests {
             ("TCPEVENT_ON_ERROR", "continue"),
             ("TCPEVENT_LOG", "debug"),
             ("TCPEVENT_BTF", "/proc/self/exe"),
+            ("TCPEVENT_FILTER", "pid 7"),
         ]);
         assert_eq!(errors, [""; 0]);
         assert_eq!(
             settings,
             Settings {
-                probe: Some(Rung::TpBtf),
+                probe: ProbeSettings {
+                    rung: Some(Rung::TpBtf),
+                    btf: Some("/proc/self/exe".into()),
+                    filter: Filter { pid: Some(7), ..Filter::default() },
+                    detailed: true,
+                    states: false,
+                    closes: true,
+                },
                 queue_slots: 5000,
                 sweep_interval: Some(Duration::from_millis(500)),
                 on_error: OnError::Continue,
                 log: Level::Debug,
-                btf: Some("/proc/self/exe".into()),
             }
         );
         assert_eq!(read(&[("TCPEVENT_NETLINK_INTERVAL", "0")]).0.sweep_interval, None);
-        assert_eq!(read(&[("TCPEVENT_PROBE", "auto")]).0.probe, None);
+        assert_eq!(read(&[("TCPEVENT_PROBE", "auto")]).0.probe.rung, None);
     }
 
     #[test]
@@ -203,6 +239,13 @@ mod tests {
             assert_eq!(errors.len(), 1, "{name}={value}");
             assert!(errors[0].starts_with(&format!("{name}={value:?} is not valid: it takes ")), "{}", errors[0]);
         }
+    }
+
+    #[test]
+    fn a_bad_filter_points_at_the_word() {
+        let (settings, errors) = read(&[("TCPEVENT_FILTER", "dport https")]);
+        assert_eq!(settings, Settings::default());
+        assert!(errors[0].starts_with("TCPEVENT_FILTER=\"dport https\": word 2, \"https\", must be "), "{errors:?}");
     }
 
     #[test]

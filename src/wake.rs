@@ -7,6 +7,19 @@ use std::time::Duration;
 
 const NO_FD: RawFd = -1;
 
+/// Adds to an eventfd that is open. A counter that is full (EAGAIN) wakes as well.
+///
+/// Async-signal-safe: write(2) only, and errno is left as it was.
+pub fn write_eventfd(fd: RawFd, value: u64) {
+    // SAFETY: errno is thread-local and always there; `value` is 8 bytes.
+    unsafe {
+        let errno = libc::__errno_location();
+        let before = *errno;
+        libc::write(fd, (&raw const value).cast(), size_of::<u64>());
+        *errno = before;
+    }
+}
+
 /// Where a thread publishes the eventfd that it sleeps on.
 pub struct Waker {
     fd: AtomicI32,
@@ -40,16 +53,9 @@ impl Waker {
     pub fn wake(&self) {
         self.writers.fetch_add(1, Ordering::SeqCst);
         let fd = self.fd.load(Ordering::SeqCst);
+        // Its owner waits for `writers` to become 0 before it closes it.
         if fd != NO_FD {
-            let one = 1u64;
-            // SAFETY: errno is thread-local and always there; `fd` is open, because its owner waits for `writers` to
-            // become 0 before it closes it; `one` is 8 bytes. A full counter (EAGAIN) is a wake-up all the same.
-            unsafe {
-                let errno = libc::__errno_location();
-                let before = *errno;
-                libc::write(fd, (&raw const one).cast(), size_of::<u64>());
-                *errno = before;
-            }
+            write_eventfd(fd, 1);
         }
         self.writers.fetch_sub(1, Ordering::SeqCst);
     }

@@ -10,7 +10,7 @@ use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
 
-use crate::event::{COMM_LEN, Event, Kind, Origin};
+use crate::event::{Event, Kind, Origin, state};
 
 /// Bytes of `struct nlmsghdr`.
 const NETLINK_HEADER_LEN: usize = 16;
@@ -21,14 +21,24 @@ const HEADER_LEN: usize = 72;
 /// `INET_DIAG_INFO`: the attribute that carries `struct tcp_info`.
 const INET_DIAG_INFO: u16 = 2;
 
+/// `INET_DIAG_CGROUP_ID`: since Linux 5.9.
+const INET_DIAG_CGROUP_ID: u16 = 21;
+
 /// Offsets in `struct tcp_info`. The kernel only ever appends to it.
 mod tcp_info {
+    pub const RTT: usize = 68;
+    pub const TOTAL_RETRANS: usize = 100;
     pub const BYTES_ACKED: usize = 120;
     pub const BYTES_RECEIVED: usize = 128;
     pub const SEGS_OUT: usize = 136;
     pub const SEGS_IN: usize = 140;
+    pub const NOTSENT_BYTES: usize = 144;
+    pub const MIN_RTT: usize = 148;
+    pub const DATA_SEGS_IN: usize = 152;
+    pub const DATA_SEGS_OUT: usize = 156;
     /// Since Linux 4.19.
     pub const BYTES_SENT: usize = 200;
+    pub const BYTES_RETRANS: usize = 208;
 }
 
 /// The families that a sweep dumps, in this order.
@@ -111,55 +121,69 @@ fn errno(payload: &[u8]) -> Option<i32> {
     Some(i32::from_ne_bytes(*payload.first_chunk()?).saturating_neg().max(0))
 }
 
-/// A socket as sock_diag reports it; who owns it is still to be found.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Socket {
-    /// Inode number, the key to its owner; never 0.
-    pub inode: u32,
-    /// The event, but for `pid` and `comm`.
-    pub event: Event,
-}
-
-/// Reads the payload of one `SOCK_DIAG_BY_FAMILY` reply. `None` where it is cut short, of another family, belongs to
-/// no inode (no process can hold it then) or has no tcp_info.
-///
-/// `now_ns` becomes the time of the event.
-pub fn parse_socket(payload: &[u8], now_ns: u64) -> Option<Socket> {
+/// Reads the payload of one `SOCK_DIAG_BY_FAMILY` reply: the event, but for times, namespace and owner. `None` where it
+/// is cut short, of another family, belongs to no inode (no process can hold it then) or has no tcp_info.
+pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     let header = InetResponseHeader::parse(payload.get(..HEADER_LEN)?).ok()?;
     if !FAMILIES.contains(&header.family) || header.inode == 0 {
         return None;
     }
-    let info = find_tcp_info(&payload[HEADER_LEN..])?;
+    let attributes = &payload[HEADER_LEN..];
+    let info = find_attribute(attributes, INET_DIAG_INFO)?;
     let word = |offset| read_u32(info, offset).unwrap_or(0);
     let long = |offset| read_u64(info, offset);
-    Some(Socket {
-        inode: header.inode,
-        event: Event {
-            time_ns: now_ns,
-            rx_bytes: long(tcp_info::BYTES_RECEIVED).unwrap_or(0),
-            tx_bytes: long(tcp_info::BYTES_SENT).or(long(tcp_info::BYTES_ACKED)).unwrap_or(0),
-            segs_out: word(tcp_info::SEGS_OUT),
-            segs_in: word(tcp_info::SEGS_IN),
-            pid: 0,
-            uid: header.uid,
-            family: u16::from(header.family),
-            local_port: header.socket_id.source_port,
-            remote_port: header.socket_id.destination_port,
-            kind: Kind::Snapshot,
-            origin: Origin::Inode,
-            local_addr: octets(header.socket_id.source_address),
-            remote_addr: octets(header.socket_id.destination_address),
-            comm: [0; COMM_LEN],
-        },
+    let bytes_received = long(tcp_info::BYTES_RECEIVED).unwrap_or(0);
+    let bytes_sent = long(tcp_info::BYTES_SENT);
+    let bytes_retransmitted = long(tcp_info::BYTES_RETRANS).unwrap_or(0);
+    let payload_sent = bytes_sent.unwrap_or(0).saturating_sub(bytes_retransmitted);
+    let fin_received = matches!(header.state, state::CLOSE_WAIT | state::CLOSING | state::LAST_ACK);
+    let min_rtt_us = word(tcp_info::MIN_RTT);
+    Some(Event {
+        cookie: u64::from_ne_bytes(header.socket_id.cookie),
+        cgroup: find_attribute(attributes, INET_DIAG_CGROUP_ID).and_then(|id| read_u64(id, 0)).unwrap_or(0),
+        inode: header.inode.into(),
+        payload_received: bytes_received.saturating_sub(fin_received.into()),
+        payload_sent,
+        payload_acked: payload_sent.saturating_sub(in_flight(&header, word(tcp_info::NOTSENT_BYTES))),
+        bytes_received,
+        bytes_acked: long(tcp_info::BYTES_ACKED).unwrap_or(0),
+        bytes_sent,
+        bytes_retransmitted,
+        segs_out: word(tcp_info::SEGS_OUT),
+        segs_in: word(tcp_info::SEGS_IN),
+        data_segs_out: word(tcp_info::DATA_SEGS_OUT),
+        data_segs_in: word(tcp_info::DATA_SEGS_IN),
+        segs_retransmitted: word(tcp_info::TOTAL_RETRANS),
+        srtt_us: word(tcp_info::RTT),
+        min_rtt_us: if min_rtt_us == u32::MAX { 0 } else { min_rtt_us },
+        uid: header.uid,
+        origin: Origin::Inode,
+        old_state: header.state,
+        new_state: header.state,
+        family: u16::from(header.family),
+        local_port: header.socket_id.source_port,
+        remote_port: header.socket_id.destination_port,
+        local_addr: octets(header.socket_id.source_address),
+        remote_addr: octets(header.socket_id.destination_address),
+        ..Event::of(Kind::Snapshot)
     })
 }
 
-/// The last tcp_info among the attributes. Attributes behind one with an impossible length cannot be found and are
-/// left alone.
-fn find_tcp_info(attributes: &[u8]) -> Option<&[u8]> {
+/// Payload that is sent and not acknowledged. The send queue is all that is not acknowledged, sent or not, FIN included;
+/// that of a listening socket is something else.
+fn in_flight(header: &InetResponseHeader, not_sent: u32) -> u64 {
+    if header.state == state::LISTEN {
+        return 0;
+    }
+    let fin_sent = matches!(header.state, state::FIN_WAIT1 | state::CLOSING | state::LAST_ACK) && not_sent == 0;
+    header.send_queue.saturating_sub(not_sent).saturating_sub(fin_sent.into()).into()
+}
+
+/// The last attribute of a kind. Attributes behind one with an impossible length cannot be found and are left alone.
+fn find_attribute(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     NlasIterator::new(attributes)
         .map_while(Result::ok)
-        .filter(|attribute| attribute.kind() == INET_DIAG_INFO)
+        .filter(|attribute| attribute.kind() == kind)
         .map(|attribute| {
             // The iterator has checked the length, but hands out everything up to the end of the message.
             let length = usize::from(attribute.length());
@@ -202,8 +226,9 @@ mod tests {
         bytes.extend(443u16.to_be_bytes());
         bytes.extend([10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         bytes.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        bytes.extend([0; 12]);
-        for word in [0u32, 0, 0, 1000, 77] {
+        bytes.extend([0; 4]);
+        bytes.extend(0x0102_0304_0506_0708u64.to_ne_bytes());
+        for word in [0u32, 0, 2_100, 1000, 77] {
             bytes.extend(word.to_ne_bytes());
         }
         assert_eq!(bytes.len(), HEADER_LEN);
@@ -223,11 +248,18 @@ mod tests {
     /// A tcp_info of `len` bytes with known counters.
     fn tcp_info(len: usize) -> Vec<u8> {
         let mut info = vec![0xee; 280];
+        info[68..72].copy_from_slice(&250u32.to_ne_bytes());
+        info[100..104].copy_from_slice(&1u32.to_ne_bytes());
         info[120..128].copy_from_slice(&5_001u64.to_ne_bytes());
         info[128..136].copy_from_slice(&70_000u64.to_ne_bytes());
         info[136..140].copy_from_slice(&6u32.to_ne_bytes());
         info[140..144].copy_from_slice(&3u32.to_ne_bytes());
+        info[144..148].copy_from_slice(&100u32.to_ne_bytes());
+        info[148..152].copy_from_slice(&40u32.to_ne_bytes());
+        info[152..156].copy_from_slice(&2u32.to_ne_bytes());
+        info[156..160].copy_from_slice(&5u32.to_ne_bytes());
         info[200..208].copy_from_slice(&74_536u64.to_ne_bytes());
+        info[208..216].copy_from_slice(&536u64.to_ne_bytes());
         info.truncate(len);
         info
     }
@@ -266,28 +298,53 @@ mod tests {
 
     #[test]
     fn a_socket_is_read_field_by_field() {
-        let socket = parse_socket(&socket(2, &attribute(2, &tcp_info(232))), 99).unwrap();
-        assert_eq!(socket.inode, 77);
-        let event = socket.event;
-        assert_eq!((event.time_ns, event.uid, event.family), (99, 1000, 2));
+        let mut attributes = attribute(2, &tcp_info(232));
+        attributes.extend(attribute(21, &815u64.to_ne_bytes()));
+        let event = parse_socket(&socket(2, &attributes)).unwrap();
+        assert_eq!((event.inode, event.uid, event.family), (77, 1000, 2));
         assert_eq!((event.local_port, event.remote_port), (8080, 443));
         assert_eq!(event.local_addr[..5], [10, 0, 0, 1, 0]);
         assert_eq!(event.remote_addr[..5], [10, 0, 0, 2, 0]);
-        assert_eq!((event.rx_bytes, event.tx_bytes), (70_000, 74_536));
-        assert_eq!((event.segs_out, event.segs_in), (6, 3));
-        assert_eq!(event.kind, Kind::Snapshot);
+        assert_eq!((event.bytes_received, event.bytes_acked, event.bytes_sent), (70_000, 5_001, Some(74_536)));
+        assert_eq!((event.segs_out, event.segs_in, event.data_segs_out, event.data_segs_in), (6, 3, 5, 2));
+        assert_eq!((event.bytes_retransmitted, event.segs_retransmitted), (536, 1));
+        assert_eq!((event.srtt_us, event.min_rtt_us), (250, 40));
+        assert_eq!((event.cookie, event.cgroup), (0x0102_0304_0506_0708, 815));
+        assert_eq!((event.kind, event.old_state, event.new_state), (Kind::Snapshot, 1, 1));
+        // 2,100 bytes are not acknowledged, of which 100 are not even sent.
+        assert_eq!((event.payload_received, event.payload_sent, event.payload_acked), (70_000, 74_000, 72_000));
+    }
+
+    #[test]
+    fn payload_is_without_fin() {
+        let payload = |state: u8, not_sent: u32| {
+            let mut info = tcp_info(232);
+            info[144..148].copy_from_slice(&not_sent.to_ne_bytes());
+            let mut bytes = socket(2, &attribute(2, &info));
+            bytes[1] = state;
+            let event = parse_socket(&bytes).unwrap();
+            (event.payload_received, event.payload_acked)
+        };
+        assert_eq!(payload(state::ESTABLISHED, 0), (70_000, 71_900));
+        assert_eq!(payload(state::CLOSE_WAIT, 0), (69_999, 71_900));
+        // A FIN that is in flight, and one that is not sent yet.
+        assert_eq!(payload(state::FIN_WAIT1, 0), (70_000, 71_901));
+        assert_eq!(payload(state::LAST_ACK, 100), (69_999, 72_000));
+        // The queues of a listening socket are others.
+        assert_eq!(payload(state::LISTEN, 0), (70_000, 74_000));
     }
 
     #[test]
     fn a_tcp_info_of_an_old_kernel_gives_what_it_has() {
-        // Linux 4.9's ends behind delivery_rate; bytes_acked stands in for bytes_sent.
-        let event = parse_socket(&socket(2, &attribute(2, &tcp_info(168))), 0).unwrap().event;
-        assert_eq!((event.rx_bytes, event.tx_bytes, event.segs_out, event.segs_in), (70_000, 5_001, 6, 3));
+        let counters = |len| {
+            let event = parse_socket(&socket(2, &attribute(2, &tcp_info(len)))).unwrap();
+            (event.bytes_received, event.bytes_acked, event.bytes_sent, event.segs_out, event.segs_in)
+        };
+        // Linux 4.9's ends behind delivery_rate.
+        assert_eq!(counters(168), (70_000, 5_001, None, 6, 3));
         // Cut in the middle of bytes_received.
-        let event = parse_socket(&socket(2, &attribute(2, &tcp_info(130))), 0).unwrap().event;
-        assert_eq!((event.rx_bytes, event.tx_bytes, event.segs_out, event.segs_in), (0, 5_001, 0, 0));
-        let event = parse_socket(&socket(2, &attribute(2, &[])), 0).unwrap().event;
-        assert_eq!((event.rx_bytes, event.tx_bytes), (0, 0));
+        assert_eq!(counters(130), (0, 5_001, None, 0, 0));
+        assert_eq!(counters(0), (0, 0, None, 0, 0));
     }
 
     #[test]
@@ -295,7 +352,7 @@ mod tests {
         let mut attributes = attribute(200, &[1, 2, 3]);
         attributes.extend(attribute(2, &tcp_info(232)));
         attributes.extend(attribute(8, &[0]));
-        assert_eq!(parse_socket(&socket(10, &attributes), 0).unwrap().event.rx_bytes, 70_000);
+        assert_eq!(parse_socket(&socket(10, &attributes)).unwrap().bytes_received, 70_000);
     }
 
     #[test]
@@ -303,11 +360,11 @@ mod tests {
         for length in [0u16, 1, 3, 300, u16::MAX] {
             let mut attributes = attribute(2, &tcp_info(232));
             attributes[..2].copy_from_slice(&length.to_ne_bytes());
-            assert_eq!(parse_socket(&socket(2, &attributes), 0), None, "length {length}");
+            assert_eq!(parse_socket(&socket(2, &attributes)), None, "length {length}");
             // One that came before it still counts.
             let mut behind = attribute(2, &tcp_info(232));
             behind.extend(&attributes);
-            assert!(parse_socket(&socket(2, &behind), 0).is_some(), "length {length}");
+            assert!(parse_socket(&socket(2, &behind)).is_some(), "length {length}");
         }
     }
 
@@ -315,12 +372,12 @@ mod tests {
     fn no_socket_where_there_is_no_inode_no_info_or_no_such_family() {
         let mut orphan = socket(2, &attribute(2, &tcp_info(232)));
         orphan[68..72].fill(0);
-        assert_eq!(parse_socket(&orphan, 0), None);
-        assert_eq!(parse_socket(&socket(2, &attribute(8, &[0])), 0), None);
-        assert_eq!(parse_socket(&socket(1, &attribute(2, &tcp_info(232))), 0), None);
+        assert_eq!(parse_socket(&orphan), None);
+        assert_eq!(parse_socket(&socket(2, &attribute(8, &[0]))), None);
+        assert_eq!(parse_socket(&socket(1, &attribute(2, &tcp_info(232)))), None);
         let whole = socket(2, &attribute(2, &tcp_info(232)));
         for len in 0..HEADER_LEN {
-            assert_eq!(parse_socket(&whole[..len], 0), None, "{len} bytes");
+            assert_eq!(parse_socket(&whole[..len]), None, "{len} bytes");
         }
     }
 
@@ -425,10 +482,9 @@ mod tests {
             match reply {
                 Reply::Socket(payload) => {
                     prop_assert!(datagram.as_ptr_range().contains(&payload.as_ptr()) || payload.is_empty());
-                    if let Some(Socket { inode, event }) = parse_socket(payload, 99) {
-                        prop_assert!(inode != 0);
+                    if let Some(event) = parse_socket(payload) {
+                        prop_assert!(event.inode != 0);
                         prop_assert!(event.family == 2 || event.family == 10);
-                        prop_assert_eq!(event.time_ns, 99);
                     }
                 }
                 Reply::Done(errno) | Reply::Error(errno) => prop_assert!(*errno >= 0),
@@ -472,8 +528,8 @@ mod tests {
         fn hostile_attributes_end(attributes in vec(any::<u8>(), 0..512), flip in 0usize..72, to: u8) {
             let mut bytes = socket(2, &attributes);
             bytes[flip] = to;
-            if let Some(socket) = parse_socket(&bytes, 0) {
-                prop_assert!(socket.inode != 0);
+            if let Some(event) = parse_socket(&bytes) {
+                prop_assert!(event.inode != 0);
             }
         }
     }

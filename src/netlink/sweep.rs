@@ -1,10 +1,11 @@
 //! The thread that lists all open sockets, again and again.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
@@ -14,10 +15,11 @@ use super::owners::{self, Owners};
 use crate::clock;
 use crate::counters::Counters;
 use crate::descriptors::StandardStreams;
-use crate::event::{COMM_LEN, Event};
-use crate::log::{self, Level, Limited};
+use crate::event::{COMM_LEN, Event, Origin};
+use crate::filter::Filter;
+use crate::log::{self, Level};
 use crate::privilege::{self, Capability};
-use crate::queue::Queue;
+use crate::sink::Sink;
 use crate::wake::{Sleeper, Woken};
 
 /// The kernel fills a dump's datagrams up to 32 KiB where the buffer has room for that.
@@ -26,23 +28,48 @@ const BUFFER_LEN: usize = 1 << 16;
 /// A reply that takes longer is given up; the next sweep asks again.
 const REPLY_TIME: Duration = Duration::from_secs(5);
 
-static SHEDDING: Limited = Limited::new("Shedding TCP (Netlink) events..");
+/// What to tell of the process that holds a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// The start of its command line, and the socket's user. A socket without such a process gives no event.
+    CommandLine,
+    /// Its comm, and its user. A socket without a process gives an event without one.
+    Comm,
+}
+
+/// What a sweep is to do.
+pub struct SweepSettings<'run> {
+    /// From one to the next.
+    pub interval: Duration,
+    /// Of the processes.
+    pub naming: Naming,
+    /// Which events are wanted.
+    pub filter: &'run Filter,
+}
 
 /// Sweeps until told to stop.
-pub fn sweep_until_told(sleeper: &Sleeper<'_>, interval: Duration, queue: &Queue, counters: &Counters) {
+pub fn sweep_until_told(
+    sleeper: &Sleeper<'_>,
+    settings: &SweepSettings<'_>,
+    sink: &impl Sink,
+    counters: &Counters,
+) {
+    let interval = settings.interval;
     let mut rounds = Sweeper {
         sleeper,
-        queue,
+        settings,
+        sink,
         counters,
+        netns: 0,
         socket: None,
         sequence: 0,
-        buffer: Vec::with_capacity(BUFFER_LEN),
         complained: false,
         missed_others: false,
     };
+    let mut buffer = Vec::with_capacity(BUFFER_LEN);
     let mut due = Instant::now();
     loop {
-        match rounds.sweep() {
+        match rounds.sweep(&mut buffer) {
             Ok(()) => {}
             Err(End::Told) => return,
             Err(End::Failed(what, error)) => rounds.complain(what, &error),
@@ -62,36 +89,45 @@ enum End {
     Failed(&'static str, io::Error),
 }
 
-struct Sweeper<'run> {
+/// What is known of a process; `None` where it has no name, or is gone.
+type Identities = HashMap<u32, Option<Identity>>;
+
+#[derive(Clone, Copy)]
+struct Identity {
+    name: [u8; COMM_LEN],
+    /// `None`: the socket's is to be told.
+    uid: Option<u32>,
+}
+
+struct Sweeper<'run, S> {
     sleeper: &'run Sleeper<'run>,
-    queue: &'run Queue,
+    settings: &'run SweepSettings<'run>,
+    sink: &'run S,
     counters: &'run Counters,
+    /// Inode number of the network namespace that is looked at: that of this thread.
+    netns: u32,
     socket: Option<Socket>,
     sequence: u32,
-    buffer: Vec<u8>,
     complained: bool,
     /// Another user's socket was seen whose process was not.
     missed_others: bool,
 }
 
-impl Sweeper<'_> {
+impl<S: Sink> Sweeper<'_, S> {
     /// One event for each socket whose inode a live process holds.
-    fn sweep(&mut self) -> Result<(), End> {
+    fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
         let owners = Owners::scan().map_err(|error| End::Failed("reading /proc", error))?;
-        let mut commands = HashMap::new();
+        let mut identities = Identities::new();
+        self.netns = own_netns();
         let mut outcome = Ok(());
         let missed_others_before = self.missed_others;
         for family in diag::FAMILIES {
-            match self.dump(family, &owners, &mut commands) {
+            match self.dump(family, buffer, &owners, &mut identities) {
                 Ok(()) => {}
                 Err(End::Told) => return Err(End::Told),
                 // One family may be missing from the kernel: the other one is still told of.
                 Err(failed) => outcome = Err(failed),
             }
-        }
-        if outcome.is_err() {
-            // What comes late must not be taken for the next answer.
-            self.socket = None;
         }
         if self.missed_others && !missed_others_before {
             privilege::warn_of_loss(
@@ -106,13 +142,18 @@ impl Sweeper<'_> {
     fn dump(
         &mut self,
         family: u8,
+        buffer: &mut Vec<u8>,
         owners: &Owners,
-        commands: &mut HashMap<u32, Option<[u8; COMM_LEN]>>,
+        identities: &mut Identities,
     ) -> Result<(), End> {
+        if self.settings.filter.family.is_some_and(|wanted| wanted != u16::from(family)) {
+            return Ok(());
+        }
         self.sequence = self.sequence.wrapping_add(1);
-        let socket = match &mut self.socket {
+        // Not put back where this fails: what comes late must not be taken for the next answer.
+        let socket = match self.socket.take() {
             Some(socket) => socket,
-            none => none.insert(open_socket().map_err(|error| End::Failed("opening a sock_diag socket", error))?),
+            None => open_socket().map_err(|error| End::Failed("opening a sock_diag socket", error))?,
         };
         let request = diag::dump_request(family, self.sequence);
         retry(|| socket.send(&request, 0)).map_err(|error| End::Failed("asking sock_diag", error))?;
@@ -124,26 +165,22 @@ impl Sweeper<'_> {
                 }
                 Woken::Ready => {}
             }
-            self.buffer.clear();
+            buffer.clear();
             // ENOBUFS means that replies were dropped: the rest of this dump cannot be trusted to end.
-            let length = retry(|| socket.recv(&mut self.buffer, libc::MSG_TRUNC))
+            let length = retry(|| socket.recv(buffer, libc::MSG_TRUNC))
                 .map_err(|error| End::Failed("reading from sock_diag", error))?;
-            if length > self.buffer.len() {
+            if length > buffer.len() {
                 log::line(Level::Debug, format_args!("a sock_diag reply of {length} bytes was cut"));
             }
             let mut ended = None;
-            let now_ns = clock::wall_now_ns();
-            diag::for_each_reply(&self.buffer, self.sequence, |reply| match reply {
-                Reply::Socket(payload) => match complete(payload, now_ns, owners, commands) {
-                    Ok(event) => {
-                        self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
-                        if !self.queue.push_if_room(event) {
-                            SHEDDING.warn();
-                        }
+            let now = (clock::wall_now_ns(), clock::monotonic_now_ns());
+            diag::for_each_reply(buffer, self.sequence, |reply| match reply {
+                Reply::Socket(payload) => {
+                    if let Some(event) = diag::parse_socket(payload) {
+                        let event = Event { time_ns: now.0, monotonic_ns: now.1, netns: self.netns, ..event };
+                        self.complete(event, owners, identities);
                     }
-                    Err(Unfit::Unheld { uid }) => self.missed_others |= uid != own_uid(),
-                    Err(Unfit::Unreadable | Unfit::Nameless) => {}
-                },
+                }
                 Reply::Done(0) => ended = Some(Ok(())),
                 Reply::Done(errno) | Reply::Error(errno) => {
                     let error = io::Error::from_raw_os_error(errno);
@@ -152,9 +189,39 @@ impl Sweeper<'_> {
                 Reply::Interrupted => log::line(Level::Debug, "sockets changed while the kernel listed them"),
                 Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was passed over"),
             });
-            if let Some(result) = ended {
-                return result;
+            self.sink.put_all();
+            match ended {
+                Some(Ok(())) => {
+                    self.socket = Some(socket);
+                    return Ok(());
+                }
+                Some(failed) => return failed,
+                None => {}
             }
+        }
+    }
+
+    /// Adds the owner, and hands the event on where it is wanted.
+    fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) {
+        let naming = self.settings.naming;
+        let holder = owners.holder(event.inode);
+        if holder.is_none() {
+            // Maybe because this process may not look into another user's.
+            self.missed_others |= event.uid != own_uid();
+        }
+        let identity = holder.and_then(|pid| *identities.entry(pid).or_insert_with(|| identify(pid, naming)));
+        match (holder, identity) {
+            (Some(pid), Some(identity)) => {
+                event.pid = pid;
+                event.comm = identity.name;
+                event.uid = identity.uid.unwrap_or(event.uid);
+            }
+            _ if naming == Naming::CommandLine => return,
+            _ => event.origin = Origin::Guess,
+        }
+        if self.settings.filter.fits(&event) {
+            self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
+            self.sink.put_snapshot(event);
         }
     }
 
@@ -174,27 +241,16 @@ impl Sweeper<'_> {
     }
 }
 
-/// Why a reply gives no event.
-enum Unfit {
-    /// It is not of a socket that a process can hold, or not to be read.
-    Unreadable,
-    /// No process that this one may look into holds the socket of this user.
-    Unheld { uid: u32 },
-    /// The process has no command line, or is gone.
-    Nameless,
+fn identify(pid: u32, naming: Naming) -> Option<Identity> {
+    match naming {
+        Naming::CommandLine => owners::read_command(pid).map(|name| Identity { name, uid: None }),
+        Naming::Comm => owners::read_identity(pid).map(|(name, uid)| Identity { name, uid: Some(uid) }),
+    }
 }
 
-/// The event of a reply, where a live process with a command line holds the socket.
-fn complete(
-    payload: &[u8],
-    now_ns: u64,
-    owners: &Owners,
-    commands: &mut HashMap<u32, Option<[u8; COMM_LEN]>>,
-) -> Result<Event, Unfit> {
-    let socket = diag::parse_socket(payload, now_ns).ok_or(Unfit::Unreadable)?;
-    let pid = owners.holder(u64::from(socket.inode)).ok_or(Unfit::Unheld { uid: socket.event.uid })?;
-    let command = commands.entry(pid).or_insert_with(|| owners::read_command(pid));
-    Ok(Event { pid, comm: command.ok_or(Unfit::Nameless)?, ..socket.event })
+/// 0 where /proc does not say.
+fn own_netns() -> u32 {
+    fs::metadata("/proc/thread-self/ns/net").ok().and_then(|file| file.ino().try_into().ok()).unwrap_or(0)
 }
 
 fn own_uid() -> u32 {

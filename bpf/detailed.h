@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/*
+ * What the detailed programs do beyond the plain ones: every change of state, more of it, and the filter. Part of
+ * tcp_event.bpf.c. None of it is loaded, nor its types looked up, where the plain programs are.
+ */
+#ifndef TCPEVENT_DETAILED_H
+#define TCPEVENT_DETAILED_H
+
+/*
+ * A connection's number. The helper gives it one where it has none yet; before Linux 5.12 (commit c5dbb89fc2ac), and
+ * for kprobes, there is no such helper.
+ */
+static __always_inline __u64 cookie_of(struct sock *sk, const bool direct)
+{
+	if (direct && bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_check_mtu))
+		return bpf_get_socket_cookie(sk);
+	return BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+}
+
+static __always_inline __u64 cgroup_of(struct sock *sk)
+{
+	struct sock_cgroup_data___with_flags *flagged = (void *)&sk->sk_cgrp_data;
+	struct cgroup *cgroup;
+
+	if (!bpf_core_field_exists(sk->sk_cgrp_data))
+		return 0;
+	if (bpf_core_field_exists(flagged->val)) {
+		__u64 value = BPF_CORE_READ(flagged, val);
+
+		/* The lowest bit: no cgroup but class and priority of version 1. */
+		cgroup = value & 1 ? 0 : (struct cgroup *)(value & ~3ULL);
+	} else {
+		cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	}
+	return cgroup ? BPF_CORE_READ(cgroup, kn, id) : 0;
+}
+
+static __always_inline __u32 netns_of(struct sock *sk, const bool direct)
+{
+	return FIELD(direct, sk, __sk_common.skc_net.net->ns.inum);
+}
+
+/* Whether a port is in a list: 0 for that of local ports, 1 for remote ones. */
+static __always_inline bool has_port(__u32 list, __u16 port)
+{
+	struct tcp_port_set *set = bpf_map_lookup_elem(&port_sets, &list);
+
+	return set && set->bits[port >> 3] & 1 << (port & 7);
+}
+
+/* Whether one end's address is in its list of prefixes. */
+static __always_inline bool has_prefix(void *list, struct sock *sk, __u16 family, const bool remote, const bool direct)
+{
+	struct tcp_prefix prefix = {.length = 128};
+
+	if (family == AF_INET) {
+		__u8 addr[16];
+
+		read_address(addr, sk, family, remote, direct);
+		prefix.addr[10] = 0xff;
+		prefix.addr[11] = 0xff;
+		__builtin_memcpy(&prefix.addr[12], addr, 4);
+	} else {
+		read_address(prefix.addr, sk, family, remote, direct);
+	}
+	return bpf_map_lookup_elem(list, &prefix);
+}
+
+/* Whether the socket fits what the filter says of addresses, ports and places. */
+static __always_inline bool fits_socket(struct sock *sk, struct tcp_sock *tp, const bool direct)
+{
+	__u16 family = FIELD(direct, sk, __sk_common.skc_family);
+
+	if (filter.family && family != filter.family)
+		return false;
+	if (filter.lists & TCP_LIST_LOCAL_PORTS && !has_port(0, local_port_of(tp, direct)))
+		return false;
+	if (filter.lists & TCP_LIST_REMOTE_PORTS && !has_port(1, remote_port_of(sk, direct)))
+		return false;
+	if (filter.lists & TCP_LIST_LOCAL_PREFIXES && !has_prefix(&local_prefixes, sk, family, false, direct))
+		return false;
+	if (filter.lists & TCP_LIST_REMOTE_PREFIXES && !has_prefix(&remote_prefixes, sk, family, true, direct))
+		return false;
+	if (filter.netns && netns_of(sk, direct) != filter.netns)
+		return false;
+	return !filter.cgroup || cgroup_of(sk) == filter.cgroup;
+}
+
+/* Where the kernel knows no owner, but the inode, user space finds one, and looks again whether it fits. */
+static __always_inline bool fits_owner(const struct tcp_record *record)
+{
+	if (record->origin == TCP_ORIGIN_NONE && record->inode)
+		return true;
+	return (!filter.pid || record->pid == filter.pid) && (!filter.by_uid || record->uid == filter.uid);
+}
+
+/* Whether a change to TCP_CLOSE is the end of a connection, or of an attempt at one. */
+static __always_inline bool is_end(const struct owner *known, int old_state)
+{
+	if (old_state == TCP_SYN_RECV)
+		return known && known->direction == TCP_DIRECTION_CONNECTED;
+	return old_state != TCP_LISTEN;
+}
+
+static __always_inline bool has_failed(const struct owner *known, int old_state)
+{
+	/* From SYN_RECV: a simultaneous open. */
+	return old_state == TCP_SYN_SENT || (old_state == TCP_SYN_RECV && known && !known->established_ns);
+}
+
+static __always_inline void report_detailed(struct sock *sk, struct owner *known, int old_state, int new_state,
+					    const bool direct)
+{
+	bool ends = new_state == TCP_CLOSE && is_end(known, old_state);
+	struct tcp_detailed_record *record;
+	struct socket *socket;
+	struct tcp_sock *tp;
+
+	if (!(wanted & (ends ? TCP_WANTED_CLOSES : TCP_WANTED_STATES)))
+		return;
+	if (filter.failed_only && !(ends && has_failed(known, old_state)))
+		return;
+	tp = tcp_of(sk, direct);
+	if (!tp || !fits_socket(sk, tp, direct))
+		return;
+	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+	if (!record) {
+		__sync_fetch_and_add(&lost_records, 1);
+		return;
+	}
+	fill_owner(&record->plain, sk, known, old_state, new_state, direct);
+	record->plain.inode = inode_of(sk, direct);
+	if (!fits_owner(&record->plain)) {
+		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+		return;
+	}
+	fill_plain(&record->plain, sk, tp, old_state, direct);
+	record->cgroup = cgroup_of(sk);
+	record->established_ns = known ? known->established_ns : 0;
+	record->cookie = cookie_of(sk, direct);
+	record->netns = netns_of(sk, direct);
+	record->err = FIELD(direct, sk, sk_err);
+	record->new_state = new_state;
+	record->direction = known ? known->direction : TCP_DIRECTION_UNKNOWN;
+	record->flags = 0;
+	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
+	if (ends) {
+		if (FIELD(direct, sk, __sk_common.skc_flags) & 1 << SOCK_DONE)
+			record->flags |= TCP_FLAG_FIN_RECEIVED;
+		if (FIELD(direct, sk, sk_shutdown) == SHUTDOWN_MASK)
+			record->flags |= TCP_FLAG_BEING_CLOSED;
+		socket = FIELD(direct, sk, sk_socket);
+		if (socket && FIELD(direct, socket, state) == SS_UNCONNECTED)
+			record->flags |= TCP_FLAG_WITHIN_CONNECT;
+		/* Since Linux 4.19 (commit ba113c3aa79a, fb31c9b9f6c8). */
+		record->bytes_sent = bpf_core_field_exists(tp->bytes_sent) ? FIELD(direct, tp, bytes_sent) : 0;
+		record->bytes_retrans = bpf_core_field_exists(tp->bytes_retrans) ? FIELD(direct, tp, bytes_retrans) : 0;
+		record->segs_out = FIELD(direct, tp, segs_out);
+		record->segs_in = FIELD(direct, tp, segs_in);
+		record->total_retrans = FIELD(direct, tp, total_retrans);
+		record->srtt_us = FIELD(direct, tp, srtt_us);
+		record->min_rtt_us = FIELD(direct, tp, rtt_min.s[0].v);
+		record->snd_una = FIELD(direct, tp, snd_una);
+		record->snd_nxt = FIELD(direct, tp, snd_nxt);
+		record->write_seq = FIELD(direct, tp, write_seq);
+	} else {
+		record->plain.bytes_received = 0;
+		record->plain.bytes_acked = 0;
+		record->plain.data_segs_out = 0;
+		record->plain.data_segs_in = 0;
+		__builtin_memset(&record->bytes_sent, 0,
+				 sizeof(*record) - __builtin_offsetof(struct tcp_detailed_record, bytes_sent));
+	}
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	wake();
+}
+
+/*
+ * With a kprobe, the first change of a connection's state is left to the second look, whose program can have the kernel
+ * give the socket its number.
+ */
+static __always_inline bool is_left_to_second_look(int old_state, int new_state)
+{
+	return main_is_kprobe && second_look &&
+	       (new_state == TCP_SYN_SENT || (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV));
+}
+
+/* Any change of state. `known` is the owner of an endpoint that goes to TCP_CLOSE. */
+static __always_inline void report_change(struct sock *sk, struct owner *known, int old_state, int new_state,
+					  const bool direct)
+{
+	/* A connection that begins at a listener: it has no addresses yet, and may never be one. */
+	if (old_state == new_state || (new_state == TCP_SYN_RECV && old_state == TCP_LISTEN))
+		return;
+	if (new_state != TCP_CLOSE) {
+		known = bpf_map_lookup_elem(&owners, &KEY(sk));
+		if (known && new_state == TCP_ESTABLISHED)
+			known->established_ns = bpf_ktime_get_ns();
+		if (known && !direct && is_left_to_second_look(old_state, new_state))
+			return;
+		if (known)
+			known->state = new_state;
+	}
+	report_detailed(sk, known, old_state, new_state, direct);
+}
+
+/* Whether the second look sees a change that was not reported, by fault or on purpose. */
+static __always_inline bool is_unreported(const struct owner *known, int old_state, int new_state)
+{
+	if (known->state == new_state)
+		return false;
+	if (!is_left_to_second_look(old_state, new_state))
+		__sync_fetch_and_add(&recovered, 1);
+	return true;
+}
+
+#endif

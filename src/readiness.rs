@@ -1,0 +1,212 @@
+//! Tells readers of a queue when there is something to read, through a descriptor that fits into any event loop.
+//!
+//! An epoll instance has two eventfds in it: one is readable while events are queued, the other while wakes are due. The
+//! first is written at the first event only, not at each.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use std::time::Duration;
+
+use crate::wake::write_eventfd;
+
+/// See the module's documentation.
+pub struct Readiness {
+    epoll: OwnedFd,
+    queued: OwnedFd,
+    /// `queued` is readable, or about to be.
+    signalled: AtomicBool,
+    wake: OwnedFd,
+    /// Wakes that `wake` holds, at least: counted up after it is written.
+    wakes: AtomicU32,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// There may be something.
+    Ready,
+    /// A signal handler has run.
+    Interrupted,
+    /// The time is over.
+    TimedOut,
+}
+
+impl Readiness {
+    /// Nothing is there yet.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: none of the calls takes a pointer; what they return is checked by `owned`, and nobody else's.
+        let (epoll, queued, wake) = unsafe {
+            (
+                owned(libc::epoll_create1(libc::EPOLL_CLOEXEC))?,
+                owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?,
+                owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK | libc::EFD_SEMAPHORE))?,
+            )
+        };
+        for fd in [&queued, &wake] {
+            let mut event = libc::epoll_event { events: libc::EPOLLIN.cast_unsigned(), u64: 0 };
+            // SAFETY: open descriptors and a valid event.
+            let result =
+                unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) };
+            if result < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(Self { epoll, queued, signalled: AtomicBool::new(false), wake, wakes: AtomicU32::new(0) })
+    }
+
+    /// Readable while there is something.
+    pub fn fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Events were queued.
+    pub fn signal(&self) {
+        // Against the fence in `settle`: one of the two sees what the other has done.
+        fence(Ordering::SeqCst);
+        if !self.signalled.swap(true, Ordering::SeqCst) {
+            write_eventfd(self.queued.as_raw_fd(), 1);
+        }
+    }
+
+    /// A reader has found the queue empty: it is not readable any more, unless there are events after all.
+    pub fn settle(&self, is_empty: impl Fn() -> bool) {
+        if !self.signalled.load(Ordering::SeqCst) {
+            return;
+        }
+        drain(self.queued.as_raw_fd());
+        self.signalled.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if !is_empty() {
+            self.signal();
+        }
+    }
+
+    /// Makes one [`Self::take_wake`] true. Async-signal-safe.
+    pub fn wake(&self) {
+        write_eventfd(self.wake.as_raw_fd(), 1);
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends all waits, from now on.
+    pub fn wake_all(&self) {
+        // More than there can be readers to take one.
+        write_eventfd(self.wake.as_raw_fd(), u64::MAX / 2);
+    }
+
+    /// Whether a wake was due. It is taken.
+    pub fn take_wake(&self) -> bool {
+        let taken =
+            self.wakes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |wakes| wakes.checked_sub(1)).is_ok();
+        if taken {
+            drain(self.wake.as_raw_fd());
+        }
+        taken
+    }
+
+    /// Waits until there may be something.
+    pub fn wait(&self, time: Option<Duration>) -> Waited {
+        let mut fd = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
+        let limit = time.map(|time| libc::timespec {
+            tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: a valid pollfd, and a valid timespec or none.
+        match unsafe { libc::ppoll(&raw mut fd, 1, limit, std::ptr::null()) } {
+            0 => Waited::TimedOut,
+            1.. => Waited::Ready,
+            // It can fail for no other reason.
+            _ => Waited::Interrupted,
+        }
+    }
+}
+
+fn owned(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the caller has it from the kernel just now.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes what an eventfd has to give: all, or one where it is a semaphore. Nothing is no error.
+fn drain(fd: RawFd) {
+    let mut count = 0u64;
+    // SAFETY: 8 bytes to fill.
+    unsafe { libc::read(fd, (&raw mut count).cast(), size_of::<u64>()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::thread;
+
+    use super::*;
+
+    const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+
+    #[test]
+    fn it_is_readable_while_there_are_events() {
+        let ready = Readiness::new().unwrap();
+        assert_eq!(ready.wait(AT_ONCE), Waited::TimedOut);
+        ready.signal();
+        ready.signal();
+        assert_eq!(ready.wait(None), Waited::Ready);
+        // There is one left.
+        ready.settle(|| false);
+        assert_eq!(ready.wait(None), Waited::Ready);
+        ready.settle(|| true);
+        assert_eq!(ready.wait(AT_ONCE), Waited::TimedOut);
+    }
+
+    #[test]
+    fn each_wake_is_good_for_one() {
+        let ready = Readiness::new().unwrap();
+        assert!(!ready.take_wake());
+        ready.wake();
+        ready.wake();
+        for _ in 0..2 {
+            assert_eq!(ready.wait(None), Waited::Ready);
+            assert!(ready.take_wake());
+        }
+        assert!(!ready.take_wake());
+        assert_eq!(ready.wait(AT_ONCE), Waited::TimedOut);
+        ready.wake_all();
+        for _ in 0..3 {
+            assert_eq!(ready.wait(None), Waited::Ready);
+        }
+    }
+
+    /// A queue of which only the length counts: no reader may sleep while there is something in it.
+    #[test]
+    fn nothing_that_is_queued_is_slept_over() {
+        const EVENTS: u64 = 200_000;
+        let ready = Readiness::new().unwrap();
+        let (queued, taken) = (AtomicU64::new(0), AtomicU64::new(0));
+        let pop = || queued.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |length| length.checked_sub(1)).is_ok();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while taken.load(Ordering::SeqCst) < EVENTS {
+                        if pop() {
+                            if taken.fetch_add(1, Ordering::SeqCst) + 1 == EVENTS {
+                                ready.wake_all();
+                            }
+                            continue;
+                        }
+                        ready.settle(|| queued.load(Ordering::SeqCst) == 0);
+                        assert_eq!(ready.wait(Some(Duration::from_secs(30))), Waited::Ready, "it slept over an event");
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for _ in 0..EVENTS {
+                    queued.fetch_add(1, Ordering::SeqCst);
+                    ready.signal();
+                }
+            });
+        });
+        assert_eq!(queued.load(Ordering::SeqCst), 0);
+    }
+}

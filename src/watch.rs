@@ -1,0 +1,281 @@
+//! What is behind a handle of the C API: a probe, sweeps, a queue, and the threads that fill it.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use crate::counters::{Counters, Statistics};
+use crate::descriptors::StandardStreams;
+use crate::error::{Error, NO_DESCRIPTORS};
+use crate::event::Event;
+use crate::log::{self, Level, Logger};
+use crate::netlink::sweep::{self, Naming, SweepSettings};
+use crate::probe_thread::{self, Attached};
+use crate::queue::Queue;
+use crate::readiness::{Readiness, Waited};
+use crate::settings::{ProbeSettings, Rung};
+use crate::sink::Sink;
+use crate::threads::{no_descriptor, spawn};
+use crate::wake::Waker;
+
+/// What to watch, and how.
+pub struct Options {
+    /// The probe's part.
+    pub probe: ProbeSettings,
+    /// From sweep to sweep; `None` for no sweeps.
+    pub sweep_interval: Option<Duration>,
+    /// Events that the queue can hold.
+    pub queue_slots: usize,
+    /// Takes the lines of all threads of the watch.
+    pub logger: Arc<Logger>,
+}
+
+/// An open watch. Dropping it ends all threads, and waits for that.
+pub struct Watch {
+    shared: Arc<Shared>,
+    rung: Option<Rung>,
+    queue_slots: usize,
+    probe: Option<JoinHandle<()>>,
+    sweep: Option<JoinHandle<()>>,
+}
+
+/// What the threads of a watch and its readers have in common.
+struct Shared {
+    queue: Queue<Event>,
+    ready: Readiness,
+    counters: Counters,
+    delivered: AtomicU64,
+    attached: Attached,
+    probe_waker: Waker,
+    sweep_waker: Waker,
+    /// The handle is being closed.
+    ending: AtomicBool,
+    /// The probe has ended by itself: errno.
+    failed: AtomicI32,
+}
+
+/// How a read has ended.
+pub enum ReadEnd {
+    /// With so many events; 0 when the time was over.
+    Events(usize),
+    /// By [`Watch::wake`], or a signal handler.
+    Woken,
+}
+
+/// What a watch tells of itself.
+pub struct WatchStatistics {
+    /// Of all that was seen and lost.
+    pub counters: Statistics,
+    /// The probe's rung.
+    pub rung: Option<Rung>,
+    /// Events that the queue can hold.
+    pub queue_slots: usize,
+    /// Events in it.
+    pub queued: usize,
+    /// Events that were read.
+    pub delivered: u64,
+    /// Endpoints whose owners are kept.
+    pub tracked: u64,
+}
+
+impl Sink for Shared {
+    fn put_change(&self, event: Event) {
+        self.queue.push_displacing(event);
+    }
+
+    fn put_snapshot(&self, event: Event) {
+        self.queue.push_if_room(event);
+    }
+
+    fn put_all(&self) {
+        self.ready.signal();
+    }
+}
+
+impl Watch {
+    /// Starts all that is asked for. Returns once the probe is attached.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        let streams = StandardStreams::hold();
+        let ready = Readiness::new().map_err(|source| Error::System {
+            what: "epoll or eventfd",
+            remedy: NO_DESCRIPTORS,
+            source,
+        })?;
+        drop(streams);
+        let shared = Arc::new(Shared {
+            queue: Queue::new(options.queue_slots),
+            ready,
+            counters: Counters::default(),
+            delivered: AtomicU64::new(0),
+            attached: Attached::new(),
+            probe_waker: Waker::new(),
+            sweep_waker: Waker::new(),
+            ending: AtomicBool::new(false),
+            failed: AtomicI32::new(0),
+        });
+        // From here on its end is that of all threads that run already.
+        let mut watch = Self { shared, rung: None, queue_slots: options.queue_slots, probe: None, sweep: None };
+        let Options { probe, sweep_interval, logger, .. } = options;
+        if probe.states || probe.closes {
+            let (shared, logger, settings) = (Arc::clone(&watch.shared), Arc::clone(&logger), probe.clone());
+            let (started, start) = crossbeam_channel::bounded(1);
+            let body = move || log::with_logger(&logger, || shared.run_probe(&settings, &started));
+            watch.probe = Some(spawn("tcpevent-probe", body)?);
+            // It says one or the other, unless it has panicked.
+            watch.rung = Some(start.recv().unwrap_or(Err(BUG))?);
+        }
+        if let Some(interval) = sweep_interval {
+            let shared = Arc::clone(&watch.shared);
+            let body = move || log::with_logger(&logger, || shared.run_sweeps(interval, &probe));
+            watch.sweep = Some(spawn("tcpevent-sweep", body)?);
+        }
+        Ok(watch)
+    }
+
+    /// For poll and the like.
+    pub fn fd(&self) -> RawFd {
+        self.shared.ready.fd()
+    }
+
+    /// Hands up to `count` events to `take`; waits for the first one, `timeout` at most.
+    pub fn read(&self, count: usize, timeout: Option<Duration>, mut take: impl FnMut(&Event)) -> Result<ReadEnd, Error> {
+        let shared = &*self.shared;
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            if shared.ending.load(Ordering::SeqCst) {
+                return Err(Error::Argument {
+                    what: "handle was closed by another thread",
+                    errno: libc::EBADF,
+                });
+            }
+            if shared.ready.take_wake() {
+                return Ok(ReadEnd::Woken);
+            }
+            let taken = std::iter::from_fn(|| shared.queue.try_pop()).take(count).map(|event| take(&event)).count();
+            shared.delivered.fetch_add(taken as u64, Ordering::Relaxed);
+            if shared.queue.is_empty() {
+                shared.ready.settle(|| shared.queue.is_empty());
+            }
+            if taken > 0 {
+                return Ok(ReadEnd::Events(taken));
+            }
+            match shared.failed.load(Ordering::SeqCst) {
+                0 => {}
+                errno => {
+                    return Err(Error::Argument { what: "the probe has failed: open another handle", errno });
+                }
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            match shared.ready.wait(left) {
+                Waited::Ready => {}
+                Waited::Interrupted => return Ok(ReadEnd::Woken),
+                Waited::TimedOut => return Ok(ReadEnd::Events(0)),
+            }
+        }
+    }
+
+    /// Makes one read return. Async-signal-safe.
+    pub fn wake(&self) {
+        self.shared.ready.wake();
+    }
+
+    /// All counters, the kernel's as they are now.
+    pub fn statistics(&self) -> WatchStatistics {
+        let shared = &*self.shared;
+        let kernel = shared.attached.counters();
+        let mut counters = shared.counters.read(shared.queue.shed());
+        counters.lost_records += kernel.lost_records;
+        counters.lost_owners += kernel.lost_owners;
+        counters.recovered += kernel.recovered;
+        counters.skipped_runs += kernel.skipped_runs;
+        WatchStatistics {
+            counters,
+            rung: self.rung,
+            queue_slots: self.queue_slots,
+            queued: shared.queue.len(),
+            delivered: shared.delivered.load(Ordering::Relaxed),
+            tracked: shared.attached.tracked(),
+        }
+    }
+
+    /// Makes all reads return, now and from now on.
+    pub fn end_reads(&self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        self.shared.ready.wake_all();
+    }
+
+    /// Closes a forked child's copies of the links. Async-signal-safe.
+    pub fn close_links_in_child(&self) {
+        self.shared.attached.links.close_in_child();
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        self.shared.probe_waker.wake();
+        self.shared.sweep_waker.wake();
+        for thread in [self.probe.take(), self.sweep.take()].into_iter().flatten() {
+            // One that has panicked is over, too.
+            let _ = thread.join();
+        }
+    }
+}
+
+const BUG: Error = Error::Argument { what: "the thread of the probe has failed by a bug in this library", errno: libc::EIO };
+
+impl Shared {
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    /// The body of the probe's thread. Tells `started` how the start went.
+    fn run_probe(&self, settings: &ProbeSettings, started: &Sender<Result<Rung, Error>>) {
+        let streams = StandardStreams::hold();
+        let sleeper = match self.probe_waker.sleeper() {
+            Ok(sleeper) => sleeper,
+            Err(source) => {
+                let _ = started.send(Err(no_descriptor(source)));
+                return;
+            }
+        };
+        let mut is_started = false;
+        let when_reading = |rung| {
+            is_started = true;
+            // Whoever opens the watch waits for it.
+            let _ = started.send(Ok(rung));
+        };
+        let (counters, attached) = (&self.counters, &self.attached);
+        let result = probe_thread::run(settings, &sleeper, streams, self, counters, attached, when_reading);
+        match result {
+            Ok(()) => {}
+            Err(error) if is_started => {
+                log::line(Level::Warn, &error);
+                self.failed.store(libc::EIO, Ordering::SeqCst);
+                // For readers to see it.
+                self.ready.signal();
+            }
+            Err(error) => drop(started.send(Err(error))),
+        }
+    }
+
+    /// The body of the sweeping thread.
+    fn run_sweeps(&self, interval: Duration, probe: &ProbeSettings) {
+        let streams = StandardStreams::hold();
+        let sleeper = self.sweep_waker.sleeper();
+        drop(streams);
+        match sleeper {
+            // An end that came before the sleeper was there has woken nobody.
+            Ok(_) if self.is_ending() => {}
+            Ok(sleeper) => {
+                let settings = SweepSettings { interval, naming: Naming::Comm, filter: &probe.filter };
+                sweep::sweep_until_told(&sleeper, &settings, self, &self.counters);
+            }
+            Err(source) => log::line(Level::Warn, no_descriptor(source)),
+        }
+    }
+}
