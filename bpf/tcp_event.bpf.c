@@ -334,6 +334,17 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 	return 0;
 }
 
+/* Each of these two is called from two programs: a copy in each would make the object half as large again. */
+static __noinline int transition_plain(struct sock *sk, int old_state, int new_state)
+{
+	return transition(sk, old_state, new_state, true, false);
+}
+
+static __noinline int transition_detailed(struct sock *sk, int old_state, int new_state)
+{
+	return transition(sk, old_state, new_state, true, true);
+}
+
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(set_state_entry, struct sock *sk, int state)
 {
@@ -349,13 +360,13 @@ int BPF_KPROBE(set_state_entry_detailed, struct sock *sk, int state)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state)
 {
-	return transition(sk, old_state, new_state, true, false);
+	return transition_plain(sk, old_state, new_state);
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int new_state)
 {
-	return transition(sk, old_state, new_state, true, true);
+	return transition_detailed(sk, old_state, new_state);
 }
 
 /*
@@ -397,21 +408,16 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	return detailed && known && is_unreported(known, old_state, new_state);
 }
 
-static __always_inline int look_again(struct sock *sk, int old_state, int new_state, const bool detailed)
-{
-	return is_undone(sk, old_state, new_state, detailed) ? transition(sk, old_state, new_state, true, detailed) : 0;
-}
-
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
 {
-	return look_again(sk, old_state, new_state, false);
+	return is_undone(sk, old_state, new_state, false) ? transition_plain(sk, old_state, new_state) : 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again_detailed, struct sock *sk, int old_state, int new_state)
 {
-	return look_again(sk, old_state, new_state, true);
+	return is_undone(sk, old_state, new_state, true) ? transition_detailed(sk, old_state, new_state) : 0;
 }
 
 /* The current process has taken this connection from a listener. */

@@ -39,7 +39,7 @@ const OWNERS_AGE: Duration = Duration::from_millis(20);
 pub fn collect(
     probe: &mut Probe<'_>,
     sleeper: &Sleeper<'_>,
-    sink: &impl Sink,
+    sink: &dyn Sink,
     filter: &Filter,
     counters: &Counters,
     when_reading: impl FnOnce(&Probe<'_>),
@@ -90,16 +90,16 @@ pub fn collect(
 }
 
 /// Empties the ring into the queue.
-struct Reader<'run, 'cb, S> {
+struct Reader<'run, 'cb> {
     ring: RingBuffer<'cb>,
     batch: &'run RefCell<Vec<Decoded>>,
-    sink: &'run S,
+    sink: &'run dyn Sink,
     filter: &'run Filter,
     counters: &'run Counters,
     owners: Option<(Instant, Owners)>,
 }
 
-impl<S: Sink> Reader<'_, '_, S> {
+impl Reader<'_, '_> {
     /// Queues all records that are there. Returns how many.
     fn read(&mut self) -> usize {
         // It fails only where a callback asks for that, which ours never does.

@@ -79,9 +79,12 @@ pub fn enabled(level: Level) -> bool {
 
 /// Writes one line, where its level is enabled.
 pub fn line(level: Level, text: impl Display) {
-    if !enabled(level) {
-        return;
+    if enabled(level) {
+        write(level, &text);
     }
+}
+
+fn write(level: Level, text: &dyn Display) {
     match logger() {
         Some(logger) => {
             let text = CString::new(text.to_string().replace('\0', "?")).unwrap_or_default();

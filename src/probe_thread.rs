@@ -91,7 +91,7 @@ pub fn run(
     settings: &ProbeSettings,
     sleeper: &Sleeper<'_>,
     streams: StandardStreams,
-    sink: &impl Sink,
+    sink: &dyn Sink,
     counters: &Counters,
     attached: &Attached,
     when_reading: impl FnOnce(Rung),

@@ -1,12 +1,13 @@
 //! What is behind a handle of the C API: a probe, sweeps, a queue, and the threads that fill it.
 
 use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
+use parking_lot::{Condvar, Mutex};
 
 use crate::counters::{Counters, Statistics};
 use crate::descriptors::StandardStreams;
@@ -56,6 +57,9 @@ struct Shared {
     ending: AtomicBool,
     /// The probe has ended by itself: errno.
     failed: AtomicI32,
+    /// How the start of the probe went, once that is known.
+    started: Mutex<Option<Result<Rung, Error>>>,
+    start: Condvar,
 }
 
 /// How a read has ended.
@@ -116,17 +120,17 @@ impl Watch {
             sweep_waker: Waker::new(),
             ending: AtomicBool::new(false),
             failed: AtomicI32::new(0),
+            started: Mutex::new(None),
+            start: Condvar::new(),
         });
         // From here on its end is that of all threads that run already.
         let mut watch = Self { shared, rung: None, queue_slots: options.queue_slots, probe: None, sweep: None };
         let Options { probe, sweep_interval, logger, .. } = options;
         if probe.states || probe.closes {
             let (shared, logger, settings) = (Arc::clone(&watch.shared), Arc::clone(&logger), probe.clone());
-            let (started, start) = crossbeam_channel::bounded(1);
-            let body = move || log::with_logger(&logger, || shared.run_probe(&settings, &started));
+            let body = move || log::with_logger(&logger, || shared.run_probe(&settings));
             watch.probe = Some(spawn("tcpevent-probe", body)?);
-            // It says one or the other, unless it has panicked.
-            watch.rung = Some(start.recv().unwrap_or(Err(BUG))?);
+            watch.rung = Some(watch.shared.wait_for_start()?);
         }
         if let Some(interval) = sweep_interval {
             let shared = Arc::clone(&watch.shared);
@@ -226,40 +230,49 @@ impl Drop for Watch {
     }
 }
 
-const BUG: Error = Error::Argument { what: "the thread of the probe has failed by a bug in this library", errno: libc::EIO };
-
 impl Shared {
     fn is_ending(&self) -> bool {
         self.ending.load(Ordering::SeqCst)
     }
 
-    /// The body of the probe's thread. Tells `started` how the start went.
-    fn run_probe(&self, settings: &ProbeSettings, started: &Sender<Result<Rung, Error>>) {
-        let streams = StandardStreams::hold();
-        let sleeper = match self.probe_waker.sleeper() {
-            Ok(sleeper) => sleeper,
-            Err(source) => {
-                let _ = started.send(Err(no_descriptor(source)));
-                return;
+    fn wait_for_start(&self) -> Result<Rung, Error> {
+        let mut started = self.started.lock();
+        loop {
+            match started.take() {
+                Some(result) => return result,
+                None => self.start.wait(&mut started),
             }
-        };
-        let mut is_started = false;
+        }
+    }
+
+    fn tell_start(&self, result: Result<Rung, Error>) {
+        *self.started.lock() = Some(result);
+        self.start.notify_one();
+    }
+
+    /// The body of the probe's thread.
+    fn run_probe(&self, settings: &ProbeSettings) {
+        let is_started = AtomicBool::new(false);
         let when_reading = |rung| {
-            is_started = true;
-            // Whoever opens the watch waits for it.
-            let _ = started.send(Ok(rung));
+            is_started.store(true, Ordering::SeqCst);
+            self.tell_start(Ok(rung));
         };
-        let (counters, attached) = (&self.counters, &self.attached);
-        let result = probe_thread::run(settings, &sleeper, streams, self, counters, attached, when_reading);
+        let run = || {
+            let streams = StandardStreams::hold();
+            let sleeper = self.probe_waker.sleeper().map_err(no_descriptor)?;
+            let (counters, attached) = (&self.counters, &self.attached);
+            probe_thread::run(settings, &sleeper, streams, self, counters, attached, when_reading)
+        };
+        // Whoever opens the watch, or reads from it, waits for a word in any case.
+        let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Error::Bug { function: "the probe's thread" }));
         match result {
             Ok(()) => {}
-            Err(error) if is_started => {
+            Err(error) if is_started.into_inner() => {
                 log::line(Level::Warn, &error);
                 self.failed.store(libc::EIO, Ordering::SeqCst);
-                // For readers to see it.
                 self.ready.signal();
             }
-            Err(error) => drop(started.send(Err(error))),
+            Err(error) => self.tell_start(Err(error)),
         }
     }
 

@@ -51,7 +51,7 @@ pub struct SweepSettings<'run> {
 pub fn sweep_until_told(
     sleeper: &Sleeper<'_>,
     settings: &SweepSettings<'_>,
-    sink: &impl Sink,
+    sink: &dyn Sink,
     counters: &Counters,
 ) {
     let interval = settings.interval;
@@ -99,10 +99,10 @@ struct Identity {
     uid: Option<u32>,
 }
 
-struct Sweeper<'run, S> {
+struct Sweeper<'run> {
     sleeper: &'run Sleeper<'run>,
     settings: &'run SweepSettings<'run>,
-    sink: &'run S,
+    sink: &'run dyn Sink,
     counters: &'run Counters,
     /// Inode number of the network namespace that is looked at: that of this thread.
     netns: u32,
@@ -113,7 +113,7 @@ struct Sweeper<'run, S> {
     missed_others: bool,
 }
 
-impl<S: Sink> Sweeper<'_, S> {
+impl Sweeper<'_> {
     /// One event for each socket whose inode a live process holds.
     fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
         let owners = Owners::scan().map_err(|error| End::Failed("reading /proc", error))?;
