@@ -37,7 +37,7 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 
 static __always_inline __u32 netns_of(struct sock *sk, const bool direct)
 {
-	return FIELD(direct, sk, __sk_common.skc_net.net->ns.inum);
+	return direct ? sk->__sk_common.skc_net.net->ns.inum : BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
 /* Whether a port is in a list: 0 for that of local ports, 1 for remote ones. */

@@ -127,6 +127,8 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     let aborted_handshake = event.old_state == state::SYN_RECV && event.direction != Direction::Connected;
     if event.new_state != state::CLOSE || event.old_state == state::LISTEN || aborted_handshake {
         event.kind = Kind::State;
+        // A listening socket is no connection, of whatever age.
+        event.older &= event.old_state != state::LISTEN && event.new_state != state::LISTEN;
         return Some(());
     }
 
