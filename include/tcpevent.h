@@ -459,7 +459,7 @@ extern "C" {
  *     src, dst      local, remote addresses or prefixes. That of an IPv4 one fits the ::ffff: form too
  *     sport, dport  local, remote ports, or ranges as in 8000-8999
  *     family        inet or inet6
- *     pid, uid      one process ID, user ID of the owner. Before the owner is known no event fits
+ *     pid, uid      one process ID, user ID, of the owner. While no owner is known, that is 0 and the socket's
  *     netns         one network namespace: its inode number, self, or a path such as /run/netns/NAME
  *     cgroup        one cgroup: its ID, or its folder below /sys/fs/cgroup. Those in it do not count
  *     failed        (alone) only closes of connections that were never established

@@ -88,8 +88,7 @@ pub const TCPEVENT_LOG_DEBUG: c_int = 3;
 /// Takes a line of the library's log: its level (TCPEVENT_LOG_WARN and so on), and its text without a line end, which is
 /// valid during the call. Called on threads of the library and on the one that calls `tcpevent_open`; it must not call
 /// `tcpevent_close`.
-pub type tcpevent_log =
-    Option<unsafe extern "C" fn(context: *mut c_void, level: c_int, text: *const c_char)>;
+pub type tcpevent_log = Option<unsafe extern "C" fn(context: *mut c_void, level: c_int, text: *const c_char)>;
 
 /// What to watch, and how. Set `size`, and all that is not needed to 0.
 #[repr(C)]
@@ -268,7 +267,7 @@ pub struct tcpevent_statistics {
 ///     src, dst      local, remote addresses or prefixes. That of an IPv4 one fits the ::ffff: form too
 ///     sport, dport  local, remote ports, or ranges as in 8000-8999
 ///     family        inet or inet6
-///     pid, uid      one process ID, user ID of the owner. Before the owner is known no event fits
+///     pid, uid      one process ID, user ID, of the owner. While no owner is known, that is 0 and the socket's
 ///     netns         one network namespace: its inode number, self, or a path such as /run/netns/NAME
 ///     cgroup        one cgroup: its ID, or its folder below /sys/fs/cgroup. Those in it do not count
 ///     failed        (alone) only closes of connections that were never established
@@ -595,7 +594,9 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
         TCPEVENT_PROBE_AUTO => None,
         TCPEVENT_PROBE_KPROBE => Some(Rung::Kprobe),
         TCPEVENT_PROBE_TP_BTF => Some(Rung::TpBtf),
-        other => return Err(wrong("probe", other, "TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE or TCPEVENT_PROBE_TP_BTF")),
+        other => {
+            return Err(wrong("probe", other, "TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE or TCPEVENT_PROBE_TP_BTF"));
+        }
     };
     let queue_slots = match options.queue_slots as usize {
         0 => crate::queue::DEFAULT_SLOTS,
@@ -626,6 +627,9 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
         TCPEVENT_LOG_DEBUG => Some(Level::Debug),
         other => return Err(wrong("log_level", other, "TCPEVENT_LOG_WARN, TCPEVENT_LOG_INFO or TCPEVENT_LOG_DEBUG")),
     };
+    if options.reserved != 0 {
+        return Err(wrong("reserved", options.reserved, "0"));
+    }
     let (log, context) = (options.log, Context(options.log_context));
     let write = move |level: Level, line: &CStr| {
         if let Some(log) = log {

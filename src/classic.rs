@@ -52,7 +52,7 @@ fn session() -> &'static Session {
 /// In a forked child there are no threads of ours, and the locks may be held by ones that were not copied.
 extern "C" fn forget_session() {
     if let Some(session) = session_if_any() {
-        session.close_links_in_child();
+        session.close_fds_in_child();
     }
     SESSION.store(ptr::null_mut(), Ordering::Release);
 }

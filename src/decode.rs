@@ -162,8 +162,7 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
 
 /// Sequence numbers count SYN and FIN as a byte each, and so does `bytes_acked`.
 fn payload_acked(event: &Event, detail: &Detail, failed: bool) -> u64 {
-    let fin_queued =
-        matches!(event.old_state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
+    let fin_queued = matches!(event.old_state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
     let fin_sent = fin_queued && detail.snd_nxt == detail.write_seq;
     let fin_acked = fin_queued && detail.snd_una == detail.write_seq;
     let syn_acked = match event.direction {

@@ -138,7 +138,7 @@ extern "C" fn forget_all() {
         if slot.generation.load(Ordering::SeqCst) % 2 == 1 {
             slot.generation.fetch_add(1, Ordering::SeqCst);
             // SAFETY: the parent had it open when it forked, or was about to free it.
-            unsafe { &*slot.watch.load(Ordering::SeqCst) }.close_links_in_child();
+            unsafe { &*slot.watch.load(Ordering::SeqCst) }.close_fds_in_child();
         }
         slot.users.store(0, Ordering::SeqCst);
         slot.taken.store(false, Ordering::SeqCst);

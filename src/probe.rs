@@ -9,14 +9,16 @@ use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, PrintLevel, Program, libbpf_sys};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{
+    AsRawLibbpf, Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, PrintLevel, Program, libbpf_sys,
+};
 
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
+use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
 use crate::privilege::{self, Capability};
-use crate::filter::{Filter, Prefix};
 use crate::settings::{ProbeSettings, Rung};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
 
@@ -189,11 +191,6 @@ impl<'obj> Probe<'obj> {
         self.fds
     }
 
-    /// Descriptors of the links in force.
-    pub fn link_fds(&self) -> impl Iterator<Item = RawFd> {
-        self.links.iter().map(|link| link.as_fd().as_raw_fd())
-    }
-
     /// Takes the hooks away. What is in the ring stays readable.
     pub fn detach(&mut self) {
         // The accept hooks last, for the same reason that they were attached first.
@@ -255,8 +252,8 @@ impl ProbeFds {
             // SAFETY: all its parts are plain numbers, and the kernel says which of them it has filled.
             unsafe {
                 let event = info.__bindgen_anon_1.perf_event;
-                let is_kprobe =
-                    info.type_ == libbpf_sys::BPF_LINK_TYPE_PERF_EVENT && event.type_ == libbpf_sys::BPF_PERF_EVENT_KPROBE;
+                let is_kprobe = info.type_ == libbpf_sys::BPF_LINK_TYPE_PERF_EVENT
+                    && event.type_ == libbpf_sys::BPF_PERF_EVENT_KPROBE;
                 if is_kprobe { event.__bindgen_anon_1.kprobe.missed } else { 0 }
             }
         });
@@ -315,41 +312,48 @@ fn info<T>(fd: RawFd) -> Option<T> {
     (result == 0).then(|| unsafe { info.assume_init() })
 }
 
-/// A probe has one link for its main program, one for the second look, and at most three for its accept hooks.
-const MOST_LINKS: usize = 5;
+/// A probe has at most 5 links, 6 programs and 9 maps.
+const MOST_FDS: usize = 24;
 
 /// No descriptor.
-const NO_LINK: RawFd = -1;
+const NO_FD: RawFd = -1;
 
-/// Descriptors of the links in force, for a forked child to close: they would keep the probe attached after the parent
-/// has ended it.
-pub struct LinkFds([AtomicI32; MOST_LINKS]);
+/// Descriptors of the links, programs and maps in force, for a forked child to close: they would keep the probe attached,
+/// or loaded, after the parent has ended it.
+pub struct BpfFds([AtomicI32; MOST_FDS]);
 
-impl LinkFds {
+impl BpfFds {
     /// None.
     pub const fn new() -> Self {
-        Self([const { AtomicI32::new(NO_LINK) }; _])
+        Self([const { AtomicI32::new(NO_FD) }; _])
     }
 
     /// A probe is attached.
     pub fn note(&self, probe: &Probe<'_>) {
-        for (place, fd) in self.0.iter().zip(probe.link_fds()) {
+        let links = probe.links.iter().map(|link| link.as_fd().as_raw_fd());
+        let object = probe.skeleton.object();
+        // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.
+        let programs =
+            object.progs().map(|program| unsafe { libbpf_sys::bpf_program__fd(program.as_libbpf_object().as_ptr()) });
+        let maps = object.maps().map(|map| map.as_fd().as_raw_fd());
+        let fds = links.chain(programs).chain(maps).filter(|fd| *fd >= 0);
+        for (place, fd) in self.0.iter().zip(fds) {
             place.store(fd, Ordering::SeqCst);
         }
     }
 
     /// They are about to be closed.
     pub fn forget(&self) {
-        for link in &self.0 {
-            link.store(NO_LINK, Ordering::SeqCst);
+        for place in &self.0 {
+            place.store(NO_FD, Ordering::SeqCst);
         }
     }
 
     /// Closes a forked child's copies. Async-signal-safe, as all that runs between fork and exec must be.
     pub fn close_in_child(&self) {
-        for link in &self.0 {
-            let fd = link.swap(NO_LINK, Ordering::SeqCst);
-            if fd != NO_LINK {
+        for place in &self.0 {
+            let fd = place.swap(NO_FD, Ordering::SeqCst);
+            if fd != NO_FD {
                 // SAFETY: in the child nobody but this function knows the descriptor.
                 unsafe { libc::close(fd) };
             }
@@ -375,7 +379,10 @@ enum Refusal {
     Accept(String),
 }
 
-fn open<'obj>(settings: &ProbeSettings, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
+fn open<'obj>(
+    settings: &ProbeSettings,
+    place: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<OpenTcpEventSkel<'obj>, String> {
     let mut object = ObjectBuilder::default();
     if let Some(btf) = &settings.btf {
         explain(|| object.btf_custom_path(btf).map(|_| ()))?;
@@ -541,7 +548,8 @@ fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
         let remedy = "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown";
         (remedy, libc::EPERM)
     } else if settings.btf.is_none() && !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        let remedy = "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";
+        let remedy =
+            "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";
         (remedy, libc::EOPNOTSUPP)
     } else if ["EPERM", "ENOMEM"].iter().any(|errno| cause.contains(errno)) && memlock_is_small() {
         let remedy = "raise the limit of locked memory (ulimit -l), which kernels before 5.11 charge for BPF maps";

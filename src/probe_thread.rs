@@ -8,7 +8,7 @@ use crate::collector;
 use crate::counters::Counters;
 use crate::descriptors::StandardStreams;
 use crate::error::Error;
-use crate::probe::{self, LinkFds, Places, Probe, ProbeFds, Variables};
+use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Variables};
 use crate::settings::{ProbeSettings, Rung};
 use crate::sink::Sink;
 use crate::wake::Sleeper;
@@ -16,7 +16,7 @@ use crate::wake::Sleeper;
 /// What others may know of a probe while it is attached.
 pub struct Attached {
     /// For forked children.
-    pub links: LinkFds,
+    pub fds: BpfFds,
     kernel: Mutex<Option<Kernel>>,
 }
 
@@ -50,7 +50,7 @@ pub struct KernelCounters {
 impl Attached {
     /// Nothing is.
     pub const fn new() -> Self {
-        Self { links: LinkFds::new(), kernel: Mutex::new(None) }
+        Self { fds: BpfFds::new(), kernel: Mutex::new(None) }
     }
 
     /// What the kernel's side has counted since the probe was attached. Nothing where none is: then it has been added to
@@ -102,12 +102,12 @@ pub fn run(
     let _ended = Ended { attached, counters };
     let when_reading = |probe: &Probe<'_>| {
         drop(streams);
-        attached.links.note(probe);
+        attached.fds.note(probe);
         *attached.kernel.lock() = Some(Kernel::of(probe));
         when_reading(probe.rung());
     };
     let before_detach = |_: &Probe<'_>| {
-        attached.links.forget();
+        attached.fds.forget();
         if let Some(kernel) = &mut *attached.kernel.lock() {
             kernel.skipped_runs = kernel.counters().skipped_runs;
             kernel.fds = None;

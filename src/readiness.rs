@@ -96,8 +96,7 @@ impl Readiness {
 
     /// Whether a wake was due. It is taken.
     pub fn take_wake(&self) -> bool {
-        let taken =
-            self.wakes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |wakes| wakes.checked_sub(1)).is_ok();
+        let taken = self.wakes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |wakes| wakes.checked_sub(1)).is_ok();
         if taken {
             drain(self.wake.as_raw_fd());
         }

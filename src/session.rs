@@ -131,9 +131,9 @@ impl Session {
         self.queue.pop()
     }
 
-    /// Closes a forked child's copies of the links. Async-signal-safe.
-    pub fn close_links_in_child(&self) {
-        self.attached.links.close_in_child();
+    /// Closes a forked child's copies of the probe's descriptors. Async-signal-safe.
+    pub fn close_fds_in_child(&self) {
+        self.attached.fds.close_in_child();
     }
 
     /// All counters.

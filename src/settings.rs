@@ -124,7 +124,11 @@ impl Settings {
             settings.sweep_interval = if seconds == 0.0 {
                 None
             } else {
-                Some((SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(&seconds).then(|| Duration::from_secs_f64(seconds))?)
+                Some(
+                    (SHORTEST_INTERVAL..=LONGEST_INTERVAL)
+                        .contains(&seconds)
+                        .then(|| Duration::from_secs_f64(seconds))?,
+                )
             };
             Some(())
         });

@@ -146,15 +146,17 @@ impl Watch {
     }
 
     /// Hands up to `count` events to `take`; waits for the first one, `timeout` at most.
-    pub fn read(&self, count: usize, timeout: Option<Duration>, mut take: impl FnMut(&Event)) -> Result<ReadEnd, Error> {
+    pub fn read(
+        &self,
+        count: usize,
+        timeout: Option<Duration>,
+        mut take: impl FnMut(&Event),
+    ) -> Result<ReadEnd, Error> {
         let shared = &*self.shared;
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             if shared.ending.load(Ordering::SeqCst) {
-                return Err(Error::Argument {
-                    what: "handle was closed by another thread",
-                    errno: libc::EBADF,
-                });
+                return Err(Error::Argument { what: "handle was closed by another thread", errno: libc::EBADF });
             }
             if shared.ready.take_wake() {
                 return Ok(ReadEnd::Woken);
@@ -176,7 +178,11 @@ impl Watch {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             match shared.ready.wait(left) {
                 Waited::Ready => {}
-                Waited::Interrupted => return Ok(ReadEnd::Woken),
+                Waited::Interrupted => {
+                    // The handler may have called for this very wake.
+                    shared.ready.take_wake();
+                    return Ok(ReadEnd::Woken);
+                }
                 Waited::TimedOut => return Ok(ReadEnd::Events(0)),
             }
         }
@@ -212,9 +218,9 @@ impl Watch {
         self.shared.ready.wake_all();
     }
 
-    /// Closes a forked child's copies of the links. Async-signal-safe.
-    pub fn close_links_in_child(&self) {
-        self.shared.attached.links.close_in_child();
+    /// Closes a forked child's copies of the probe's descriptors. Async-signal-safe.
+    pub fn close_fds_in_child(&self) {
+        self.shared.attached.fds.close_in_child();
     }
 }
 

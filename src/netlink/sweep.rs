@@ -48,12 +48,7 @@ pub struct SweepSettings<'run> {
 }
 
 /// Sweeps until told to stop.
-pub fn sweep_until_told(
-    sleeper: &Sleeper<'_>,
-    settings: &SweepSettings<'_>,
-    sink: &dyn Sink,
-    counters: &Counters,
-) {
+pub fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &dyn Sink, counters: &Counters) {
     let interval = settings.interval;
     let mut rounds = Sweeper {
         sleeper,
