@@ -1,11 +1,16 @@
 # The front door: `make help` lists what it can do.
 #
-#   make                 the release library and the examples, in build/
+#   make                 the release library, the examples and the monitor tcp_trace, in build/
 #   make demo            the same, and the demonstration (as root)
 #   make install PREFIX=/usr/local DESTDIR=/tmp/package
 
 PREFIX  ?= /opt/RealTimeKql
 DESTDIR ?=
+# Where the files of the service tcp_trace go; empty: nowhere. Whoever is not root installs below PREFIX only.
+IF_ROOT      := $(if $(DESTDIR)$(filter 0,$(shell id -u)),yes)
+UNITDIR      ?= $(if $(IF_ROOT),/usr/local/lib/systemd/system)
+LOGROTATEDIR ?= $(if $(IF_ROOT),/etc/logrotate.d)
+DEFAULTDIR   ?= $(if $(IF_ROOT),/etc/default)
 CFLAGS  ?= -O2
 CARGO   ?= cargo
 
@@ -18,7 +23,10 @@ VERSION    := $(shell sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml | head -n
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY    := $(TARGET_DIR)/release/libtcpEvent.so
 EXAMPLES   := tcp_table tcp_dlopen
-PROGRAMS   := $(EXAMPLES:%=build/%)
+TRACE      := examples/tcp_trace
+TRACE_C    := $(wildcard $(TRACE)/*.c)
+TRACE_ALL  := $(wildcard $(TRACE)/*)
+PROGRAMS   := $(EXAMPLES:%=build/%) build/tcp_trace
 HEADERS    := $(wildcard include/*.h)
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
 
@@ -31,7 +39,7 @@ RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 .NOTPARALLEL:
 .PHONY: all demo monitor test soak tsan install uninstall clean help setup setup-test fmt lint headers FORCE
 
-all: $(PROGRAMS) ## build the library and the examples (the default)
+all: $(PROGRAMS) ## build the library, the examples and tcp_trace (the default)
 
 demo: all ## show it at work: known loopback traffic, each event checked against it (as root)
 	tests/demo
@@ -63,6 +71,9 @@ build/libtcpEvent.so: $(LIBRARY)
 build/tcp_table: examples/tcp_table.c $(HEADERS) $(LIBRARY) build/libtcpEvent.so
 	$(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $< -Lbuild -ltcpEvent -pthread
 
+build/tcp_trace: $(TRACE_C) $(wildcard $(TRACE)/*.h) $(HEADERS) $(LIBRARY) build/libtcpEvent.so
+	$(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $(TRACE_C) -Lbuild -ltcpEvent -lcurl -pthread
+
 # No prerequisite but for the folder and the order: it finds the library when it runs.
 build/tcp_dlopen: examples/tcp_dlopen.c $(HEADERS) | build/libtcpEvent.so
 	$(CC) $(C_FLAGS) $(LDFLAGS) -o $@ $< -ldl
@@ -75,17 +86,42 @@ install: ## install into $(DESTDIR)$(PREFIX)
 	install -m 644 include/*.h $(ROOT)/include
 	install -m 755 $(PROGRAMS) $(ROOT)/bin
 	install -m 644 $(EXAMPLES:%=examples/%.c) $(ROOT)/share/tcpEvent/examples
+	install -m 644 $(TRACE_ALL) $(ROOT)/share/tcpEvent/$(TRACE)
 	printf '%s\n' "$$PKG_CONFIG_FILE" >$(ROOT)/lib/pkgconfig/tcpEvent.pc
 	chmod 644 $(ROOT)/lib/pkgconfig/tcpEvent.pc
+ifneq ($(UNITDIR),)
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|@PREFIX@|$(PREFIX)|g' $(TRACE)/tcp_trace.service >$(UNIT)
+	chmod 644 $(UNIT)
+endif
+ifneq ($(LOGROTATEDIR),)
+	install -d $(DESTDIR)$(LOGROTATEDIR)
+	install -m 644 $(TRACE)/tcp_trace.logrotate $(ROTATION)
+endif
+ifneq ($(DEFAULTDIR),)
+	install -d $(DESTDIR)$(DEFAULTDIR)
+	[ -e $(DEFAULTS) ] || install -m 600 $(TRACE)/tcp_trace.default $(DEFAULTS)
+endif
 
 uninstall: ## remove what install put there, and the folders that are then empty
 	rm -f $(ROOT)/lib/libtcpEvent.so $(ROOT)/lib/pkgconfig/tcpEvent.pc $(HEADERS:%=$(ROOT)/%) \
-		$(EXAMPLES:%=$(ROOT)/bin/%) $(EXAMPLES:%=$(ROOT)/share/tcpEvent/examples/%.c)
-	@for folder in $(INSTALL_DIRS) $(ROOT)/share $(ROOT); do rmdir "$$folder" 2>/dev/null || true; done
+		$(PROGRAMS:build/%=$(ROOT)/bin/%) $(EXAMPLES:%=$(ROOT)/share/tcpEvent/examples/%.c) \
+		$(TRACE_ALL:%=$(ROOT)/share/tcpEvent/%) $(if $(UNITDIR),$(UNIT)) $(if $(LOGROTATEDIR),$(ROTATION))
+ifneq ($(DEFAULTDIR),)
+	@! cmp -s $(TRACE)/tcp_trace.default $(DEFAULTS) || rm -f $(DEFAULTS)
+	@[ ! -e $(DEFAULTS) ] || echo "$(DEFAULTS) was edited, and stays"
+endif
+	@for folder in $(SERVICE_DIRS) $(INSTALL_DIRS) $(ROOT)/share $(ROOT); do rmdir "$$folder" 2>/dev/null || true; done
 
 ROOT = $(DESTDIR)$(PREFIX)
-INSTALL_DIRS = $(ROOT)/lib/pkgconfig $(ROOT)/lib $(ROOT)/include $(ROOT)/bin $(ROOT)/share/tcpEvent/examples \
-	$(ROOT)/share/tcpEvent
+INSTALL_DIRS = $(ROOT)/lib/pkgconfig $(ROOT)/lib $(ROOT)/include $(ROOT)/bin $(ROOT)/share/tcpEvent/$(TRACE) \
+	$(ROOT)/share/tcpEvent/examples $(ROOT)/share/tcpEvent
+UNIT     = $(DESTDIR)$(UNITDIR)/tcp_trace.service
+ROTATION = $(DESTDIR)$(LOGROTATEDIR)/tcp_trace
+DEFAULTS = $(DESTDIR)$(DEFAULTDIR)/tcp_trace
+# What is above them is the system's, or a package's.
+SERVICE_DIRS = $(if $(UNITDIR),$(DESTDIR)$(UNITDIR) $(DESTDIR)$(dir $(UNITDIR))) \
+	$(if $(LOGROTATEDIR),$(DESTDIR)$(LOGROTATEDIR)) $(if $(DEFAULTDIR),$(DESTDIR)$(DEFAULTDIR))
 
 define PKG_CONFIG_FILE
 prefix=$(PREFIX)

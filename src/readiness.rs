@@ -71,9 +71,7 @@ impl Readiness {
 
     /// A reader has found the queue empty: it is not readable any more, unless there are events after all.
     pub fn settle(&self, is_empty: impl Fn() -> bool) {
-        if !self.signalled.load(Ordering::SeqCst) {
-            return;
-        }
+        // In each case: another reader may have cleared the flag before the descriptor was written.
         drain(self.queued.as_raw_fd());
         self.signalled.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);

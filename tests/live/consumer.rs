@@ -45,7 +45,8 @@ pub fn c_program(name: &str) -> PathBuf {
     let program = folder.join(name);
     if !built.iter().any(|other| other == name) {
         let source = root().join(format!("tests/c/{name}.c"));
-        if !is_newer(&program, &[&source, &library(), &root().join("include/event.h")]) {
+        let headers = ["event.h", "tcpevent.h"].map(|name| root().join("include").join(name));
+        if !is_newer(&program, &[&source, &library(), &headers[0], &headers[1]]) {
             std::fs::create_dir_all(&folder).unwrap();
             let unfinished = folder.join(format!("{name}.{}", std::process::id()));
             let libraries = library().parent().unwrap().to_owned();

@@ -1,6 +1,16 @@
 //! The library on a running kernel: real connections, seen by a real consumer, checked against what the traffic was.
 //! As root only. `TCPEVENT_PROBE` chooses the rung; `tests/vm.rs` runs the same tests under other kernels.
 
+mod api;
+mod api_closes;
+mod api_filters;
+mod api_network;
+mod api_places;
+mod api_reading;
+mod api_snapshots;
+mod api_states;
+mod api_traffic;
+mod api_watcher;
 mod closes;
 mod consumer;
 mod host;
