@@ -35,9 +35,9 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	return cgroup ? BPF_CORE_READ(cgroup, kn, id) : 0;
 }
 
-static __always_inline __u32 netns_of(struct sock *sk, const bool direct)
+static __always_inline __u32 netns_of(struct sock *sk)
 {
-	return direct ? sk->__sk_common.skc_net.net->ns.inum : BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
 /* Whether a port is in a list: 0 for that of local ports, 1 for remote ones. */
@@ -81,7 +81,7 @@ static __always_inline bool fits_socket(struct sock *sk, struct tcp_sock *tp, co
 		return false;
 	if (filter.lists & TCP_LIST_REMOTE_PREFIXES && !has_prefix(&remote_prefixes, sk, family, true, direct))
 		return false;
-	if (filter.netns && netns_of(sk, direct) != filter.netns)
+	if (filter.netns && netns_of(sk) != filter.netns)
 		return false;
 	return !filter.cgroup || cgroup_of(sk) == filter.cgroup;
 }
@@ -129,7 +129,7 @@ static __always_inline void report_detailed(struct sock *sk, struct owner *known
 		return;
 	}
 	fill_owner(&record->plain, sk, known, old_state, new_state, direct);
-	record->plain.inode = inode_of(sk, direct);
+	record->plain.inode = inode_of(sk);
 	if (!fits_owner(&record->plain)) {
 		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
 		return;
@@ -138,7 +138,7 @@ static __always_inline void report_detailed(struct sock *sk, struct owner *known
 	record->cgroup = cgroup_of(sk);
 	record->established_ns = known ? known->established_ns : 0;
 	record->cookie = cookie_of(sk, direct);
-	record->netns = netns_of(sk, direct);
+	record->netns = netns_of(sk);
 	record->err = FIELD(direct, sk, sk_err);
 	record->new_state = new_state;
 	record->direction = known ? known->direction : TCP_DIRECTION_UNKNOWN;
@@ -149,8 +149,8 @@ static __always_inline void report_detailed(struct sock *sk, struct owner *known
 			record->flags |= TCP_FLAG_FIN_RECEIVED;
 		if (FIELD(direct, sk, sk_shutdown) == SHUTDOWN_MASK)
 			record->flags |= TCP_FLAG_BEING_CLOSED;
-		socket = FIELD(direct, sk, sk_socket);
-		if (socket && FIELD(direct, socket, state) == SS_UNCONNECTED)
+		socket = BPF_CORE_READ(sk, sk_socket);
+		if (socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED)
 			record->flags |= TCP_FLAG_WITHIN_CONNECT;
 		/* Since Linux 4.19 (commit ba113c3aa79a, fb31c9b9f6c8). */
 		record->bytes_sent = bpf_core_field_exists(tp->bytes_sent) ? FIELD(direct, tp, bytes_sent) : 0;
