@@ -23,6 +23,7 @@
 
 pub mod abi;
 mod boundary;
+mod btf;
 pub mod capi;
 pub mod classic;
 mod classic_event;

@@ -1,19 +1,22 @@
 //! Loads the BPF program and attaches it by one rung of the ladder, found by trying.
 
 use std::cell::RefCell;
-use std::fs;
-use std::io::Read;
+use std::ffi::{CStr, c_void};
+use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::{ptr, slice};
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{
     AsRawLibbpf, Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, PrintLevel, Program, libbpf_sys,
 };
 
+use crate::btf;
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::filter::{Filter, Prefix};
@@ -21,6 +24,9 @@ use crate::log::{self, Level};
 use crate::privilege::{self, Capability};
 use crate::settings::{ProbeSettings, Rung};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
+
+/// The kernel's type information.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// A probe that is attached. Dropping it detaches and unloads everything.
 pub struct Probe<'obj> {
@@ -62,9 +68,10 @@ impl<'obj> Probe<'obj> {
             None => &Rung::LADDER,
         };
         let mut refusals = Vec::new();
-        let mut places = places.0.iter_mut();
+        let types = KernelTypes::reduced(settings, &mut places.of_types);
+        let mut places = places.of_tries.iter_mut();
         for &rung in rungs {
-            match Self::attach_rung(rung, settings, &mut places) {
+            match Self::attach_rung(rung, settings, types.as_ref(), &mut places) {
                 Ok(probe) => {
                     log::line(Level::Info, format_args!("attached by {}", rung.name()));
                     return Ok(probe);
@@ -81,6 +88,7 @@ impl<'obj> Probe<'obj> {
     fn attach_rung(
         rung: Rung,
         settings: &ProbeSettings,
+        types: Option<&KernelTypes>,
         places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
     ) -> Result<Self, String> {
         if rung == Rung::Kprobe && !kernel_has_kprobes() {
@@ -94,7 +102,7 @@ impl<'obj> Probe<'obj> {
                 continue;
             }
             let place = places.next().ok_or("no place for another try")?;
-            let refusal = match Self::try_attach(rung, extras, settings, place) {
+            let refusal = match Self::try_attach(rung, extras, settings, types, place) {
                 Ok(probe) => {
                     // Not before: a start that fails has one line to say.
                     if matches!(extras, Extras::NoAccept | Extras::Nothing) {
@@ -118,13 +126,15 @@ impl<'obj> Probe<'obj> {
         rung: Rung,
         extras: Extras,
         settings: &ProbeSettings,
+        types: Option<&KernelTypes>,
         place: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Refusal> {
         let by_syscalls = matches!(extras, Extras::AcceptSyscallsAndIoUring | Extras::AcceptSyscalls);
         let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
         let with_again = extras != Extras::Nothing;
         let detailed = settings.detailed;
-        let mut open = open(settings, place).map_err(Refusal::Main)?;
+        let btf = types.map(KernelTypes::path);
+        let mut open = open(btf.as_deref().or(settings.btf.as_deref()), place).map_err(Refusal::Main)?;
         let progs = &mut open.progs;
         progs.set_state_entry.set_autoload(rung == Rung::Kprobe && !detailed);
         progs.set_state_entry_detailed.set_autoload(rung == Rung::Kprobe && detailed);
@@ -361,13 +371,16 @@ impl BpfFds {
     }
 }
 
-/// Places for the objects of the tries that [`Probe::attach`] makes.
-pub struct Places([MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()]);
+/// Places for the objects that [`Probe::attach`] makes.
+pub struct Places {
+    of_types: MaybeUninit<OpenObject>,
+    of_tries: [MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()],
+}
 
 impl Places {
     /// All empty.
     pub fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; _])
+        Self { of_types: MaybeUninit::uninit(), of_tries: [const { MaybeUninit::uninit() }; _] }
     }
 }
 
@@ -379,12 +392,96 @@ enum Refusal {
     Accept(String),
 }
 
+/// The kernel's types, reduced to those that the programs have: in a file that has no name.
+struct KernelTypes(File);
+
+impl KernelTypes {
+    /// `None` where that is not possible, or the user has other types in mind: libbpf takes the kernel's own then, or says
+    /// what is wrong.
+    fn reduced(settings: &ProbeSettings, place: &mut MaybeUninit<OpenObject>) -> Option<Self> {
+        if settings.btf.is_some() {
+            return None;
+        }
+        let names = names_of_types(place)?;
+        let kernel = File::open(KERNEL_BTF).ok()?;
+        let reduced = match Mapped::of(&kernel) {
+            Some(kernel) => btf::reduce(kernel.bytes(), &names)?,
+            None => btf::reduce(&fs::read(KERNEL_BTF).ok()?, &names)?,
+        };
+        // SAFETY: a NUL-terminated name, for /proc/PID/fd.
+        let fd = unsafe { libc::memfd_create(c"tcpevent-btf".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: the kernel has just given it, to nobody else.
+        let mut file = unsafe { File::from_raw_fd(fd) };
+        file.write_all(&reduced).ok()?;
+        let this = Self(file);
+        // Not every container has a /proc.
+        this.path().exists().then_some(this)
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+}
+
+/// A file's bytes, without a copy. The kernel's type information can be mapped since Linux 6.16, and never changes.
+struct Mapped {
+    start: *mut c_void,
+    length: usize,
+}
+
+impl Mapped {
+    /// `None` where the file cannot be mapped.
+    fn of(file: &File) -> Option<Self> {
+        let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let start = unsafe {
+            libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
+        };
+        (start != libc::MAP_FAILED).then_some(Self { start, length })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped for as long as this lives, for reading.
+        unsafe { slice::from_raw_parts(self.start.cast(), self.length) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this one's own.
+        unsafe { libc::munmap(self.start, self.length) };
+    }
+}
+
+/// The names of structures, unions and enumerations that the programs have, without what stands for a version of one.
+fn names_of_types(place: &mut MaybeUninit<OpenObject>) -> Option<Vec<Vec<u8>>> {
+    let open = open(None, place).ok()?;
+    let mut names = Vec::new();
+    // SAFETY: the object lives, and so do its types and their names; each ID below the count has a type.
+    unsafe {
+        let btf = libbpf_sys::bpf_object__btf(open.open_object().as_libbpf_object().as_ptr());
+        for id in 1..libbpf_sys::btf__type_cnt(btf) {
+            let found = &*libbpf_sys::btf__type_by_id(btf, id);
+            let kinds = [libbpf_sys::BTF_KIND_STRUCT, libbpf_sys::BTF_KIND_UNION, libbpf_sys::BTF_KIND_ENUM];
+            if found.name_off != 0 && kinds.contains(&(found.info >> 24 & 0x1f)) {
+                let name = CStr::from_ptr(libbpf_sys::btf__name_by_offset(btf, found.name_off)).to_bytes();
+                let end = name.windows(3).position(|part| part == b"___").unwrap_or(name.len());
+                names.push(name[..end].to_vec());
+            }
+        }
+    }
+    Some(names)
+}
+
 fn open<'obj>(
-    settings: &ProbeSettings,
+    btf: Option<&Path>,
     place: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<OpenTcpEventSkel<'obj>, String> {
     let mut object = ObjectBuilder::default();
-    if let Some(btf) = &settings.btf {
+    if let Some(btf) = btf {
         explain(|| object.btf_custom_path(btf).map(|_| ()))?;
     }
     explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
@@ -547,7 +644,7 @@ fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
     } else if lockdown.contains("[confidentiality]") {
         let remedy = "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown";
         (remedy, libc::EPERM)
-    } else if settings.btf.is_none() && !Path::new("/sys/kernel/btf/vmlinux").exists() {
+    } else if settings.btf.is_none() && !Path::new(KERNEL_BTF).exists() {
         let remedy =
             "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";
         (remedy, libc::EOPNOTSUPP)

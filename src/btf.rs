@@ -1,0 +1,289 @@
+//! The kernel's type information, reduced to what the BPF program needs of it. Pure: bytes in, bytes out.
+//!
+//! To fit the program to the kernel, libbpf looks through the names of all of the kernel's 100,000 types, once for each
+//! type that the program has: that was half of the time of a start. Here they are looked through once, and libbpf gets
+//! the few that count. (The format: Documentation/bpf/btf.rst.)
+
+/// `struct btf_header`, of which later versions may have more.
+const HEADER_LEN: usize = 24;
+const MAGIC: u16 = 0xeb9f;
+const VERSION: u8 = 1;
+
+/// `struct btf_type`, before what follows it by its kind.
+const TYPE_LEN: usize = 12;
+
+mod kind {
+    pub const INT: u32 = 1;
+    pub const PTR: u32 = 2;
+    pub const ARRAY: u32 = 3;
+    pub const STRUCT: u32 = 4;
+    pub const UNION: u32 = 5;
+    pub const ENUM: u32 = 6;
+    pub const FWD: u32 = 7;
+    pub const TYPEDEF: u32 = 8;
+    pub const VOLATILE: u32 = 9;
+    pub const CONST: u32 = 10;
+    pub const RESTRICT: u32 = 11;
+    pub const FUNC: u32 = 12;
+    pub const FUNC_PROTO: u32 = 13;
+    pub const VAR: u32 = 14;
+    pub const DATASEC: u32 = 15;
+    pub const FLOAT: u32 = 16;
+    pub const DECL_TAG: u32 = 17;
+    pub const TYPE_TAG: u32 = 18;
+    pub const ENUM64: u32 = 19;
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// One type, with what follows it.
+#[derive(Clone, Copy)]
+struct Type<'btf>(&'btf [u8]);
+
+impl<'btf> Type<'btf> {
+    /// The one that begins here. `None` where it is cut, or of a kind that is not known.
+    fn read(bytes: &'btf [u8]) -> Option<Self> {
+        let info = word(bytes, 4)?;
+        let count = (info & 0xffff) as usize;
+        let behind = match info >> 24 & 0x1f {
+            kind::INT | kind::VAR | kind::DECL_TAG => 4,
+            kind::ARRAY => 12,
+            kind::STRUCT | kind::UNION | kind::DATASEC | kind::ENUM64 => count * 12,
+            kind::ENUM | kind::FUNC_PROTO => count * 8,
+            kind::PTR | kind::FWD | kind::TYPEDEF..=kind::FUNC | kind::FLOAT | kind::TYPE_TAG => 0,
+            _ => return None,
+        };
+        bytes.get(..TYPE_LEN + behind).map(Self)
+    }
+
+    fn kind(self) -> u32 {
+        self.word(4) >> 24 & 0x1f
+    }
+
+    fn word(self, at: usize) -> u32 {
+        word(self.0, at).unwrap_or(0)
+    }
+
+    /// Where in it there are the offsets of names.
+    fn name_places(self) -> impl Iterator<Item = usize> {
+        let size = match self.kind() {
+            kind::STRUCT | kind::UNION | kind::ENUM64 => 12,
+            kind::ENUM => 8,
+            _ => usize::MAX,
+        };
+        std::iter::once(0).chain((TYPE_LEN..self.0.len()).step_by(size).filter(move |_| size != usize::MAX))
+    }
+
+    /// Where in it there are the IDs of types that it is made of. A pointer is not made of what it points at.
+    fn part_places(self) -> impl Iterator<Item = usize> {
+        let (first, size) = match self.kind() {
+            kind::STRUCT | kind::UNION => (TYPE_LEN + 4, 12),
+            kind::ARRAY => (TYPE_LEN, 4),
+            kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => (8, usize::MAX),
+            _ => (usize::MAX, usize::MAX),
+        };
+        // An array's third number is its length.
+        let end = if self.kind() == kind::ARRAY { TYPE_LEN + 8 } else { self.0.len() };
+        (first..end).step_by(size)
+    }
+}
+
+/// Type information as it is.
+struct Btf<'btf> {
+    bytes: &'btf [u8],
+    /// Where each type begins, by its ID; 0 is void.
+    types: Vec<u32>,
+    /// Those that are wanted.
+    roots: Vec<u32>,
+    strings: &'btf [u8],
+}
+
+impl<'btf> Btf<'btf> {
+    /// `wanted` are names of structures, unions and enumerations.
+    fn read(bytes: &'btf [u8], wanted: &[Vec<u8>]) -> Option<Self> {
+        let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
+        if magic != MAGIC || bytes[2..].first() != Some(&VERSION) {
+            return None;
+        }
+        let field = |at| word(bytes, at).map(|value| value as usize);
+        let behind = bytes.get(field(4)?..)?;
+        let part = |offset: usize, length: usize| behind.get(offset..offset.checked_add(length)?);
+        let (types, strings) = (part(field(8)?, field(12)?)?, part(field(16)?, field(20)?)?);
+
+        // Few types begin as one of the wanted does.
+        let mut by_first: [Vec<&[u8]>; 256] = [const { Vec::new() }; 256];
+        for name in wanted {
+            by_first[usize::from(*name.first()?)].push(name);
+        }
+        let is_wanted = |name: &[u8]| {
+            name.first().is_some_and(|first| {
+                by_first[usize::from(*first)]
+                    .iter()
+                    .any(|wanted| name.starts_with(wanted) && name.get(wanted.len()) == Some(&0))
+            })
+        };
+        let mut this = Self { bytes: types, types: vec![0], roots: Vec::new(), strings };
+        let mut at = 0;
+        while at < types.len() {
+            let found = Type::read(&types[at..])?;
+            if matches!(found.kind(), kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64)
+                && strings.get(found.word(0) as usize..).is_some_and(is_wanted)
+            {
+                this.roots.push(u32::try_from(this.types.len()).ok()?);
+            }
+            this.types.push(u32::try_from(at).ok()?);
+            at += found.0.len();
+        }
+        Some(this)
+    }
+
+    fn at(&self, id: u32) -> Option<Type<'btf>> {
+        let at = *self.types.get(id as usize)? as usize;
+        Type::read(&self.bytes[at..])
+    }
+
+    /// A name, with its NUL.
+    fn name(&self, offset: u32) -> Option<&'btf [u8]> {
+        let name = self.strings.get(offset as usize..)?;
+        let length = name.iter().position(|byte| *byte == 0)?;
+        Some(&name[..=length])
+    }
+}
+
+/// The types of these names, and all that they are made of. Pointers point at nothing: libbpf does not follow them.
+/// `None` where `bytes` are not type information as it is known here, of this machine's byte order.
+pub fn reduce(bytes: &[u8], wanted: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let btf = Btf::read(bytes, wanted)?;
+    // The new ID of each type; 0 for those that are not taken.
+    let mut new_ids = vec![0u32; btf.types.len()];
+    let mut taken = Vec::new();
+    let mut take = |id: u32, taken: &mut Vec<u32>| {
+        let new_id = new_ids.get_mut(id as usize)?;
+        if id != 0 && *new_id == 0 {
+            taken.push(id);
+            *new_id = u32::try_from(taken.len()).ok()?;
+        }
+        Some(*new_id)
+    };
+    for root in &btf.roots {
+        take(*root, &mut taken)?;
+    }
+
+    let (mut types, mut strings) = (Vec::new(), vec![0]);
+    let mut next = 0;
+    while next < taken.len() {
+        let found = btf.at(taken[next])?;
+        next += 1;
+        let start = types.len();
+        types.extend_from_slice(found.0);
+        let mut set = |at: usize, value: u32| types[start + at..start + at + 4].copy_from_slice(&value.to_ne_bytes());
+        for at in found.name_places() {
+            let name = btf.name(found.word(at))?;
+            set(at, if name.len() > 1 { u32::try_from(strings.len()).ok()? } else { 0 });
+            if name.len() > 1 {
+                strings.extend_from_slice(name);
+            }
+        }
+        for at in found.part_places() {
+            set(at, take(found.word(at), &mut taken)?);
+        }
+        if found.kind() == kind::PTR {
+            set(8, 0);
+        }
+    }
+
+    let mut reduced = Vec::with_capacity(HEADER_LEN + types.len() + strings.len());
+    reduced.extend(MAGIC.to_ne_bytes());
+    reduced.extend([VERSION, 0]);
+    for value in [HEADER_LEN, 0, types.len(), types.len(), strings.len()] {
+        reduced.extend(u32::try_from(value).ok()?.to_ne_bytes());
+    }
+    reduced.extend(types);
+    reduced.extend(strings);
+    Some(reduced)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+
+    fn kernel() -> Vec<u8> {
+        std::fs::read("/sys/kernel/btf/vmlinux").expect("this kernel has type information")
+    }
+
+    fn names(names: &[&str]) -> Vec<Vec<u8>> {
+        names.iter().map(|name| name.as_bytes().to_vec()).collect()
+    }
+
+    /// Each member of a structure of this name, and where it is.
+    fn members(bytes: &[u8], name: &str) -> Vec<(Vec<u8>, u32)> {
+        let btf = Btf::read(bytes, &names(&[name])).unwrap();
+        let found = btf.at(btf.roots[0]).unwrap();
+        (TYPE_LEN..found.0.len())
+            .step_by(12)
+            .map(|at| (btf.name(found.word(at)).unwrap().to_vec(), found.word(at + 8)))
+            .collect()
+    }
+
+    #[test]
+    fn what_is_wanted_stays_as_it_is() {
+        let kernel = kernel();
+        let wanted = ["sock", "tcp_sock", "inet_connection_sock", "task_struct", "bpf_func_id"];
+        let reduced = reduce(&kernel, &names(&wanted)).unwrap();
+        assert!(reduced.len() < kernel.len() / 10, "{} of {} bytes", reduced.len(), kernel.len());
+        for name in &wanted[..4] {
+            assert_eq!(members(&reduced, name), members(&kernel, name), "{name}");
+        }
+        // By value, so that a path of members can be followed.
+        assert_eq!(members(&reduced, "inet_sock"), members(&kernel, "inet_sock"));
+    }
+
+    #[test]
+    fn libbpf_takes_it() {
+        let reduced = reduce(&kernel(), &names(&["sock", "tcp_sock", "socket", "cred", "bpf_func_id"])).unwrap();
+        let size = u32::try_from(reduced.len()).unwrap();
+        // SAFETY: it reads `size` bytes, and what it gives is freed once.
+        unsafe {
+            let btf = libbpf_rs::libbpf_sys::btf__new(reduced.as_ptr().cast(), size);
+            assert!(!btf.is_null(), "{}", std::io::Error::last_os_error());
+            libbpf_rs::libbpf_sys::btf__free(btf);
+        }
+    }
+
+    #[test]
+    fn a_name_that_the_kernel_has_not_is_left_out() {
+        let reduced = reduce(&kernel(), &names(&["tcp_sock_of_another_kernel"])).unwrap();
+        assert_eq!(reduced.len(), HEADER_LEN + 1);
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_bytes_are_reduced_or_refused(bytes in vec(any::<u8>(), 0..256)) {
+            let _ = reduce(&bytes, &names(&["sock"]));
+        }
+
+        /// Real type information, small, with a few bytes set to others, and cut maybe.
+        #[test]
+        fn hostile_types_are_reduced_or_refused(
+            flips in vec((any::<Index>(), any::<u8>()), 0..8),
+            cut in prop_oneof![3 => Just(0usize), 1 => 0usize..2000],
+        ) {
+            static SMALL: std::sync::LazyLock<Vec<u8>> =
+                std::sync::LazyLock::new(|| reduce(&kernel(), &names(&["sock", "socket_state", "cred"])).unwrap());
+            let mut bytes = SMALL.clone();
+            for (at, to) in flips {
+                *at.get_mut(&mut bytes) = to;
+            }
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            if let Some(reduced) = reduce(&bytes, &names(&["sock", "cred"])) {
+                prop_assert!(Btf::read(&reduced, &names(&["sock"])).is_some());
+            }
+        }
+    }
+}
