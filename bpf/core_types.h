@@ -276,7 +276,12 @@ struct io_uring_cqe {
 	__u32 flags;
 };
 
-struct bpf_iter_meta;
+struct seq_file;
+
+/* include/linux/bpf.h */
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
 
 /* kernel/bpf/task_iter.c */
 struct bpf_iter__task_file {

@@ -75,6 +75,9 @@ const volatile struct tcp_filter filter = {};
 /* Set by user space before it sleeps, cleared by the first record after that: see wake(). */
 __u32 reader_sleeps;
 
+/* Set by user space once the owners of older endpoints are known: from then on `adopt` lists only. */
+__u32 adopted;
+
 /* For the statistics: what could not be kept, and what only the second look saw. */
 __u64 lost_records;
 __u64 lost_owners;
@@ -445,18 +448,20 @@ int BPF_KPROBE(accept_graft, struct sock *sk)
 	return 0;
 }
 
-/* The TCP socket behind an open file, or NULL. */
+/* The inode of a file that is a socket, or NULL. */
+static __always_inline struct inode *socket_inode_of(struct file *file)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+
+	return inode && (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFSOCK ? inode : 0;
+}
+
+/* The TCP socket behind a file that is a socket, or NULL. */
 static __always_inline struct sock *tcp_socket_of(struct file *file)
 {
-	struct inode *inode;
-	struct socket *socket;
-	struct sock *sk;
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	struct sock *sk = BPF_CORE_READ(socket, sk);
 
-	inode = BPF_CORE_READ(file, f_inode);
-	if (!inode || (BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFSOCK)
-		return 0;
-	socket = BPF_CORE_READ(file, private_data);
-	sk = BPF_CORE_READ(socket, sk);
 	return sk && is_tcp(sk) ? sk : 0;
 }
 
@@ -471,7 +476,7 @@ static __always_inline struct sock *tcp_socket_at(long fd)
 	if (fd < 0 || fd >= BPF_CORE_READ(fdt, max_fds))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
-	return file ? tcp_socket_of(file) : 0;
+	return file && socket_inode_of(file) ? tcp_socket_of(file) : 0;
 }
 
 /* accept() and accept4() alike, for kernels that refuse the kprobe. */
@@ -503,17 +508,30 @@ int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cq
 	return 0;
 }
 
-/* Endpoints older than the probe: whoever holds one open is its owner until somebody acts on it. */
+/*
+ * Lists who holds which socket open. In its first run, endpoints that nobody was seen to act on, as those that are older
+ * than the probe, get their holder for an owner, until somebody does.
+ */
 SEC("iter/task_file")
 int adopt(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
 	struct owner owner = {}, *known;
+	struct tcp_holder holder = {};
+	struct inode *inode;
 	struct sock *sk;
 	int state;
 
 	if (!task || !file)
+		return 0;
+	inode = socket_inode_of(file);
+	if (!inode)
+		return 0;
+	holder.inode = BPF_CORE_READ(inode, i_ino);
+	holder.pid = task->tgid;
+	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
+	if (*(volatile __u32 *)&adopted)
 		return 0;
 	sk = tcp_socket_of(file);
 	if (!sk)

@@ -79,6 +79,13 @@ struct tcp_detailed_record {
 	__u32 write_seq;
 };
 
+/* What the iterator writes of each socket that a process holds open, for src/netlink/owners.rs. */
+struct tcp_holder {
+	__u64 inode;
+	__u32 pid;
+	__u32 reserved;
+};
+
 /* Which events are wanted, as bits of `wanted`. */
 enum tcp_wanted {
 	TCP_WANTED_STATES = 1,

@@ -17,7 +17,7 @@ use crate::decode::{Decoded, decode};
 use crate::event::{Event, Kind, Origin};
 use crate::filter::Filter;
 use crate::log::{self, Level};
-use crate::netlink::owners::{self, Owners};
+use crate::netlink::owners::{self, HolderIterator, Owners};
 use crate::probe::Probe;
 use crate::sink::Sink;
 use crate::wake::{Sleeper, Woken};
@@ -41,6 +41,7 @@ pub fn collect(
     sleeper: &Sleeper<'_>,
     sink: &dyn Sink,
     filter: &Filter,
+    holders: &HolderIterator,
     counters: &Counters,
     when_reading: impl FnOnce(&Probe<'_>),
     before_detach: impl FnOnce(&Probe<'_>),
@@ -58,7 +59,7 @@ pub fn collect(
         0
     })?;
     let ring = builder.build()?;
-    let mut reader = Reader { ring, batch: &batch, sink, filter, counters, owners: None };
+    let mut reader = Reader { ring, batch: &batch, sink, filter, holders, counters, owners: None };
 
     when_reading(probe);
     let mut pace = Pace::default();
@@ -95,6 +96,7 @@ struct Reader<'run, 'cb> {
     batch: &'run RefCell<Vec<Decoded>>,
     sink: &'run dyn Sink,
     filter: &'run Filter,
+    holders: &'run HolderIterator,
     counters: &'run Counters,
     owners: Option<(Instant, Owners)>,
 }
@@ -155,7 +157,7 @@ impl Reader<'_, '_> {
         {
             return owners.holder(inode);
         }
-        match Owners::scan() {
+        match Owners::find(self.holders) {
             Ok(owners) => {
                 let holder = owners.holder(inode);
                 self.owners = Some((Instant::now(), owners));

@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_void};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -32,6 +32,8 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 pub struct Probe<'obj> {
     // In the order of their attachment. Detached before the object they belong to is unloaded.
     links: Vec<Link>,
+    /// The link of the iterator over all open files.
+    holders: Option<OwnedFd>,
     /// Maps and programs.
     pub skeleton: TcpEventSkel<'obj>,
     rung: Rung,
@@ -176,6 +178,7 @@ impl<'obj> Probe<'obj> {
         };
         let main_link = explain(|| main.attach()).map_err(Refusal::Main)?;
         let fds = ProbeFds::of(main, &main_link, &skeleton);
+        let mut holders = None;
         links.push(main_link);
         if with_again {
             // After the main program: it looks at what that one has done.
@@ -184,11 +187,22 @@ impl<'obj> Probe<'obj> {
                 Ok(link) => links.push(link),
                 Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
             }
-            if let Err(refusal) = explain(|| adopt(&skeleton)) {
-                log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
+            match explain(|| adopt(&skeleton)) {
+                Ok(link) => {
+                    holders = Some(link);
+                    Variables::of(&skeleton).adopted.store(1, Ordering::SeqCst);
+                }
+                Err(refusal) => {
+                    log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
+                }
             }
         }
-        Ok(Self { links, skeleton, rung, fds })
+        Ok(Self { links, holders, skeleton, rung, fds })
+    }
+
+    /// Hands the iterator over all open files to somebody else.
+    pub fn take_holders(&mut self) -> Option<OwnedFd> {
+        self.holders.take()
     }
 
     /// The rung in force.
@@ -207,33 +221,42 @@ impl<'obj> Probe<'obj> {
         while self.links.pop().is_some() {}
     }
 
-    /// The program's variables. They are shared with the kernel, so they are read and written as atomics only.
+    /// The program's variables.
     pub fn variables(&self) -> Variables<'_> {
-        let bss = self.skeleton.maps.bss_data.as_deref().expect("the program has variables");
-        let bss = std::ptr::from_ref(bss).cast_mut();
-        // SAFETY: the variables are aligned, mapped for as long as the skeleton lives, and accessed by nobody
-        // in this process but through these atomics.
-        unsafe {
-            Variables {
-                reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
-                lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
-                lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
-                recovered: AtomicU64::from_ptr(&raw mut (*bss).recovered),
-            }
-        }
+        Variables::of(&self.skeleton)
     }
 }
 
-/// The variables of `bpf/tcp_event.bpf.c`.
+/// The variables of `bpf/tcp_event.bpf.c`. They are shared with the kernel, so they are read and written as atomics only.
 pub struct Variables<'probe> {
     /// 1 asks the program to wake the reader at the next record.
     pub reader_sleeps: &'probe AtomicU32,
+    /// 1 tells the iterator that owners of older endpoints are known.
+    adopted: &'probe AtomicU32,
     /// Records that found the ring full.
     pub lost_records: &'probe AtomicU64,
     /// Owners that found the map full.
     pub lost_owners: &'probe AtomicU64,
     /// Changes that the main program missed, and the second look reported.
     pub recovered: &'probe AtomicU64,
+}
+
+impl<'probe> Variables<'probe> {
+    fn of(skeleton: &'probe TcpEventSkel<'_>) -> Self {
+        let bss = skeleton.maps.bss_data.as_deref().expect("the program has variables");
+        let bss = std::ptr::from_ref(bss).cast_mut();
+        // SAFETY: the variables are aligned, mapped for as long as the skeleton lives, and accessed by nobody
+        // in this process but through these atomics.
+        unsafe {
+            Self {
+                reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
+                adopted: AtomicU32::from_ptr(&raw mut (*bss).adopted),
+                lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
+                lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
+                recovered: AtomicU64::from_ptr(&raw mut (*bss).recovered),
+            }
+        }
+    }
 }
 
 /// Descriptors of the parts that count. Valid for as long as the probe is attached.
@@ -322,7 +345,7 @@ fn info<T>(fd: RawFd) -> Option<T> {
     (result == 0).then(|| unsafe { info.assume_init() })
 }
 
-/// A probe has at most 5 links, 6 programs and 9 maps.
+/// A probe has at most 6 links, 6 programs and 9 maps.
 const MOST_FDS: usize = 24;
 
 /// No descriptor.
@@ -341,6 +364,7 @@ impl BpfFds {
     /// A probe is attached.
     pub fn note(&self, probe: &Probe<'_>) {
         let links = probe.links.iter().map(|link| link.as_fd().as_raw_fd());
+        let links = links.chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd));
         let object = probe.skeleton.object();
         // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.
         let programs =
@@ -567,13 +591,13 @@ fn warn_of_unseen_accepts(refusals: &[String]) {
     }
 }
 
-/// Runs the iterator once over all open files.
-fn adopt(skeleton: &TcpEventSkel<'_>) -> libbpf_rs::Result<()> {
+/// Runs the iterator once over all open files. Returns its link, for more.
+fn adopt(skeleton: &TcpEventSkel<'_>) -> libbpf_rs::Result<OwnedFd> {
     let link = skeleton.progs.adopt.attach()?;
     let mut iterator = Iter::new(&link)?;
-    let mut nothing = [0; 64];
+    let mut nothing = [0; 4096];
     while iterator.read(&mut nothing)? > 0 {}
-    Ok(())
+    Ok(link.as_fd().try_clone_to_owned()?)
 }
 
 /// A fact about the kernel, to save a load that would be in vain: either way of making a kprobe is there.

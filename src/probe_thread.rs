@@ -8,6 +8,7 @@ use crate::collector;
 use crate::counters::Counters;
 use crate::descriptors::StandardStreams;
 use crate::error::Error;
+use crate::netlink::owners::HolderIterator;
 use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Variables};
 use crate::settings::{ProbeSettings, Rung};
 use crate::sink::Sink;
@@ -17,6 +18,8 @@ use crate::wake::Sleeper;
 pub struct Attached {
     /// For forked children.
     pub fds: BpfFds,
+    /// For sweeps.
+    pub holders: HolderIterator,
     kernel: Mutex<Option<Kernel>>,
 }
 
@@ -50,7 +53,7 @@ pub struct KernelCounters {
 impl Attached {
     /// Nothing is.
     pub const fn new() -> Self {
-        Self { fds: BpfFds::new(), kernel: Mutex::new(None) }
+        Self { fds: BpfFds::new(), holders: HolderIterator::new(), kernel: Mutex::new(None) }
     }
 
     /// What the kernel's side has counted since the probe was attached. Nothing where none is: then it has been added to
@@ -98,22 +101,33 @@ pub fn run(
 ) -> Result<(), Error> {
     let mut places = Places::new();
     let mut probe = Probe::attach(settings, &mut places)?;
+    attached.fds.note(&probe);
+    attached.holders.set(probe.take_holders());
     // Dropped before the probe is.
     let _ended = Ended { attached, counters };
     let when_reading = |probe: &Probe<'_>| {
         drop(streams);
-        attached.fds.note(probe);
         *attached.kernel.lock() = Some(Kernel::of(probe));
         when_reading(probe.rung());
     };
     let before_detach = |_: &Probe<'_>| {
         attached.fds.forget();
+        attached.holders.set(None);
         if let Some(kernel) = &mut *attached.kernel.lock() {
             kernel.skipped_runs = kernel.counters().skipped_runs;
             kernel.fds = None;
         }
     };
-    let result = collector::collect(&mut probe, sleeper, sink, &settings.filter, counters, when_reading, before_detach);
+    let result = collector::collect(
+        &mut probe,
+        sleeper,
+        sink,
+        &settings.filter,
+        &attached.holders,
+        counters,
+        when_reading,
+        before_detach,
+    );
     result.map_err(|error| probe::refused(settings, format!("the ring buffer cannot be read: {error}")))
 }
 

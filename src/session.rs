@@ -164,7 +164,8 @@ impl Session {
                 Ok(_) if self.epoch.load(Ordering::SeqCst) != epoch => {}
                 Ok(sleeper) => {
                     let filter = &settings.probe.filter;
-                    let settings = SweepSettings { interval, naming: Naming::CommandLine, filter };
+                    let holders = &self.attached.holders;
+                    let settings = SweepSettings { interval, naming: Naming::CommandLine, filter, holders };
                     sweep::sweep_until_told(&sleeper, &settings, self, &self.counters);
                 }
                 Err(source) => log::line(Level::Warn, no_descriptor(source)),

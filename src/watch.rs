@@ -291,7 +291,8 @@ impl Shared {
             // An end that came before the sleeper was there has woken nobody.
             Ok(_) if self.is_ending() => {}
             Ok(sleeper) => {
-                let settings = SweepSettings { interval, naming: Naming::Comm, filter: &probe.filter };
+                let holders = &self.attached.holders;
+                let settings = SweepSettings { interval, naming: Naming::Comm, filter: &probe.filter, holders };
                 sweep::sweep_until_told(&sleeper, &settings, self, &self.counters);
             }
             Err(source) => log::line(Level::Warn, no_descriptor(source)),

@@ -41,27 +41,67 @@ mod tcp_info {
     pub const BYTES_RETRANS: usize = 208;
 }
 
-/// The families that a sweep dumps, in this order.
-pub const FAMILIES: [u8; 2] = [AF_INET, AF_INET6];
+/// `TCPDIAG_GETSOCK`: the older request, and the type of its replies. It alone lists both families in one go.
+const TCPDIAG_GETSOCK: u16 = 18;
 
-/// A request for all TCP sockets of a family but those in SYN_RECV, TIME_WAIT and CLOSE, with their tcp_info.
-pub fn dump_request(family: u8, sequence: u32) -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    header.sequence_number = sequence;
-    let states = StateFlags::ESTABLISHED
+/// Which sockets to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 and IPv6, mixed.
+    Both,
+    /// IPv4.
+    Inet,
+    /// IPv6.
+    Inet6,
+}
+
+/// A request for all TCP sockets but those in SYN_RECV, TIME_WAIT and CLOSE, with their tcp_info.
+pub fn dump_request(families: Families, sequence: u32) -> Vec<u8> {
+    match families {
+        Families::Both => dump_request_of_both(sequence),
+        Families::Inet => dump_request_of_one(AF_INET, sequence),
+        Families::Inet6 => dump_request_of_one(AF_INET6, sequence),
+    }
+}
+
+/// `struct inet_diag_req` behind a header: netlink-packet-sock-diag has the later request only.
+fn dump_request_of_both(sequence: u32) -> Vec<u8> {
+    const SOCKET_ID_LEN: usize = 48;
+
+    let length = u32::try_from(NETLINK_HEADER_LEN + 4 + SOCKET_ID_LEN + 8).expect("it is short");
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend(TCPDIAG_GETSOCK.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    // Port; family, lengths of addresses, extensions; addresses and ports.
+    bytes.extend([0; 4]);
+    bytes.extend([0, 0, 0, ExtensionFlags::INFO.bits()]);
+    bytes.extend([0; SOCKET_ID_LEN]);
+    bytes.extend(states().bits().to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes
+}
+
+fn states() -> StateFlags {
+    StateFlags::ESTABLISHED
         | StateFlags::SYN_SENT
         | StateFlags::FIN_WAIT1
         | StateFlags::FIN_WAIT2
         | StateFlags::CLOSE_WAIT
         | StateFlags::LAST_ACK
         | StateFlags::LISTEN
-        | StateFlags::CLOSING;
+        | StateFlags::CLOSING
+}
+
+fn dump_request_of_one(family: u8, sequence: u32) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    header.sequence_number = sequence;
     let request = InetRequest {
         family,
         protocol: IPPROTO_TCP,
         extensions: ExtensionFlags::INFO,
-        states,
+        states: states(),
         socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
     };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
@@ -74,7 +114,7 @@ pub fn dump_request(family: u8, sequence: u32) -> Vec<u8> {
 /// One message of a reply.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Reply<'buf> {
-    /// The payload of a `SOCK_DIAG_BY_FAMILY` message, for [`parse_socket`].
+    /// The payload of a socket's message, for [`parse_socket`].
     Socket(&'buf [u8]),
     /// The dump is complete. 0, or the error that ended it, as a positive errno.
     Done(i32),
@@ -100,7 +140,7 @@ pub fn for_each_reply<'buf>(mut datagram: &'buf [u8], sequence: u32, mut each: i
             }
             let payload = &datagram[NETLINK_HEADER_LEN..length];
             match message.message_type() {
-                SOCK_DIAG_BY_FAMILY => each(Reply::Socket(payload)),
+                SOCK_DIAG_BY_FAMILY | TCPDIAG_GETSOCK => each(Reply::Socket(payload)),
                 NLMSG_DONE => each(Reply::Done(errno(payload).unwrap_or(0))),
                 // An error of 0 is an acknowledgement.
                 NLMSG_ERROR => match errno(payload) {
@@ -121,11 +161,11 @@ fn errno(payload: &[u8]) -> Option<i32> {
     Some(i32::from_ne_bytes(*payload.first_chunk()?).saturating_neg().max(0))
 }
 
-/// Reads the payload of one `SOCK_DIAG_BY_FAMILY` reply: the event, but for times, namespace and owner. `None` where it
+/// Reads the payload of one socket's reply: the event, but for times, namespace and owner. `None` where it
 /// is cut short, of another family, belongs to no inode (no process can hold it then) or has no tcp_info.
 pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     let header = InetResponseHeader::parse(payload.get(..HEADER_LEN)?).ok()?;
-    if !FAMILIES.contains(&header.family) || header.inode == 0 {
+    if ![AF_INET, AF_INET6].contains(&header.family) || header.inode == 0 {
         return None;
     }
     let attributes = &payload[HEADER_LEN..];
@@ -284,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_request_is_the_kernels_structure() {
-        let bytes = dump_request(AF_INET6, 9);
+        let bytes = dump_request(Families::Inet6, 9);
         assert_eq!(bytes.len(), 72);
         assert_eq!(bytes[..4], 72u32.to_ne_bytes());
         assert_eq!(bytes[4..6], 20u16.to_ne_bytes());
@@ -294,6 +334,19 @@ mod tests {
         assert_eq!(bytes[16..20], [10, 6, 2, 0]);
         assert_eq!(bytes[20..24], (0xfffu32 & !(1 | 1 << 3 | 1 << 6 | 1 << 7)).to_ne_bytes());
         assert_eq!(bytes[24..28], [0; 4]);
+    }
+
+    #[test]
+    fn the_request_for_both_families_is_the_kernels_older_structure() {
+        let bytes = dump_request(Families::Both, 9);
+        assert_eq!(bytes.len(), 76);
+        assert_eq!(bytes[..4], 76u32.to_ne_bytes());
+        assert_eq!(bytes[4..6], 18u16.to_ne_bytes());
+        assert_eq!(bytes[6..8], 0x301u16.to_ne_bytes());
+        assert_eq!(bytes[8..12], 9u32.to_ne_bytes());
+        assert_eq!(bytes[16..20], [0, 0, 0, 2]);
+        assert_eq!(bytes[68..72], (0xfffu32 & !(1 | 1 << 3 | 1 << 6 | 1 << 7)).to_ne_bytes());
+        assert!(bytes[20..68].iter().chain(&bytes[72..]).all(|byte| *byte == 0));
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{fs, io, mem};
 
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
 
-use super::diag::{self, Reply};
-use super::owners::{self, Owners};
+use super::diag::{self, Families, Reply};
+use super::owners::{self, HolderIterator, Owners};
 use crate::clock;
 use crate::counters::Counters;
 use crate::descriptors::StandardStreams;
@@ -45,6 +45,8 @@ pub struct SweepSettings<'run> {
     pub naming: Naming,
     /// Which events are wanted.
     pub filter: &'run Filter,
+    /// Finds the processes, where it can.
+    pub holders: &'run HolderIterator,
 }
 
 /// Sweeps until told to stop.
@@ -60,6 +62,8 @@ pub fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sin
         sequence: 0,
         complained: false,
         missed_others: false,
+        has_listed: false,
+        later: Vec::new(),
     };
     let mut buffer = Vec::with_capacity(BUFFER_LEN);
     let mut due = Instant::now();
@@ -106,23 +110,27 @@ struct Sweeper<'run> {
     complained: bool,
     /// Another user's socket was seen whose process was not.
     missed_others: bool,
+    /// The listing under way has given a socket.
+    has_listed: bool,
+    /// Events that come after all others of the sweep.
+    later: Vec<Event>,
 }
 
 impl Sweeper<'_> {
     /// One event for each socket whose inode a live process holds.
     fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
-        let owners = Owners::scan().map_err(|error| End::Failed("reading /proc", error))?;
+        let owners = Owners::find(self.settings.holders).map_err(|error| End::Failed("reading /proc", error))?;
         let mut identities = Identities::new();
         self.netns = own_netns();
-        let mut outcome = Ok(());
         let missed_others_before = self.missed_others;
-        for family in diag::FAMILIES {
-            match self.dump(family, buffer, &owners, &mut identities) {
-                Ok(()) => {}
-                Err(End::Told) => return Err(End::Told),
-                // One family may be missing from the kernel: the other one is still told of.
-                Err(failed) => outcome = Err(failed),
-            }
+        let outcome = self.dump_all(buffer, &owners, &mut identities);
+        // What there is of them is told of, also where the rest is missing.
+        for event in mem::take(&mut self.later) {
+            self.sink.put_snapshot(event);
+        }
+        self.sink.put_all();
+        if matches!(outcome, Err(End::Told)) {
+            return outcome;
         }
         if self.missed_others && !missed_others_before {
             privilege::warn_of_loss(
@@ -134,23 +142,49 @@ impl Sweeper<'_> {
         outcome
     }
 
-    fn dump(
+    fn dump_all(
         &mut self,
-        family: u8,
         buffer: &mut Vec<u8>,
         owners: &Owners,
         identities: &mut Identities,
     ) -> Result<(), End> {
-        if self.settings.filter.family.is_some_and(|wanted| wanted != u16::from(family)) {
-            return Ok(());
+        match self.settings.filter.family.map(i32::from) {
+            Some(libc::AF_INET) => return self.dump(Families::Inet, buffer, owners, identities),
+            Some(_) => return self.dump(Families::Inet6, buffer, owners, identities),
+            None => {}
         }
+        // For each listing the kernel goes through all sockets.
+        match self.dump(Families::Both, buffer, owners, identities) {
+            Err(End::Failed(..)) if !self.has_listed => {}
+            outcome => return outcome,
+        }
+        let mut outcome = Ok(());
+        for families in [Families::Inet, Families::Inet6] {
+            match self.dump(families, buffer, owners, identities) {
+                Ok(()) => {}
+                Err(End::Told) => return Err(End::Told),
+                // One family may be missing from the kernel: the other one is still told of.
+                Err(failed) => outcome = Err(failed),
+            }
+        }
+        outcome
+    }
+
+    fn dump(
+        &mut self,
+        families: Families,
+        buffer: &mut Vec<u8>,
+        owners: &Owners,
+        identities: &mut Identities,
+    ) -> Result<(), End> {
+        self.has_listed = false;
         self.sequence = self.sequence.wrapping_add(1);
         // Not put back where this fails: what comes late must not be taken for the next answer.
         let socket = match self.socket.take() {
             Some(socket) => socket,
             None => open_socket().map_err(|error| End::Failed("opening a sock_diag socket", error))?,
         };
-        let request = diag::dump_request(family, self.sequence);
+        let request = diag::dump_request(families, self.sequence);
         retry(|| socket.send(&request, 0)).map_err(|error| End::Failed("asking sock_diag", error))?;
         loop {
             match self.sleeper.wait(Some(socket.as_raw_fd()), Some(REPLY_TIME)) {
@@ -171,6 +205,7 @@ impl Sweeper<'_> {
             let now = (clock::wall_now_ns(), clock::monotonic_now_ns());
             diag::for_each_reply(buffer, self.sequence, |reply| match reply {
                 Reply::Socket(payload) => {
+                    self.has_listed = true;
                     if let Some(event) = diag::parse_socket(payload) {
                         let event = Event { time_ns: now.0, monotonic_ns: now.1, netns: self.netns, ..event };
                         self.complete(event, owners, identities);
@@ -216,7 +251,12 @@ impl Sweeper<'_> {
         }
         if self.settings.filter.fits(&event) {
             self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
-            self.sink.put_snapshot(event);
+            // IPv4 comes first.
+            if i32::from(event.family) == libc::AF_INET {
+                self.sink.put_snapshot(event);
+            } else {
+                self.later.push(event);
+            }
         }
     }
 
