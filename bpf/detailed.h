@@ -194,10 +194,18 @@ static __always_inline void report_change(struct sock *sk, struct owner *known, 
 		return;
 	if (new_state != TCP_CLOSE) {
 		known = bpf_map_lookup_elem(&owners, &KEY(sk));
-		if (known && new_state == TCP_ESTABLISHED)
+		if (known && new_state == TCP_ESTABLISHED) {
 			known->established_ns = bpf_ktime_get_ns();
-		if (known && !direct && is_left_to_second_look(old_state, new_state))
-			return;
+			/* Accepted before its handshake was over: Fast Open. */
+			if (!known->birth_ns)
+				known->birth_ns = known->established_ns;
+		}
+		if (is_left_to_second_look(old_state, new_state)) {
+			if (known && !direct)
+				return;
+			if (direct)
+				cookie_of(sk, direct);
+		}
 		if (known)
 			known->state = new_state;
 	}

@@ -78,6 +78,20 @@ __u32 reader_sleeps;
 /* Set by user space once the owners of older endpoints are known: from then on `adopt` lists only. */
 __u32 adopted;
 
+/*
+ * What the main program has done last on each processor. The second look comes right after it, so that it sees without a
+ * look at the map that there is nothing left to do.
+ */
+#define MOST_CPUS 256
+
+struct done {
+	__u64 sk;
+	__u64 state;
+	__u64 pad[6]; /* a cache line each */
+};
+
+struct done done[MOST_CPUS];
+
 /* For the statistics: what could not be kept, and what only the second look saw. */
 __u64 lost_records;
 __u64 lost_owners;
@@ -110,10 +124,10 @@ static __always_inline void insert(struct sock *sk, const struct owner *owner)
 		__sync_fetch_and_add(&lost_owners, 1);
 }
 
-/* A connection begins. Whatever the address of the socket stood for before is over. */
-static __always_inline void born(struct sock *sk, __u8 origin)
+/* A connection begins. Whatever the address of the socket stood for before is over. The plain programs report no age. */
+static __always_inline void born(struct sock *sk, __u8 origin, const bool detailed)
 {
-	struct owner owner = {.birth_ns = bpf_ktime_get_ns()};
+	struct owner owner = {.birth_ns = detailed ? bpf_ktime_get_ns() : 1};
 
 	owner.direction = origin == TCP_ORIGIN_CONNECT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
 	if (origin != TCP_ORIGIN_NONE)
@@ -131,8 +145,6 @@ static __always_inline void acted(struct sock *sk, __u8 origin)
 	} else {
 		struct owner owner = {};
 
-		if (origin == TCP_ORIGIN_ACCEPT)
-			owner.direction = TCP_DIRECTION_ACCEPTED;
 		set_actor(&owner, origin);
 		insert(sk, &owner);
 	}
@@ -168,7 +180,6 @@ static __always_inline void wake(void)
 static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, struct owner *known, int old_state,
 				       int new_state, const bool direct)
 {
-	struct socket *socket = BPF_CORE_READ(sk, sk_socket);
 	bool owned = in_owner_context(sk, direct);
 	int err = FIELD(direct, sk, sk_err);
 	bool current_acts;
@@ -178,8 +189,9 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	 * no error (close with unread data, with SO_LINGER 0, a disconnect), or where the connection was never
 	 * accepted and its listener is being closed (inet_csk_listen_stop: no struct socket, no error yet).
 	 */
-	current_acts = (owned && !err) || (!socket && !err && new_state == TCP_CLOSE &&
-					   (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT));
+	current_acts = owned && !err;
+	if (!owned && !err && new_state == TCP_CLOSE && (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT))
+		current_acts = !BPF_CORE_READ(sk, sk_socket);
 	/* A reader that processes its backlog is a process of the endpoint too; one that aborts it (ss -K) is not. */
 	if (!current_acts && !(known && known->origin) && owned && err != ECONNABORTED)
 		current_acts = true;
@@ -305,6 +317,27 @@ static __always_inline void report(struct sock *sk, struct owner *known, int old
 
 #include "detailed.h"
 
+static __always_inline void set_done(struct sock *sk, int new_state)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	if (cpu < MOST_CPUS) {
+		done[cpu].sk = (__u64)sk;
+		done[cpu].state = new_state;
+	}
+}
+
+/* For once: the same socket may come to the same state again, in another life. */
+static __always_inline bool is_done(struct sock *sk, int new_state)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	if (cpu >= MOST_CPUS || done[cpu].sk != (__u64)sk || done[cpu].state != (__u64)new_state)
+		return false;
+	done[cpu].sk = 0;
+	return true;
+}
+
 static __always_inline int transition(struct sock *sk, int old_state, int new_state, const bool direct,
 				      const bool detailed)
 {
@@ -312,12 +345,12 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 
 	switch (new_state) {
 	case TCP_SYN_SENT:
-		born(sk, TCP_ORIGIN_CONNECT);
+		born(sk, TCP_ORIGIN_CONNECT, detailed);
 		break;
 	case TCP_ESTABLISHED:
 		/* With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. */
 		if (old_state == TCP_SYN_RECV && !BPF_CORE_READ(sk, sk_socket))
-			born(sk, TCP_ORIGIN_NONE);
+			born(sk, TCP_ORIGIN_NONE, detailed);
 		break;
 	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
@@ -355,25 +388,36 @@ static __noinline int transition_detailed(struct sock *sk, int old_state, int ne
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(set_state_entry, struct sock *sk, int state)
 {
-	return transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false, false);
+	transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false, false);
+	set_done(sk, state);
+	return 0;
 }
 
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(set_state_entry_detailed, struct sock *sk, int state)
 {
-	return transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false, true);
+	int old_state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	transition(sk, old_state, state, false, true);
+	if (!is_left_to_second_look(old_state, state))
+		set_done(sk, state);
+	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state)
 {
-	return transition_plain(sk, old_state, new_state);
+	transition_plain(sk, old_state, new_state);
+	set_done(sk, new_state);
+	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int new_state)
 {
-	return transition_detailed(sk, old_state, new_state);
+	transition_detailed(sk, old_state, new_state);
+	set_done(sk, new_state);
+	return 0;
 }
 
 /*
@@ -392,7 +436,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	/* The kernel calls no tcp_set_state() for it. */
 	if (new_state == TCP_LISTEN)
 		return detailed && main_is_kprobe;
-	if (old_state == new_state)
+	if (old_state == new_state || is_done(sk, new_state))
 		return false;
 	/* Other changes are nothing to the plain programs: they save the look. */
 	if (!detailed && new_state != TCP_CLOSE && !born_passive && !(by_process && main_is_kprobe))
@@ -427,12 +471,25 @@ int BPF_PROG(set_state_again_detailed, struct sock *sk, int old_state, int new_s
 	return is_undone(sk, old_state, new_state, true) ? transition_detailed(sk, old_state, new_state) : 0;
 }
 
-/* The current process has taken this connection from a listener. */
+/*
+ * The current process has taken this connection from a listener. What is known already need not be looked at: it is a
+ * TCP socket, and not closed.
+ */
 static __always_inline void accepted(struct sock *sk)
 {
+	struct owner *known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	struct owner owner = {};
+
+	if (known) {
+		set_actor(known, TCP_ORIGIN_ACCEPT);
+		return;
+	}
 	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_CLOSE)
-		acted(sk, TCP_ORIGIN_ACCEPT);
+	if (!is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+		return;
+	owner.direction = TCP_DIRECTION_ACCEPTED;
+	set_actor(&owner, TCP_ORIGIN_ACCEPT);
+	insert(sk, &owner);
 }
 
 /*
@@ -443,7 +500,7 @@ static __always_inline void accepted(struct sock *sk)
 SEC("kprobe/security_sock_graft")
 int BPF_KPROBE(accept_graft, struct sock *sk)
 {
-	if (sk && is_tcp(sk))
+	if (sk)
 		accepted(sk);
 	return 0;
 }
@@ -456,17 +513,16 @@ static __always_inline struct inode *socket_inode_of(struct file *file)
 	return inode && (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFSOCK ? inode : 0;
 }
 
-/* The TCP socket behind a file that is a socket, or NULL. */
-static __always_inline struct sock *tcp_socket_of(struct file *file)
+/* The protocol's socket behind a file that is a socket. Of any other file it is no socket of ours, or not to be read. */
+static __always_inline struct sock *sock_of(struct file *file)
 {
 	struct socket *socket = BPF_CORE_READ(file, private_data);
-	struct sock *sk = BPF_CORE_READ(socket, sk);
 
-	return sk && is_tcp(sk) ? sk : 0;
+	return BPF_CORE_READ(socket, sk);
 }
 
-/* The TCP socket that the current process has under a file descriptor, or NULL. */
-static __always_inline struct sock *tcp_socket_at(long fd)
+/* The file that the current process has under a descriptor, or NULL. */
+static __always_inline struct file *file_at(__s32 fd)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
@@ -476,16 +532,24 @@ static __always_inline struct sock *tcp_socket_at(long fd)
 	if (fd < 0 || fd >= BPF_CORE_READ(fdt, max_fds))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
-	return file && socket_inode_of(file) ? tcp_socket_of(file) : 0;
+	return file;
 }
 
 /* accept() and accept4() alike, for kernels that refuse the kprobe. */
 SEC("tracepoint/syscalls/sys_exit_accept4")
 int accept_syscall(struct sys_exit_context *ctx)
 {
-	struct sock *sk = tcp_socket_at(ctx->ret);
+	struct file *file = file_at(ctx->ret);
+	struct owner *known;
+	struct sock *sk;
 
-	if (sk)
+	if (!file)
+		return 0;
+	sk = sock_of(file);
+	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	if (known)
+		set_actor(known, TCP_ORIGIN_ACCEPT);
+	else if (socket_inode_of(file) && sk)
 		accepted(sk);
 	return 0;
 }
@@ -497,11 +561,13 @@ int accept_syscall(struct sys_exit_context *ctx)
 SEC("tp_btf/io_uring_complete")
 int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cqe)
 {
-	struct sock *sk = tcp_socket_at(cqe->res);
+	struct file *file = file_at(cqe->res);
 	struct owner *known;
+	struct sock *sk;
 
-	if (!sk)
+	if (!file || !socket_inode_of(file))
 		return 0;
+	sk = sock_of(file);
 	known = bpf_map_lookup_elem(&owners, &KEY(sk));
 	if (known && known->origin == TCP_ORIGIN_NONE)
 		set_actor(known, TCP_ORIGIN_ACCEPT);
@@ -533,8 +599,8 @@ int adopt(struct bpf_iter__task_file *ctx)
 	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
 	if (*(volatile __u32 *)&adopted)
 		return 0;
-	sk = tcp_socket_of(file);
-	if (!sk)
+	sk = sock_of(file);
+	if (!sk || !is_tcp(sk))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_LISTEN || state == TCP_CLOSE)

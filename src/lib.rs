@@ -3,22 +3,25 @@
 //! # The contract
 //!
 //! **Compatibility.** The crate builds `libtcpEvent.so`, whose six functions (see [`classic`]) and structures (see
-//! [`abi`]) are those of the C++ library of the same name; consumers of that one run on this one unchanged.
+//! [`abi`]) are those of the C++ library of the same name; consumers of that one run on this one unchanged. New programs
+//! use the `tcpevent_*` functions (see [`capi`]), whose structures may grow: each comes with its size.
 //!
-//! **Threads.** All functions may be called from any number of threads. The library has two threads of its own: one
-//! loads the probe and reads its records, one sweeps the sockets that are open. Both block all signals.
-//! `cleanup` and `getStatus` are async-signal-safe, the others are not. A forked child begins with a library in
-//! which nothing runs.
+//! **Threads.** All functions may be called from any number of threads. The library has two threads of its own, and two
+//! more for each handle: one loads the probe and reads its records, one sweeps the sockets that are open. All block all
+//! signals. `cleanup`, `getStatus` and `tcpevent_wake` are async-signal-safe, most others are not. A forked child
+//! begins with a library in which nothing runs, and all handles closed.
 //!
-//! **Errors.** A failing start is one line on stderr, with cause and remedy. It ends the process only in the two
-//! functions that consumers of the reference expect it of, and not where TCPEVENT_ON_ERROR=continue is set. Nothing
-//! is ever written to stdout, `printCharArray` apart. No panic crosses into C.
+//! **Errors.** Of the classic functions, a failing start is one line on stderr, with cause and remedy. It ends the process
+//! only in the two functions that consumers of the reference expect it of, and not where TCPEVENT_ON_ERROR=continue is
+//! set. Nothing is ever written to stdout, `printCharArray` apart. The `tcpevent_*` functions return a negative errno,
+//! keep the line for `tcpevent_last_error`, and write nowhere. No panic crosses into C.
 //!
 //! # The parts
 //!
 //! Data flows one way: the BPF program writes records into a ring; [`collector`] reads them, [`decode`] and
 //! [`clock`] make events of them, [`queue`] keeps those until a consumer asks. [`netlink`] adds snapshots of open
-//! sockets to the same queue. [`session`] owns the threads, [`probe`] the BPF objects.
+//! sockets to the same queue. [`session`] owns the threads of the classic functions, [`watch`] those of a handle,
+//! [`probe`] the BPF objects. Both are a [`sink`] to what is below them.
 #![allow(non_snake_case)]
 
 pub mod abi;

@@ -8,6 +8,12 @@ use std::process::{Command, Output};
 
 use tcpEvent::abi;
 
+/// The structures of all headers.
+mod types {
+    pub use tcpEvent::abi::*;
+    pub use tcpEvent::capi::*;
+}
+
 struct Structure {
     name: &'static str,
     size: usize,
@@ -45,14 +51,14 @@ impl Structure {
 /// One table for all compilers: each field's offset and type. That the type is the field's own is for rustc to check.
 macro_rules! structure {
     ($name:ident, $size:literal: $($offset:literal $field:ident: $type:ty),+ $(,)?) => {{
-        $(const _: fn(&abi::$name) -> $type = |structure| structure.$field;)+
+        $(const _: fn(&types::$name) -> $type = |structure| structure.$field;)+
         Structure {
             name: stringify!($name),
             size: $size,
             fields: &[$(Field { name: stringify!($field), offset: $offset, size: size_of::<$type>() }),+],
             in_rust: [
-                head(stringify!($name), size_of::<abi::$name>()),
-                $(row(stringify!($field), offset_of!(abi::$name, $field), size_of::<$type>())),+
+                head(stringify!($name), size_of::<types::$name>()),
+                $(row(stringify!($field), offset_of!(types::$name, $field), size_of::<$type>())),+
             ]
             .concat(),
         }
@@ -163,8 +169,99 @@ const BIT_FIELDS: [(&str, usize, u8); 4] = [
     ("tcpi_fastopen_client_fail", 7, 0x06),
 ];
 
+fn tcpevent_options() -> Structure {
+    structure! { tcpevent_options, 64:
+        0 size: usize,
+        8 events: u32,
+        12 probe: u32,
+        16 queue_slots: u32,
+        20 snapshot_interval_ms: u32,
+        24 filter: *const std::ffi::c_char,
+        32 btf_path: *const std::ffi::c_char,
+        40 log: types::tcpevent_log,
+        48 log_context: *mut std::ffi::c_void,
+        56 log_level: std::ffi::c_int,
+        60 reserved: std::ffi::c_int,
+    }
+}
+
+fn tcpevent_event() -> Structure {
+    structure! { tcpevent_event, 232:
+        0 size: u32,
+        4 kind: u8,
+        5 old_state: u8,
+        6 new_state: u8,
+        7 direction: u8,
+        8 time_ns: u64,
+        16 monotonic_ns: u64,
+        24 cookie: u64,
+        32 cgroup: u64,
+        40 inode: u64,
+        48 netns: u32,
+        52 pid: u32,
+        56 uid: u32,
+        60 flags: u32,
+        64 error: i32,
+        68 family: u16,
+        70 local_port: u16,
+        72 remote_port: u16,
+        74 origin: u8,
+        75 reserved: [u8; 5],
+        80 local_addr: [u8; 16],
+        96 remote_addr: [u8; 16],
+        112 comm: [std::ffi::c_char; 16],
+        128 age_ns: u64,
+        136 establish_ns: u64,
+        144 payload_received: u64,
+        152 payload_sent: u64,
+        160 payload_acked: u64,
+        168 bytes_received: u64,
+        176 bytes_acked: u64,
+        184 bytes_sent: u64,
+        192 bytes_retransmitted: u64,
+        200 segs_retransmitted: u32,
+        204 segs_out: u32,
+        208 segs_in: u32,
+        212 data_segs_out: u32,
+        216 data_segs_in: u32,
+        220 srtt_us: u32,
+        224 min_rtt_us: u32,
+        228 reserved2: u32,
+    }
+}
+
+fn tcpevent_statistics() -> Structure {
+    structure! { tcpevent_statistics, 152:
+        0 size: usize,
+        8 probe: u32,
+        12 queue_slots: u32,
+        16 queued: u64,
+        24 delivered: u64,
+        32 states: u64,
+        40 closes: u64,
+        48 snapshots: u64,
+        56 sweeps: u64,
+        64 shed_states: u64,
+        72 shed_closes: u64,
+        80 shed_snapshots: u64,
+        88 lost_records: u64,
+        96 lost_owners: u64,
+        104 skipped_runs: u64,
+        112 recovered: u64,
+        120 undecoded: u64,
+        128 guesses: u64,
+        136 tracked: u64,
+        144 tracked_most: u64,
+    }
+}
+
 fn structures() -> [Structure; 3] {
     [tcp_event_t(), event_t(), anu_tcp_info()]
+}
+
+/// Those of tcpevent.h.
+fn new_structures() -> [Structure; 3] {
+    [tcpevent_options(), tcpevent_event(), tcpevent_statistics()]
 }
 
 // ---- The compilers
@@ -276,7 +373,7 @@ fn expected_bit_fields() -> String {
 
 #[test]
 fn rust_has_every_field_at_its_offset() {
-    for structure in structures() {
+    for structure in structures().into_iter().chain(new_structures()) {
         assert_eq!(structure.in_rust, structure.expected());
     }
     assert_eq!(offset_of!(abi::anu_tcp_info, tcpi_snd_wscale_rcv_wscale), 6);
@@ -291,6 +388,29 @@ fn c_and_cxx_have_every_field_at_its_offset() {
             let printed = compiler.output_of(structure.name, &program, &[]);
             assert_eq!(printed, structure.expected(), "{}", compiler.command);
         }
+    }
+}
+
+#[test]
+fn c_and_cxx_have_every_field_of_the_api_at_its_offset() {
+    for compiler in ALL {
+        for structure in new_structures() {
+            let program = program("tcpevent.h", "", &print_structure(&structure));
+            let printed = compiler.output_of(structure.name, &program, &[]);
+            assert_eq!(printed, structure.expected(), "{}", compiler.command);
+        }
+    }
+}
+
+#[test]
+fn the_structures_of_the_api_have_no_holes() {
+    for structure in new_structures() {
+        let mut end = 0;
+        for field in structure.fields {
+            assert_eq!(field.offset, end, "{} of {}", field.name, structure.name);
+            end += field.size;
+        }
+        assert_eq!(end, structure.size, "{}", structure.name);
     }
 }
 
@@ -313,13 +433,15 @@ fn anu_tcp_info_is_the_beginning_of_the_kernels_tcp_info() {
 
 // ---- The headers
 
+const HEADERS: [&str; 3] = ["common.h", "event.h", "tcpevent.h"];
+
 #[test]
-fn each_header_compiles_alone_twice_and_after_the_other() {
+fn each_header_compiles_twice_and_after_each_other() {
     for compiler in ALL {
-        for [first, second] in
-            [["common.h", "common.h"], ["event.h", "event.h"], ["common.h", "event.h"], ["event.h", "common.h"]]
-        {
-            compiler.check("headers", &format!("#include \"{first}\"\n#include \"{second}\"\n"));
+        for first in HEADERS {
+            for second in HEADERS {
+                compiler.check("headers", &format!("#include \"{first}\"\n#include \"{second}\"\n"));
+            }
         }
     }
 }
@@ -327,7 +449,11 @@ fn each_header_compiles_alone_twice_and_after_the_other() {
 #[test]
 fn each_header_compiles_with_the_systems_tcp_headers() {
     for compiler in ALL {
-        for header in ["common.h", "event.h"] {
+        for header in HEADERS {
+            if header == "tcpevent.h" {
+                // It has no names of theirs.
+                compiler.check("before", &format!("{USUAL_NAMES}#include <tcpevent.h>\n#include <netinet/tcp.h>\n"));
+            }
             // <netinet/tcp.h> comes first: it has no regard for names that are there. <linux/tcp.h> has other names.
             for includes in [["netinet/tcp.h", header], ["linux/tcp.h", header], [header, "linux/tcp.h"]] {
                 let text = includes.map(|header| format!("#include <{header}>\n")).concat();
@@ -389,4 +515,32 @@ int main()
     let library = library.display();
     let options = [format!("-L{library}"), format!("-Wl,-rpath,{library}"), "-ltcpEvent".to_owned()];
     assert_eq!(CXX.output_of("linkage", text, &options), "Array: from C++\n");
+}
+
+#[test]
+fn cxx_programs_link_with_the_api_by_its_c_names() {
+    let library = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release");
+    assert!(library.join("libtcpEvent.so").exists(), "there is no library: run `cargo build --release` first");
+    let text = "\
+#include <tcpevent.h>
+#include <cstdio>
+int (*open_handle)(const tcpevent_options *, tcpevent **) = tcpevent_open;
+int (*close_handle)(tcpevent *) = tcpevent_close;
+int (*descriptor)(tcpevent *) = tcpevent_fd;
+int (*read_events)(tcpevent *, tcpevent_event *, size_t, size_t, int) = tcpevent_read;
+int (*wake_reader)(tcpevent *) = tcpevent_wake;
+int (*statistics)(tcpevent *, tcpevent_statistics *) = tcpevent_get_statistics;
+const char *(*last_error)() = tcpevent_last_error;
+const char *(*version)() = tcpevent_version;
+const char *(*state_name)(int) = tcpevent_state_name;
+const char *(*origin_name)(int) = tcpevent_origin_name;
+int (*format_address)(int, const uint8_t *, char *, size_t) = tcpevent_format_address;
+int main()
+{
+    std::printf(\"%s %s %d\\n\", state_name(10), origin_name(1), wake_reader(nullptr));
+}
+";
+    let library = library.display();
+    let options = [format!("-L{library}"), format!("-Wl,-rpath,{library}"), "-ltcpEvent".to_owned()];
+    assert_eq!(CXX.output_of("api_linkage", text, &options), "LISTEN connect -9\n");
 }

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
-use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -379,6 +379,102 @@ fn tcp_dlopen_says_which_library_it_cannot_load_and_what_to_do() {
         let line = Program::start(example("tcp_dlopen", &[library])).end().badly(1);
         assert!(line.starts_with(&format!("tcp_dlopen: {cause}")), "{line}");
     }
+}
+
+// ---- tcp_watch.py
+
+fn tcp_watch(arguments: &[&str]) -> Command {
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg(root().join("examples/tcp_watch.py")).args(arguments);
+    command
+}
+
+/// One that sees what this process does.
+fn own_tcp_watch(arguments: &[&str]) -> Program {
+    let pid = process::id().to_string();
+    let mut program = Program::start(tcp_watch(&[arguments, &["pid", &pid]].concat()));
+    program.wait_for_a_line();
+    program
+}
+
+/// How a line says which end it is of.
+fn ends(address: IpAddr) -> impl Fn(u16, u16) -> String {
+    let end = move |port| SocketAddr::new(address, port);
+    move |local, remote| format!("[{}] {} -> {} ", process::id(), end(local), end(remote))
+}
+
+#[test]
+fn tcp_watch_prints_the_ends_of_connections_that_fit() {
+    let _turn = turn();
+    let library = built("libtcpEvent.so");
+    let mut program = own_tcp_watch(&["--library", library.to_str().unwrap()]);
+    for at in [V4(), V6()] {
+        let known = Known::make(at, &own_comm());
+        let are_mine = known.are_marked(ends(at.ip()));
+        let lines = program.lines_until_all(&are_mine);
+        for (is_mine, figures) in are_mine
+            .iter()
+            .zip(["FIN_WAIT2->CLOSE received 0 sent 5000 in ", "LAST_ACK->CLOSE received 5000 sent 0 in "])
+        {
+            let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
+            let [line] = mine[..] else { panic!("{mine:#?} came, and not one line only") };
+            assert!(line.contains(&format!(" {}[", own_comm())) && line.contains(figures), "{line}");
+        }
+    }
+    let refused = TcpStream::connect((V4().ip(), 9)).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    let is_refused = |line: &str| line.contains(" -> 127.0.0.1:9 ");
+    let lines = program.lines_until_all(&[is_refused, is_refused]);
+    let line = lines.last().unwrap();
+    assert!(line.contains("SYN_SENT->CLOSE") && line.ends_with(" failed ECONNREFUSED"), "{line}");
+}
+
+#[test]
+fn tcp_watch_prints_changes_of_state_in_their_order() {
+    let _turn = turn();
+    let mut program = own_tcp_watch(&["--states"]);
+    let known = Known::make(V4(), "");
+    let of_end = known.are_marked(ends(V4().ip()));
+    let is_last = of_end.each_ref().map(|of_end| move |line: &str| of_end(line) && line.contains("->CLOSE "));
+    let lines = program.lines_until_all(&is_last);
+    // The local port is chosen after the first one; an end that is not accepted yet is nobody's.
+    for (of_end, expected) in of_end.iter().zip([
+        "SYN_SENT->ESTABLISHED ESTABLISHED->FIN_WAIT1 FIN_WAIT1->FIN_WAIT2 FIN_WAIT2->CLOSE",
+        "ESTABLISHED->CLOSE_WAIT CLOSE_WAIT->LAST_ACK LAST_ACK->CLOSE",
+    ]) {
+        let changes = lines.iter().filter(|line| of_end(line)).map(|line| line.split(' ').nth(5).unwrap());
+        assert_eq!(changes.collect::<Vec<_>>().join(" "), expected);
+    }
+}
+
+#[test]
+fn tcp_watch_ends_well_when_it_is_told_to_whether_it_waits_or_not() {
+    let _turn = turn();
+    let folder = root().join("build");
+    for (number, signal) in [libc::SIGINT, libc::SIGTERM, libc::SIGINT].into_iter().enumerate() {
+        let pid = process::id().to_string();
+        let mut command = tcp_watch(&["pid", &pid]);
+        // The library is found by the system's way, or beside the examples.
+        if number == 0 {
+            command.env("LD_LIBRARY_PATH", &folder);
+        }
+        let mut program = Program::start(command);
+        program.wait_for_a_line();
+        // SAFETY: a signal to a child of this process, which is not reaped yet.
+        unsafe { libc::kill(program.child.id().cast_signed(), signal) };
+        let ended = if number == 2 { program.end_while(connect_once) } else { program.end() };
+        ended.well();
+    }
+}
+
+#[test]
+fn tcp_watch_says_in_a_line_what_it_cannot_do() {
+    let line = Program::start(tcp_watch(&["dport", "443", "host", "10.0.0.1"])).end().badly(1);
+    assert!(line.starts_with("tcp_watch.py: ") && line.contains("word 3, \"host\", must be "), "{line}");
+    let line = Program::start(tcp_watch(&["--library", "/no/such/libtcpEvent.so"])).end().badly(1);
+    assert!(line.starts_with("tcp_watch.py: cannot load the library: /no/such/libtcpEvent.so: "), "{line}");
+    let line = Program::start(tcp_watch(&["--library", "libc.so.6"])).end().badly(1);
+    assert!(line.starts_with("tcp_watch.py: cannot load the library: "), "{line}");
 }
 
 // ---- Both

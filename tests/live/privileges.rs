@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::consumer::{Consumer, c_program, patience, slowness, turn};
 use crate::traffic::{Peer, set_linger_0};
 
-const SMALLEST: [&str; 4] = ["bpf", "perfmon", "sys_ptrace", "dac_read_search"];
+const SMALLEST: [&str; 3] = ["bpf", "perfmon", "dac_read_search"];
 
 /// Neither root nor the consumer.
 const PEER_UID: u32 = 1002;
@@ -73,11 +73,22 @@ struct Scene {
 
 impl Scene {
     fn new(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::with(capabilities, variables, true)
+    }
+
+    /// No probe runs: holders of sockets are looked for in /proc.
+    fn without_probe(capabilities: &[&str]) -> Self {
+        Self::with(capabilities, &[], false)
+    }
+
+    fn with(capabilities: &[&str], variables: &[(&str, &str)], probe: bool) -> Self {
         let mut peer = Peer::run(PEER_UID, PEER_COMM.as_bytes(), PEER_ARGV0.as_bytes());
         let old = peer.connect();
         let variables = [variables, &[("TCPEVENT_NETLINK_INTERVAL", "0.2")]].concat();
         let mut consumer = Consumer::with_capabilities(capabilities, &variables);
-        consumer.start();
+        if probe {
+            consumer.start();
+        }
         let new = peer.connect();
         consumer.tell("consume 1");
         let port = |client: &TcpStream| client.local_addr().unwrap().port();
@@ -104,17 +115,17 @@ impl Scene {
         }
     }
 
-    /// Resets both connections, of which the peer takes no notice. Its ends must close as its own; that of the new
-    /// one as nobody's where accepts are not seen.
-    fn check_closes(&mut self, accepts_are_seen: bool) {
+    /// Resets both connections, of which the peer takes no notice. Its ends must close as its own, by inode where accepts
+    /// are not seen.
+    fn check_closes(&mut self) {
         for client in self.clients.drain(..) {
             set_linger_0(&client);
         }
-        let known = (self.peer.pid(), PEER_UID, PEER_COMM);
         let [_, old, new] = self.ports;
-        for (ports, owner) in [(old, known), (new, if accepts_are_seen { known } else { (0, PEER_UID, "") })] {
+        for ports in [old, new] {
             let event = self.consumer.event("a close", |event| event.ports() == ports && event.task != PEER_ARGV0);
-            assert_eq!((event.pid, event.uid, event.task.as_str()), owner, "{event:?}");
+            let owner = (event.pid, event.uid, event.task.as_str());
+            assert_eq!(owner, (self.peer.pid(), PEER_UID, PEER_COMM), "{event:?}");
         }
     }
 
@@ -144,7 +155,7 @@ fn the_smallest_set_gives_closes_and_snapshots_of_other_users_with_their_owners(
     let _perfmon = PerfmonCounts::ensure();
     let mut scene = Scene::new(&SMALLEST, &[]);
     scene.check_snapshots();
-    scene.check_closes(true);
+    scene.check_closes();
     scene.check_stderr(&[]);
 }
 
@@ -158,27 +169,31 @@ fn without_bpf_or_perfmon_the_start_fails_with_one_line_that_names_them() {
 }
 
 #[test]
-fn without_sys_ptrace_snapshots_of_other_users_are_missing_and_a_line_says_so() {
+fn without_a_probe_snapshots_of_other_users_are_missing_where_proc_is_closed_and_a_line_says_so() {
     let _turn = turn();
-    let _perfmon = PerfmonCounts::ensure();
-    let mut scene = Scene::new(&smallest_without("sys_ptrace"), &[]);
-    scene.check_no_snapshots();
-    scene.check_closes(true);
-    scene.check_stderr(&[&format!("{NO_SNAPSHOTS}CAP_SYS_PTRACE")]);
+    for (capabilities, missing) in
+        [(["dac_read_search"].as_slice(), "CAP_SYS_PTRACE"), (&["sys_ptrace"], "CAP_DAC_READ_SEARCH")]
+    {
+        let mut scene = Scene::without_probe(capabilities);
+        scene.check_no_snapshots();
+        scene.check_stderr(&[&format!("{NO_SNAPSHOTS}{missing}")]);
+    }
+    let mut scene = Scene::without_probe(&["dac_read_search", "sys_ptrace"]);
+    scene.check_snapshots();
+    scene.check_stderr(&[]);
 }
 
 #[test]
-fn without_dac_read_search_accepts_may_be_missing_too_and_lines_say_so() {
+fn without_dac_read_search_accepts_may_be_missing_and_a_line_says_so() {
     let _turn = turn();
     let _perfmon = PerfmonCounts::ensure();
-    let mut scene = Scene::new(&smallest_without("dac_read_search"), &[]);
-    scene.check_no_snapshots();
-    scene.check_closes(has_kprobes());
-    let no_snapshots = format!("{NO_SNAPSHOTS}CAP_DAC_READ_SEARCH");
+    let mut scene = Scene::new(&["bpf", "perfmon"], &[]);
+    scene.check_snapshots();
+    scene.check_closes();
     if has_kprobes() {
-        scene.check_stderr(&[&no_snapshots]);
+        scene.check_stderr(&[]);
     } else {
-        scene.check_stderr(&[&format!("{NO_ACCEPTS}or grant CAP_DAC_READ_SEARCH"), &no_snapshots]);
+        scene.check_stderr(&[&format!("{NO_ACCEPTS}or grant CAP_DAC_READ_SEARCH")]);
     }
 }
 
@@ -186,7 +201,7 @@ fn without_dac_read_search_accepts_may_be_missing_too_and_lines_say_so() {
 fn without_sweeps_no_line_is_about_them() {
     let _turn = turn();
     let _perfmon = PerfmonCounts::ensure();
-    let mut consumer = Consumer::with_capabilities(&["bpf", "perfmon", "dac_read_search"], &[]);
+    let mut consumer = Consumer::with_capabilities(&SMALLEST, &[]);
     consumer.start();
     consumer.tell("consume 1");
     std::thread::sleep(Duration::from_millis(300) * slowness());
@@ -215,6 +230,6 @@ fn where_perf_events_are_for_root_alone_a_line_says_so() {
     // The next rung needs none; what only the accept hook knows is found by inode while the peer is there.
     let mut scene = Scene::new(&SMALLEST, &[("TCPEVENT_PROBE", "auto")]);
     scene.check_snapshots();
-    scene.check_closes(true);
+    scene.check_closes();
     scene.check_stderr(&[&format!("{NO_ACCEPTS}{PERF_EVENTS}")]);
 }

@@ -1,0 +1,102 @@
+#include "record.h"
+
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+
+static void put_json_error(struct text *text, int error)
+{
+    if (error == 0) {
+        put(text, "null");
+        return;
+    }
+    put(text, "\"");
+    put_error_name(text, error);
+    put(text, "\"");
+}
+
+static const char *boolean(bool value)
+{
+    return value ? "true" : "false";
+}
+
+static void put_state_json(struct text *text, const struct tcpevent_event *event, const char *local,
+                           const char *remote)
+{
+    put(text, "{\"time\":\"");
+    put_time(text, event->time_ns);
+    put_format(text, "\",\"time_ns\":%" PRIu64 ",\"kind\":\"state\",\"pid\":%" PRIu32 ",\"uid\":%" PRIu32,
+               event->time_ns, event->pid, event->uid);
+    put(text, ",\"command\":");
+    put_json(text, event->comm, sizeof event->comm);
+    put_format(text,
+               ",\"old_state\":\"%s\",\"state\":\"%s\",\"family\":%d,\"local_address\":\"%s\",\"local_port\":%u,"
+               "\"remote_address\":\"%s\",\"remote_port\":%u,\"cookie\":%" PRIu64,
+               tcpevent_state_name(event->old_state), tcpevent_state_name(event->new_state),
+               event->family == AF_INET6 ? 6 : 4, local, event->local_port, remote, event->remote_port, event->cookie);
+    if (event->kind == TCPEVENT_KIND_CLOSE) {
+        put_format(text,
+                   ",\"age_ms\":%.3f,\"sent\":%" PRIu64 ",\"received\":%" PRIu64 ",\"retransmitted_bytes\":%" PRIu64
+                   ",\"error\":",
+                   (double)event->age_ns / 1e6, event->payload_sent, event->payload_received,
+                   event->bytes_retransmitted);
+        put_json_error(text, event->error);
+        put_format(text, ",\"failed\":%s,\"given_up\":%s", boolean((event->flags & TCPEVENT_FAILED) != 0),
+                   boolean((event->flags & TCPEVENT_GIVEN_UP) != 0));
+    }
+    put(text, "}\n");
+}
+
+void put_state_record(struct text *text, const struct tcpevent_event *event, bool json)
+{
+    char local[INET6_ADDRSTRLEN];
+    char remote[INET6_ADDRSTRLEN];
+
+    tcpevent_format_address(event->family, event->local_addr, local, sizeof local);
+    tcpevent_format_address(event->family, event->remote_addr, remote, sizeof remote);
+    if (json) {
+        put_state_json(text, event, local, remote);
+        return;
+    }
+    put_time(text, event->time_ns);
+    put_format(text, " %6" PRIu32 " %-15s %-15s %-15s %6u %6u\n", event->pid, tcpevent_state_name(event->new_state),
+               local, remote, event->local_port, event->remote_port);
+}
+
+void put_failure_record(struct text *text, const struct failure *failure, bool json)
+{
+    if (json) {
+        put(text, "{\"time\":\"");
+        put_time(text, failure->time_ns);
+        put_format(text, "\",\"kind\":\"failure\",\"address\":\"%s\",\"port\":%u,\"reason\":\"", failure->address,
+                   failure->port);
+        put_reason(text, failure); /* words of ASCII letters, nothing to escape */
+        put(text, "\",\"error\":");
+        put_json_error(text, failure->error);
+        put_format(text, ",\"pid\":%" PRIu32 ",\"command\":", failure->pid);
+        put_json(text, failure->comm, sizeof failure->comm);
+        put(text, "}\n");
+        return;
+    }
+    put_time(text, failure->time_ns);
+    put(text, " WARNING ");
+    put_failure(text, failure);
+    put(text, "\n");
+}
+
+void put_notice_record(struct text *text, uint64_t time_ns, bool warning, const char *notice, bool json)
+{
+    if (json) {
+        put(text, "{\"time\":\"");
+        put_time(text, time_ns);
+        put_format(text, "\",\"kind\":\"%s\",\"text\":", warning ? "warning" : "notice");
+        put_json(text, notice, RECORD_NOTICE_SIZE);
+        put(text, "}\n");
+        return;
+    }
+    put_time(text, time_ns);
+    put(text, warning ? " WARNING " : " NOTICE ");
+    put_printable(text, notice, RECORD_NOTICE_SIZE, "");
+    put(text, "\n");
+}

@@ -1,0 +1,163 @@
+//! What the kernel says of the sockets of a test, to hold the library's events against.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::mem::{MaybeUninit, zeroed};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
+
+use socket2::{Domain, Socket, Type};
+use tcpEvent::abi::anu_tcp_info;
+
+use crate::consumer::patience;
+use crate::traffic::{Connection, V4, wall_ns};
+
+/// A socket option that is a plain structure, as far as the kernel knows it: what it does not know is 0.
+fn option<T: Copy>(socket: &impl AsRawFd, level: i32, name: i32) -> T {
+    // SAFETY: only used for integers and structures of integers.
+    let mut value: T = unsafe { zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of::<T>()).unwrap();
+    // SAFETY: a place to write to, and its size.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) };
+    assert_eq!(result, 0, "getsockopt({level}, {name}): {}", io::Error::last_os_error());
+    value
+}
+
+pub fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
+    let length = libc::socklen_t::try_from(size_of_val(&value)).unwrap();
+    // SAFETY: a place to read from, and its size.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
+    assert_eq!(result, 0, "setsockopt({level}, {name}): {}", io::Error::last_os_error());
+}
+
+/// The kernel's number of a socket. It gets one now where it had none: so the test asks only after the library has had
+/// its chance to see to that.
+pub fn cookie(socket: &impl AsRawFd) -> u64 {
+    option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
+}
+
+/// Of the client's end and of the server's.
+pub fn cookies_of(connection: &Connection) -> [u64; 2] {
+    [cookie(&connection.client), cookie(&connection.server)]
+}
+
+pub fn tcp_info(socket: &impl AsRawFd) -> anu_tcp_info {
+    option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)
+}
+
+/// TCP_INFO of both ends once each segment of one is received by the other, and all payload acknowledged: nothing is on
+/// the way then that could change a counter.
+pub fn settled_tcp_info(connection: &Connection) -> [anu_tcp_info; 2] {
+    let until = Instant::now() + patience();
+    loop {
+        let [client, server] = [tcp_info(&connection.client), tcp_info(&connection.server)];
+        // The SYN-ACK was sent before the server's end was a connection.
+        if client.tcpi_segs_out == server.tcpi_segs_in
+            && client.tcpi_segs_in == server.tcpi_segs_out + 1
+            && client.tcpi_unacked + server.tcpi_unacked == 0
+        {
+            return [client, server];
+        }
+        assert!(Instant::now() < until, "the connection does not come to rest");
+        std::thread::yield_now();
+    }
+}
+
+// States as TCP_INFO has them.
+pub const ESTABLISHED: u8 = 1;
+pub const SYN_RECV: u8 = 3;
+pub const FIN_WAIT2: u8 = 5;
+pub const CLOSE: u8 = 7;
+
+/// Waits until a socket is in a state: what the peer sends may take its time.
+pub fn wait_for_state(socket: &impl AsRawFd, state: u8) {
+    let until = Instant::now() + patience();
+    while tcp_info(socket).tcpi_state != state {
+        assert!(Instant::now() < until, "it stays in state {}", tcp_info(socket).tcpi_state);
+        std::thread::yield_now();
+    }
+}
+
+/// The name of this process, which is that of its first thread.
+pub fn own_process_comm() -> String {
+    std::fs::read_to_string("/proc/self/comm").unwrap().trim_end().to_owned()
+}
+
+/// The inode number that /proc/PID/fd has for a socket.
+pub fn inode(socket: &impl AsFd) -> u64 {
+    File::from(socket.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap().ino()
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub fn monotonic_ns() -> u64 {
+    let mut now = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: a place to write to, which is filled where it returns 0.
+    let now = unsafe {
+        assert_eq!(libc::clock_gettime(libc::CLOCK_MONOTONIC, now.as_mut_ptr()), 0);
+        now.assume_init()
+    };
+    u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
+}
+
+/// A moment by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub monotonic_ns: u64,
+    pub wall_ns: u64,
+}
+
+impl Moment {
+    pub fn now() -> Self {
+        Self { monotonic_ns: monotonic_ns(), wall_ns: wall_ns() }
+    }
+}
+
+pub fn tcp_socket(to: SocketAddr) -> Socket {
+    Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap()
+}
+
+/// A socket whose connect has begun and is left to itself.
+pub fn begin_connect(to: SocketAddr) -> Socket {
+    let socket = tcp_socket(to);
+    socket.set_nonblocking(true).unwrap();
+    let error = socket.connect(&to.into()).expect_err("nobody answers there");
+    assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+    socket
+}
+
+/// Dissolves the association of a socket, as connect(2) has it: its connection is reset, and it can connect again.
+pub fn disconnect(socket: &impl AsRawFd) {
+    // SAFETY: an address of a family that has nothing but that, and its size.
+    unsafe {
+        let mut nowhere: libc::sockaddr = zeroed();
+        nowhere.sa_family = libc::AF_UNSPEC.try_into().unwrap();
+        let length = libc::socklen_t::try_from(size_of_val(&nowhere)).unwrap();
+        assert_eq!(libc::connect(socket.as_raw_fd(), &raw const nowhere, length), 0, "{}", io::Error::last_os_error());
+    }
+}
+
+/// A connect that is refused. Returns its socket.
+pub fn refused(to: SocketAddr) -> Socket {
+    let socket = tcp_socket(to);
+    let error = socket.connect(&to.into()).expect_err("nobody listens there");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    socket
+}
+
+/// A socket that is connected to itself: it has opened by a simultaneous open, and when it shuts down, it closes by a
+/// simultaneous close.
+pub fn self_connected() -> TcpStream {
+    let socket = tcp_socket(V4());
+    socket.bind(&V4().into()).unwrap();
+    let own = socket.local_addr().unwrap();
+    socket.connect(&own).unwrap();
+    socket.into()
+}
+
+/// Inode number of the calling thread's network namespace.
+pub fn own_netns() -> u32 {
+    let inode = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+    inode.try_into().unwrap()
+}

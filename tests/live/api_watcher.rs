@@ -1,0 +1,415 @@
+//! A process that watches through `include/tcpevent.h`, under the control of a test: `tests/c/api_watch.c`.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::str::{FromStr, Split};
+use std::time::{Duration, Instant};
+
+use crate::api_traffic::cookies_of;
+use crate::consumer::{Consumer, c_program, patience};
+use crate::traffic::{Connection, V4};
+
+pub const STATES: &str = "events=1";
+pub const CLOSES: &str = "events=2";
+pub const STATES_AND_CLOSES: &str = "events=3";
+pub const SNAPSHOTS: &str = "events=4";
+
+pub const FAILED: u32 = 1;
+pub const GIVEN_UP: u32 = 2;
+pub const OLDER: u32 = 4;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    State,
+    Close,
+    Snapshot,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Unknown,
+    Connected,
+    Accepted,
+}
+
+/// A `struct tcpevent_event` as the process got it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub handle: u32,
+    pub thread: u32,
+    pub kind: Kind,
+    pub old_state: String,
+    pub new_state: String,
+    pub direction: Direction,
+    pub time_ns: u64,
+    pub monotonic_ns: u64,
+    pub cookie: u64,
+    pub cgroup: u64,
+    pub inode: u64,
+    pub netns: u32,
+    pub pid: u32,
+    pub uid: u32,
+    pub flags: u32,
+    pub error: i32,
+    pub family: i32,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    pub origin: String,
+    pub comm: String,
+    pub age_ns: u64,
+    pub establish_ns: u64,
+    pub payload_received: u64,
+    pub payload_sent: u64,
+    pub payload_acked: u64,
+    pub bytes_received: u64,
+    pub bytes_acked: u64,
+    pub bytes_sent: u64,
+    pub bytes_retransmitted: u64,
+    pub segs_retransmitted: u32,
+    pub segs_out: u32,
+    pub segs_in: u32,
+    pub data_segs_out: u32,
+    pub data_segs_in: u32,
+    pub srtt_us: u32,
+    pub min_rtt_us: u32,
+}
+
+fn next<'a>(columns: &mut Split<'a, char>) -> &'a str {
+    columns.next().expect("a column is missing")
+}
+
+fn number<T: FromStr>(columns: &mut Split<'_, char>) -> T {
+    let text = next(columns);
+    text.parse().unwrap_or_else(|_| panic!("not a number that fits: {text:?}"))
+}
+
+fn bytes(columns: &mut Split<'_, char>) -> Vec<u8> {
+    let text = next(columns);
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// The 16 bytes of an address, of which those that its family has no use for are 0.
+fn address(family: i32, bytes: &[u8]) -> IpAddr {
+    let bytes: [u8; 16] = bytes.try_into().unwrap();
+    match family {
+        libc::AF_INET => {
+            assert_eq!(bytes[4..], [0; 12], "behind an IPv4 address");
+            <[u8; 4]>::try_from(&bytes[..4]).unwrap().into()
+        }
+        libc::AF_INET6 => bytes.into(),
+        _ => panic!("no family: {family}"),
+    }
+}
+
+impl Event {
+    fn parse(line: &str) -> Self {
+        /// sizeof(struct tcpevent_event); `tests/abi.rs` has it too.
+        const SIZE: u32 = 232;
+
+        let columns = &mut line.split('\t');
+        assert_eq!(next(columns), "event", "{line:?}");
+        let (handle, thread) = (number(columns), number(columns));
+        assert_eq!(number::<u32>(columns), SIZE, "the size of {line:?}");
+        let kind = match next(columns) {
+            "1" => Kind::State,
+            "2" => Kind::Close,
+            "3" => Kind::Snapshot,
+            _ => panic!("no kind: {line:?}"),
+        };
+        let (old_state, new_state) = (next(columns).to_owned(), next(columns).to_owned());
+        let direction = match next(columns) {
+            "0" => Direction::Unknown,
+            "1" => Direction::Connected,
+            "2" => Direction::Accepted,
+            _ => panic!("no direction: {line:?}"),
+        };
+        let [time_ns, monotonic_ns, cookie, cgroup, inode] = std::array::from_fn(|_| number(columns));
+        let [netns, pid, uid, flags] = std::array::from_fn(|_| number(columns));
+        let error = number(columns);
+        let family = number(columns);
+        let [local_port, remote_port] = std::array::from_fn(|_| number(columns));
+        let origin = next(columns).to_owned();
+        assert_eq!(next(columns), "0000000000", "reserved bytes of {line:?}");
+        let [local, remote] =
+            [local_port, remote_port].map(|port| SocketAddr::new(address(family, &bytes(columns)), port));
+        let comm = bytes(columns);
+        let length = comm.iter().position(|byte| *byte == 0).expect("comm ends with a NUL");
+        let [age_ns, establish_ns, payload_received, payload_sent, payload_acked] =
+            std::array::from_fn(|_| number(columns));
+        let [bytes_received, bytes_acked, bytes_sent, bytes_retransmitted] = std::array::from_fn(|_| number(columns));
+        let [segs_retransmitted, segs_out, segs_in, data_segs_out, data_segs_in, srtt_us, min_rtt_us, reserved2] =
+            std::array::from_fn(|_| number::<u32>(columns));
+        assert_eq!((reserved2, columns.next()), (0, None), "the end of {line:?}");
+        Self {
+            handle,
+            thread,
+            kind,
+            old_state,
+            new_state,
+            direction,
+            time_ns,
+            monotonic_ns,
+            cookie,
+            cgroup,
+            inode,
+            netns,
+            pid,
+            uid,
+            flags,
+            error,
+            family,
+            local,
+            remote,
+            origin,
+            comm: String::from_utf8_lossy(&comm[..length]).into_owned(),
+            age_ns,
+            establish_ns,
+            payload_received,
+            payload_sent,
+            payload_acked,
+            bytes_received,
+            bytes_acked,
+            bytes_sent,
+            bytes_retransmitted,
+            segs_retransmitted,
+            segs_out,
+            segs_in,
+            data_segs_out,
+            data_segs_in,
+            srtt_us,
+            min_rtt_us,
+        }
+    }
+
+    /// Payload received, sent and acknowledged.
+    pub fn payload(&self) -> [u64; 3] {
+        [self.payload_received, self.payload_sent, self.payload_acked]
+    }
+
+    /// Local and remote port.
+    pub fn ports(&self) -> (u16, u16) {
+        (self.local.port(), self.remote.port())
+    }
+
+    /// Whether it is the last one of its endpoint.
+    pub fn is_end(&self) -> bool {
+        self.kind != Kind::Snapshot && self.new_state == "CLOSE"
+    }
+}
+
+/// The states that an endpoint has gone through, by its events, which must be without a gap.
+pub fn states(events: &[Event]) -> String {
+    let mut path = events.first().map(|event| event.old_state.clone()).unwrap_or_default();
+    for (index, event) in events.iter().enumerate() {
+        if let Some(before) = index.checked_sub(1) {
+            assert_eq!(event.old_state, events[before].new_state, "there is a gap before {event:#?}");
+        }
+        path.extend([" ", &event.new_state]);
+    }
+    path
+}
+
+/// What one tcpevent_read gave.
+#[derive(Debug)]
+pub struct Read {
+    /// The number of events, or a negative errno.
+    pub result: i32,
+    pub events: Vec<Event>,
+    /// How long it took.
+    pub time: Duration,
+}
+
+/// Why a handle could not be opened.
+#[derive(Debug)]
+pub struct Refusal {
+    pub errno: i32,
+    /// What tcpevent_last_error says.
+    pub text: String,
+}
+
+/// The words by which its lines begin.
+const WORDS: [&str; 18] = [
+    "opened",
+    "refused",
+    "closed",
+    "event",
+    "read",
+    "begun",
+    "following",
+    "ended",
+    "polled",
+    "woken",
+    "handling",
+    "statistics",
+    "forked",
+    "released",
+    "became",
+    "entered",
+    "threads",
+    "version",
+];
+
+/// The process, with any number of handles. Killed when dropped.
+pub struct Watcher {
+    process: Consumer,
+    /// Lines that came while another one was waited for: threads print when they like.
+    kept: VecDeque<String>,
+}
+
+impl Watcher {
+    /// One that has no handle yet.
+    pub fn idle() -> Self {
+        Self { process: Consumer::from(Command::new(c_program("api_watch"))), kept: VecDeque::new() }
+    }
+
+    /// One whose handle 0 is open with these options.
+    pub fn open(options: &str) -> Self {
+        let mut watcher = Self::idle();
+        watcher.open_handle(0, options);
+        watcher
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Options are as `tests/c/api_watch.c` has them. The queue holds whatever else happens on this host, unless it is
+    /// asked for.
+    fn tell_open(&mut self, handle: u32, options: &str) -> String {
+        let queue = if options.contains("queue=") { "" } else { "queue=65536 " };
+        self.tell(&format!("open {handle} {queue}{options}"));
+        self.answer_any(&["opened", "refused"])
+    }
+
+    pub fn open_handle(&mut self, handle: u32, options: &str) {
+        let line = self.tell_open(handle, options);
+        assert_eq!(line, format!("opened {handle}"), "with {options:?}");
+    }
+
+    /// Tries to open a handle, which must fail.
+    pub fn refusal(&mut self, options: &str) -> Refusal {
+        let line = self.tell_open(79, options);
+        let mut parts = line.splitn(3, ' ');
+        assert_eq!(parts.next(), Some("refused"), "it was opened with {options:?}");
+        Refusal { errno: parts.next().unwrap().parse().unwrap(), text: parts.next().unwrap().to_owned() }
+    }
+
+    pub fn tell(&mut self, command: &str) {
+        self.process.tell(command);
+    }
+
+    /// The rest of the next line that begins with this word.
+    pub fn answer(&mut self, word: &str) -> String {
+        let line = self.answer_any(&[word]);
+        line[word.len()..].trim_start().to_owned()
+    }
+
+    /// The next line that begins with one of these words.
+    pub fn answer_any(&mut self, words: &[&str]) -> String {
+        let begins = |line: &String| words.contains(&line.split([' ', '\t']).next().unwrap_or_default());
+        if let Some(at) = self.kept.iter().position(begins) {
+            return self.kept.remove(at).unwrap();
+        }
+        loop {
+            let line = self.process.expect_any(&WORDS);
+            if begins(&line) {
+                return line;
+            }
+            self.kept.push_back(line);
+        }
+    }
+
+    /// The next event that a thread of the process prints.
+    pub fn next_event(&mut self) -> Event {
+        Event::parse(&self.answer_any(&["event"]))
+    }
+
+    /// Gives a command, and returns the rest of the line by which it is answered.
+    pub fn ask(&mut self, command: &str, word: &str) -> String {
+        self.tell(command);
+        self.answer(word)
+    }
+
+    pub fn close_handle(&mut self, handle: u32) {
+        assert_eq!(self.ask(&format!("close {handle}"), "closed"), "0");
+    }
+
+    /// What has come on stderr so far.
+    pub fn stderr(&mut self) -> Vec<String> {
+        self.process.stderr()
+    }
+
+    pub fn statistics(&mut self, handle: u32) -> HashMap<String, i64> {
+        self.ask(&format!("statistics {handle}"), "statistics")
+            .split(' ')
+            .map(|pair| pair.split_once('=').unwrap())
+            .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+            .collect()
+    }
+
+    /// The events up to the answer of a read.
+    pub fn finish_read(&mut self) -> Read {
+        let mut events = Vec::new();
+        loop {
+            let line = self.answer_any(&["event", "read"]);
+            if line.starts_with("event") {
+                events.push(Event::parse(&line));
+                continue;
+            }
+            let mut numbers = line.split(' ').skip(1);
+            let result = numbers.next().unwrap().parse().unwrap();
+            let time = Duration::from_micros(numbers.next().unwrap().parse().unwrap());
+            assert_eq!(events.len(), usize::try_from(result).unwrap_or(0));
+            return Read { result, events, time };
+        }
+    }
+
+    /// One tcpevent_read on the process's main thread.
+    pub fn read(&mut self, handle: u32, count: usize, timeout_ms: i64) -> Read {
+        self.tell(&format!("read {handle} {count} {timeout_ms}"));
+        self.finish_read()
+    }
+
+    /// Reads until all events together are enough. Others than those of the test are among them.
+    pub fn events_until(&mut self, handle: u32, what: &str, mut enough: impl FnMut(&[Event]) -> bool) -> Vec<Event> {
+        let until = Instant::now() + patience();
+        let mut events = Vec::new();
+        while !enough(&events) {
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            let read = self.read(handle, 1000, i64::try_from(left).unwrap());
+            assert!(read.result > 0, "{what} did not come ({}); there were {events:#?}", read.result);
+            events.extend(read.events);
+        }
+        events
+    }
+
+    /// Reads until each of these endpoints has reached CLOSE, and then until a connection of later has. So all that
+    /// there was of these endpoints is returned, endpoint by endpoint.
+    pub fn lives<const N: usize>(&mut self, handle: u32, cookies: [u64; N]) -> [Vec<Event>; N] {
+        let mut events = self.events_until(handle, &format!("the ends of {cookies:?}"), |events| {
+            cookies.iter().all(|cookie| events.iter().any(|event| event.cookie == *cookie && event.is_end()))
+        });
+        events.extend(self.pass_later_connection(handle));
+        cookies.map(|cookie| events.iter().filter(|event| event.cookie == cookie).cloned().collect())
+    }
+
+    /// Opens and closes a connection, and returns the events up to the last one of it: what happened before has come.
+    pub fn pass_later_connection(&mut self, handle: u32) -> Vec<Event> {
+        let connection = Connection::open(V4(), V4());
+        let cookies = cookies_of(&connection);
+        connection.close_client_first();
+        self.events_until(handle, "a later connection", |events| {
+            cookies.iter().all(|cookie| events.iter().any(|event| event.cookie == *cookie && event.is_end()))
+        })
+    }
+
+    /// The close of each of these endpoints; there must be one of each.
+    pub fn closes<const N: usize>(&mut self, handle: u32, cookies: [u64; N]) -> [Event; N] {
+        self.lives(handle, cookies).map(|life| {
+            let [close] = &life[..] else { panic!("{life:#?} came, and not one close") };
+            assert_eq!(close.kind, Kind::Close);
+            close.clone()
+        })
+    }
+}

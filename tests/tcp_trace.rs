@@ -1,0 +1,33 @@
+//! The monitor `tcp_trace`, run as root against real connections, networks that fail, a webhook that does as it is
+//! told, log files that are rotated, and disks that are full.
+
+#[path = "tcp_trace/alerts.rs"]
+mod alerts;
+#[path = "tcp_trace/arguments.rs"]
+mod arguments;
+#[path = "live/consumer.rs"]
+#[allow(dead_code)] // The live tests need the rest.
+mod consumer;
+#[path = "tcp_trace/failures.rs"]
+mod failures;
+#[path = "tcp_trace/filters.rs"]
+mod filters;
+#[path = "tcp_trace/installation.rs"]
+mod installation;
+#[path = "tcp_trace/logs.rs"]
+mod logs;
+#[path = "tcp_trace/monitor.rs"]
+mod monitor;
+#[path = "tcp_trace/network.rs"]
+mod network;
+#[path = "tcp_trace/privileges.rs"]
+mod privileges;
+#[path = "tcp_trace/signals.rs"]
+mod signals;
+#[path = "tcp_trace/states.rs"]
+mod states;
+#[path = "live/traffic.rs"]
+#[allow(dead_code)]
+mod traffic;
+#[path = "tcp_trace/webhook.rs"]
+mod webhook;
