@@ -529,7 +529,7 @@ static __always_inline struct file *file_at(__s32 fd)
 	struct file **slots = BPF_CORE_READ(fdt, fd);
 	struct file *file = 0;
 
-	if (fd < 0 || fd >= BPF_CORE_READ(fdt, max_fds))
+	if (fd < 0 || (__u32)fd >= BPF_CORE_READ(fdt, max_fds))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
 	return file;
