@@ -48,10 +48,11 @@ static __always_inline bool has_port(__u32 list, __u16 port)
 	return set && set->bits[port >> 3] & 1 << (port & 7);
 }
 
-/* Whether one end's address is in its list of prefixes. */
+/* Whether one end's address is in its list of prefixes. ::/0 and the like are not meant for IPv4. */
 static __always_inline bool has_prefix(void *list, struct sock *sk, __u16 family, const bool remote, const bool direct)
 {
 	struct tcp_prefix prefix = {.length = 128};
+	__u8 *for_ipv4;
 
 	if (family == AF_INET) {
 		__u8 addr[16];
@@ -63,7 +64,8 @@ static __always_inline bool has_prefix(void *list, struct sock *sk, __u16 family
 	} else {
 		read_address(prefix.addr, sk, family, remote, direct);
 	}
-	return bpf_map_lookup_elem(list, &prefix);
+	for_ipv4 = bpf_map_lookup_elem(list, &prefix);
+	return for_ipv4 && (family != AF_INET || *for_ipv4);
 }
 
 /* Whether the socket fits what the filter says of addresses, ports and places. */

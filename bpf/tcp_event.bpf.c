@@ -57,7 +57,7 @@ struct {
 	__type(value, struct tcp_port_set);
 } port_sets SEC(".maps");
 
-/* As many entries as the filter has prefixes: user space knows. */
+/* As many entries as the filter has prefixes: user space knows. The value: whether it is for IPv4 too. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1);

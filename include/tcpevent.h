@@ -456,7 +456,7 @@ extern "C" {
  * `options->filter` is a text of words, `dst 10.0.0.0/8,2001:db8::/32 dport 443 failed` for example. An event must
  * fit all that is named; of several values, with commas between them or the word given again, any one will do:
  *
- *     src, dst      local, remote addresses or prefixes. That of an IPv4 one fits the ::ffff: form too
+ *     src, dst      local, remote addresses or prefixes. An IPv4 one fits the ::ffff: form too, ::/0 no IPv4
  *     sport, dport  local, remote ports, or ranges as in 8000-8999
  *     family        inet or inet6
  *     pid, uid      one process ID, user ID, of the owner. While no owner is known, that is 0 and the socket's

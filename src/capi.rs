@@ -264,7 +264,7 @@ pub struct tcpevent_statistics {
 /// `options->filter` is a text of words, `dst 10.0.0.0/8,2001:db8::/32 dport 443 failed` for example. An event must
 /// fit all that is named; of several values, with commas between them or the word given again, any one will do:
 ///
-///     src, dst      local, remote addresses or prefixes. That of an IPv4 one fits the ::ffff: form too
+///     src, dst      local, remote addresses or prefixes. An IPv4 one fits the ::ffff: form too, ::/0 no IPv4
 ///     sport, dport  local, remote ports, or ranges as in 8000-8999
 ///     family        inet or inet6
 ///     pid, uid      one process ID, user ID, of the owner. While no owner is known, that is 0 and the socket's
@@ -576,7 +576,7 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
     // SAFETY: the caller's promise: at least the size can be read.
     let size = if options.is_null() { 0 } else { unsafe { options.cast::<usize>().read_unaligned() } };
     if !options.is_null() && !(size_of::<usize>()..=MOST_STRUCT_SIZE).contains(&size) {
-        return Err(wrong("size", size, "sizeof(struct tcpevent_options)"));
+        return Err(wrong("size", &size, "sizeof(struct tcpevent_options)"));
     }
     // SAFETY: the caller's promise; a structure of zeroes is valid: numbers, and pointers that may be NULL.
     let options: tcpevent_options = unsafe { sized::read(options.cast(), size)? };
@@ -587,7 +587,7 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
         events if events & !most_events == 0 => events,
         events => {
             let takes = "TCPEVENT_STATES, TCPEVENT_CLOSES and TCPEVENT_SNAPSHOTS, or-ed";
-            return Err(wrong("events", events, takes));
+            return Err(wrong("events", &events, takes));
         }
     };
     let rung = match options.probe {
@@ -595,18 +595,18 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
         TCPEVENT_PROBE_KPROBE => Some(Rung::Kprobe),
         TCPEVENT_PROBE_TP_BTF => Some(Rung::TpBtf),
         other => {
-            return Err(wrong("probe", other, "TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE or TCPEVENT_PROBE_TP_BTF"));
+            return Err(wrong("probe", &other, "TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE or TCPEVENT_PROBE_TP_BTF"));
         }
     };
     let queue_slots = match options.queue_slots as usize {
         0 => crate::queue::DEFAULT_SLOTS,
         slots if slots <= MOST_SLOTS => slots,
-        slots => return Err(wrong("queue_slots", slots, "1 to 1048576, or 0 for 1024")),
+        slots => return Err(wrong("queue_slots", &slots, "1 to 1048576, or 0 for 1024")),
     };
     let sweep_interval = match options.snapshot_interval_ms {
         0 => SWEEP_INTERVAL,
         100..=86_400_000 => Duration::from_millis(options.snapshot_interval_ms.into()),
-        other => return Err(wrong("snapshot_interval_ms", other, "100 to 86400000, or 0 for 6200")),
+        other => return Err(wrong("snapshot_interval_ms", &other, "100 to 86400000, or 0 for 6200")),
     };
     // SAFETY: the caller's promise.
     let filter = match unsafe { text("filter", options.filter)? } {
@@ -625,10 +625,10 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
         0 | TCPEVENT_LOG_WARN => Some(Level::Warn),
         TCPEVENT_LOG_INFO => Some(Level::Info),
         TCPEVENT_LOG_DEBUG => Some(Level::Debug),
-        other => return Err(wrong("log_level", other, "TCPEVENT_LOG_WARN, TCPEVENT_LOG_INFO or TCPEVENT_LOG_DEBUG")),
+        other => return Err(wrong("log_level", &other, "TCPEVENT_LOG_WARN, TCPEVENT_LOG_INFO or TCPEVENT_LOG_DEBUG")),
     };
     if options.reserved != 0 {
-        return Err(wrong("reserved", options.reserved, "0"));
+        return Err(wrong("reserved", &options.reserved, "0"));
     }
     let (log, context) = (options.log, Context(options.log_context));
     let write = move |level: Level, line: &CStr| {
@@ -652,7 +652,7 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
     })
 }
 
-fn wrong(name: &'static str, value: impl ToString, takes: &'static str) -> Error {
+fn wrong<T: ToString + ?Sized>(name: &'static str, value: &T, takes: &'static str) -> Error {
     Error::Option { name, value: value.to_string(), takes }
 }
 

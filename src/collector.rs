@@ -34,15 +34,24 @@ const EMPTY_LOOKS: u32 = 4;
 /// The owners of inodes are looked up in a table that is at most this old.
 const OWNERS_AGE: Duration = Duration::from_millis(20);
 
+/// What becomes of a record once it is decoded.
+pub struct Completion<'run> {
+    /// Takes the event.
+    pub sink: &'run dyn Sink,
+    /// Which events are wanted, where the probe could not tell.
+    pub filter: &'run Filter,
+    /// Finds owners by inode.
+    pub holders: &'run HolderIterator,
+    /// Count what was read.
+    pub counters: &'run Counters,
+}
+
 /// Reads until told to stop; then detaches the probe and reads what is left. `when_reading` is called once records
 /// are being read, `before_detach` before the links are closed.
 pub fn collect(
     probe: &mut Probe<'_>,
     sleeper: &Sleeper<'_>,
-    sink: &dyn Sink,
-    filter: &Filter,
-    holders: &HolderIterator,
-    counters: &Counters,
+    completion: &Completion<'_>,
     when_reading: impl FnOnce(&Probe<'_>),
     before_detach: impl FnOnce(&Probe<'_>),
 ) -> libbpf_rs::Result<()> {
@@ -53,13 +62,13 @@ pub fn collect(
         match catch_unwind(|| decode(bytes)) {
             Ok(Some(decoded)) => batch.borrow_mut().push(decoded),
             Ok(None) | Err(_) => {
-                counters.undecoded.fetch_add(1, Ordering::Relaxed);
+                completion.counters.undecoded.fetch_add(1, Ordering::Relaxed);
             }
         }
         0
     })?;
     let ring = builder.build()?;
-    let mut reader = Reader { ring, batch: &batch, sink, filter, holders, counters, owners: None };
+    let mut reader = Reader { ring, batch: &batch, completion, owners: None };
 
     when_reading(probe);
     let mut pace = Pace::default();
@@ -94,10 +103,7 @@ pub fn collect(
 struct Reader<'run, 'cb> {
     ring: RingBuffer<'cb>,
     batch: &'run RefCell<Vec<Decoded>>,
-    sink: &'run dyn Sink,
-    filter: &'run Filter,
-    holders: &'run HolderIterator,
-    counters: &'run Counters,
+    completion: &'run Completion<'run>,
     owners: Option<(Instant, Owners)>,
 }
 
@@ -116,7 +122,7 @@ impl Reader<'_, '_> {
                 if let Some(inode) = unowned_inode {
                     self.find_owner(&mut event, inode);
                     // The probe has let it pass, because it did not know.
-                    if !self.filter.fits_owner(&event) {
+                    if !self.completion.filter.fits_owner(&event) {
                         continue;
                     }
                 }
@@ -124,11 +130,11 @@ impl Reader<'_, '_> {
                     Kind::Close => closes += 1,
                     Kind::State | Kind::Snapshot => states += 1,
                 }
-                self.sink.put_change(event);
+                self.completion.sink.put_change(event);
             }
-            self.sink.put_all();
-            self.counters.closes.fetch_add(closes, Ordering::Relaxed);
-            self.counters.states.fetch_add(states, Ordering::Relaxed);
+            self.completion.sink.put_all();
+            self.completion.counters.closes.fetch_add(closes, Ordering::Relaxed);
+            self.completion.counters.states.fetch_add(states, Ordering::Relaxed);
         }
         // The batch keeps its memory for the next one, but not that of a rare flood.
         batch.shrink_to(1024);
@@ -147,7 +153,7 @@ impl Reader<'_, '_> {
             event.comm = comm;
             event.origin = Origin::Inode;
         } else if event.kind == Kind::Close {
-            self.counters.guesses.fetch_add(1, Ordering::Relaxed);
+            self.completion.counters.guesses.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -157,7 +163,7 @@ impl Reader<'_, '_> {
         {
             return owners.holder(inode);
         }
-        match Owners::find(self.holders) {
+        match Owners::find(self.completion.holders) {
             Ok(owners) => {
                 let holder = owners.holder(inode);
                 self.owners = Some((Instant::now(), owners));

@@ -370,7 +370,7 @@ mod tests {
     fn payload_is_without_syn_and_fin_whatever_was_acknowledged() {
         let acked = |sample: Sample| sample.decoded().payload_acked;
         let by = |direction, bytes_acked, old_state, sequence| {
-            acked(Sample { direction, bytes_acked, old_state, sequence, ..Sample::default() })
+            acked(Sample { old_state, direction, bytes_acked, sequence, ..Sample::default() })
         };
         // A FIN that is still in flight, or has not been sent yet.
         assert_eq!(by(1, 5_001, state::FIN_WAIT1, [3_999, 4_000, 4_000]), 5_000);
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn a_failure_of_the_network_is_told_from_giving_up() {
         let failure = |old_state, err, flags, established_ns| {
-            let event = Sample { old_state, err, flags, established_ns, ..Sample::default() }.decoded();
+            let event = Sample { established_ns, old_state, flags, err, ..Sample::default() }.decoded();
             (event.failure, event.error)
         };
         assert_eq!(failure(state::SYN_SENT, libc::ECONNREFUSED, 0, 0), (Failure::Network, libc::ECONNREFUSED));

@@ -19,6 +19,9 @@ pub struct Prefix {
     pub addr: [u8; 16],
 }
 
+/// Bits of an IPv4 address's `::ffff:` form that are before it.
+const V4_IN_V6: u8 = 96;
+
 /// A set of ports, as bits: that of port `p` is bit `p % 8` of byte `p / 8`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSet(Box<[u8; PortSet::BYTES]>);
@@ -110,8 +113,10 @@ impl Filter {
 
     /// Whether all of an event fits.
     pub fn fits(&self, event: &Event) -> bool {
+        let is_ipv4 = i32::from(event.family) == libc::AF_INET;
         let has_prefix = |list: &[Prefix], addr| {
-            list.is_empty() || list.iter().any(|prefix| prefix.contains(normal_form(event.family, addr)))
+            let contains = |prefix: &Prefix| prefix.contains(normal_form(event.family, addr));
+            list.is_empty() || list.iter().any(|prefix| contains(prefix) && (prefix.is_for_ipv4() || !is_ipv4))
         };
         let has_port = |set: &Option<PortSet>, port| set.as_ref().is_none_or(|set| set.contains(port));
         self.family.is_none_or(|family| family == event.family)
@@ -188,6 +193,11 @@ fn normal_form(family: u16, addr: &[u8; 16]) -> u128 {
 }
 
 impl Prefix {
+    /// Whether it can be meant for IPv4 addresses: not ::/0 and the like.
+    pub fn is_for_ipv4(&self) -> bool {
+        self.length >= V4_IN_V6
+    }
+
     fn contains(&self, addr: u128) -> bool {
         let differs = addr ^ u128::from_be_bytes(self.addr);
         differs.checked_shr(128 - u32::from(self.length)).unwrap_or(0) == 0
@@ -204,7 +214,7 @@ impl FromStr for Prefix {
             None => (text, None),
         };
         let (addr, most, before) = match addr.parse().map_err(drop)? {
-            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 32, 96),
+            IpAddr::V4(v4) => (v4.to_ipv6_mapped(), 32, V4_IN_V6),
             IpAddr::V6(v6) => (v6, 128, 0),
         };
         let length = length.unwrap_or(most);
@@ -305,7 +315,7 @@ mod tests {
             ("src 192.168.0.0/16,10.0.0.1", "src 192.168.0.0/16,10.0.0.2"),
             ("src 192.168.0.0/16 src 10.0.0.1", "src 192.168.0.0/16 src 10.0.0.2"),
             ("dst 0.0.0.0/0", "dst ::/96"),
-            ("dst ::/0", "dst 2001:db8::/32"),
+            ("dst 172.0.0.0/8,::/0", "dst ::/0"),
             ("dst ::ffff:172.217.0.0/112", "dst ::ffff:172.218.0.0/112"),
             ("sport 39999-40001", "sport 40001-65535"),
             ("dport 80,443", "dport 80,444"),
@@ -331,6 +341,7 @@ mod tests {
         assert!(parse("dst 172.217.0.0/16").fits(&event));
         assert!(!parse("dst 172.218.0.0/16").fits(&event));
         assert!(!parse("dst 172.217.0.0/16 family inet").fits(&event));
+        assert!(parse("dst ::/0").fits(&event));
     }
 
     #[test]

@@ -43,12 +43,15 @@ pub fn set_level(level: Level) {
     MOST.store(level as u8, Ordering::Relaxed);
 }
 
+/// Does something with a line.
+pub type Write = dyn Fn(Level, &CStr) + Send + Sync;
+
 /// Takes the lines of the threads that work for a handle.
 pub struct Logger {
     /// The least important level that it takes; `None` for no lines at all.
     pub most: Option<Level>,
     /// What it does with them.
-    pub write: Box<dyn Fn(Level, &CStr) + Send + Sync>,
+    pub write: Box<Write>,
 }
 
 thread_local! {

@@ -193,7 +193,10 @@ impl<'obj> Probe<'obj> {
                     Variables::of(&skeleton).adopted.store(1, Ordering::SeqCst);
                 }
                 Err(refusal) => {
-                    log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
+                    log::line(
+                        Level::Info,
+                        format_args!("connections older than the probe have no owner yet: {refusal}"),
+                    );
                 }
             }
         }
@@ -295,14 +298,14 @@ impl ProbeFds {
 
     /// Endpoints in the map of owners. 0 where this thread may not look.
     pub fn tracked(&self) -> u64 {
-        const BATCH: usize = 4096;
+        const BATCH: u32 = 4096;
 
         // Of the values nobody wants anything, but the kernel gives them.
-        let (mut keys, mut values) = (vec![0u64; BATCH], vec![MaybeUninit::<Owner>::uninit(); BATCH]);
+        let (mut keys, mut values) = (vec![0u64; BATCH as usize], vec![MaybeUninit::<Owner>::uninit(); BATCH as usize]);
         let mut place = 0u32;
         let mut tracked = 0;
         for first in std::iter::once(true).chain(std::iter::repeat(false)) {
-            let mut count = BATCH as u32;
+            let mut count = BATCH;
             let from = if first { std::ptr::null_mut() } else { (&raw mut place).cast() };
             // SAFETY: `place`, and `count` keys and values, are there to be filled.
             let result = unsafe {
@@ -461,9 +464,8 @@ impl Mapped {
     fn of(file: &File) -> Option<Self> {
         let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
         // SAFETY: a new mapping, at a place that the kernel chooses.
-        let start = unsafe {
-            libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
-        };
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
         (start != libc::MAP_FAILED).then_some(Self { start, length })
     }
 
@@ -500,10 +502,7 @@ fn names_of_types(place: &mut MaybeUninit<OpenObject>) -> Option<Vec<Vec<u8>>> {
     Some(names)
 }
 
-fn open<'obj>(
-    btf: Option<&Path>,
-    place: &'obj mut MaybeUninit<OpenObject>,
-) -> Result<OpenTcpEventSkel<'obj>, String> {
+fn open<'obj>(btf: Option<&Path>, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
     let mut object = ObjectBuilder::default();
     if let Some(btf) = btf {
         explain(|| object.btf_custom_path(btf).map(|_| ()))?;
@@ -571,7 +570,7 @@ fn fill_prefixes(map: &MapMut<'_>, prefixes: &[Prefix]) -> libbpf_rs::Result<()>
         let mut key = [0; 20];
         key[..4].copy_from_slice(&u32::from(prefix.length).to_ne_bytes());
         key[4..].copy_from_slice(&prefix.addr);
-        map.update(&key, &[1], MapFlags::ANY)?;
+        map.update(&key, &[prefix.is_for_ipv4().into()], MapFlags::ANY)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::collector;
+use crate::collector::{self, Completion};
 use crate::counters::Counters;
 use crate::descriptors::StandardStreams;
 use crate::error::Error;
@@ -118,16 +118,8 @@ pub fn run(
             kernel.fds = None;
         }
     };
-    let result = collector::collect(
-        &mut probe,
-        sleeper,
-        sink,
-        &settings.filter,
-        &attached.holders,
-        counters,
-        when_reading,
-        before_detach,
-    );
+    let completion = Completion { sink, filter: &settings.filter, holders: &attached.holders, counters };
+    let result = collector::collect(&mut probe, sleeper, &completion, when_reading, before_detach);
     result.map_err(|error| probe::refused(settings, format!("the ring buffer cannot be read: {error}")))
 }
 

@@ -142,12 +142,7 @@ impl Sweeper<'_> {
         outcome
     }
 
-    fn dump_all(
-        &mut self,
-        buffer: &mut Vec<u8>,
-        owners: &Owners,
-        identities: &mut Identities,
-    ) -> Result<(), End> {
+    fn dump_all(&mut self, buffer: &mut Vec<u8>, owners: &Owners, identities: &mut Identities) -> Result<(), End> {
         match self.settings.filter.family.map(i32::from) {
             Some(libc::AF_INET) => return self.dump(Families::Inet, buffer, owners, identities),
             Some(_) => return self.dump(Families::Inet6, buffer, owners, identities),
