@@ -122,15 +122,15 @@ fn a_consumer_that_is_interrupted_while_it_dequeues_has_no_memory_error() {
     }
 }
 
-/// Runs `tests/c/host.c` in one of its modes. A leak check is not for forked children: what the parent's other threads
+/// Runs a program of `tests/c` in one of its modes. A leak check is not for forked children: what the parent's other threads
 /// held is nobody's there.
-fn host_has_no_memory_error(mode: &str, argument: Option<&str>, leak_check: &str) {
+fn has_no_memory_error(program: &str, mode: &str, argument: Option<&str>, leak_check: &str) {
     let _turn = turn();
     let output = Command::new("valgrind")
         .arg(format!("--error-exitcode={ERROR_STATUS}"))
         .args(["-q", &format!("--leak-check={leak_check}"), "--errors-for-leak-kinds=definite"])
         .arg("--show-leak-kinds=definite")
-        .arg(c_program("host"))
+        .arg(c_program(program))
         .arg(mode)
         .args(argument)
         .env("TCPEVENT_NETLINK_INTERVAL", "0")
@@ -143,20 +143,30 @@ fn host_has_no_memory_error(mode: &str, argument: Option<&str>, leak_check: &str
 
 #[test]
 fn a_host_that_unloads_and_loads_the_library_has_no_memory_error() {
-    host_has_no_memory_error("reload", consumer::library().to_str(), "full");
+    has_no_memory_error("host", "reload", consumer::library().to_str(), "full");
 }
 
 #[test]
 fn a_host_that_forks_has_no_memory_error() {
-    host_has_no_memory_error("fork", None, "no");
+    has_no_memory_error("host", "fork", None, "no");
 }
 
 #[test]
 fn a_host_without_standard_streams_has_no_memory_error() {
-    host_has_no_memory_error("closed", None, "full");
+    has_no_memory_error("host", "closed", None, "full");
 }
 
 #[test]
 fn a_host_under_fire_of_signals_has_no_memory_error() {
-    host_has_no_memory_error("storm", Some("10"), "full");
+    has_no_memory_error("host", "storm", Some("10"), "full");
+}
+
+#[test]
+fn hostile_callers_of_the_api_meet_no_memory_error() {
+    has_no_memory_error("api", "arguments", None, "full");
+}
+
+#[test]
+fn handles_that_are_closed_while_they_are_used_make_no_memory_error() {
+    has_no_memory_error("api", "closes", Some("5"), "full");
 }

@@ -44,6 +44,8 @@ impl Truth {
 /// A host with something to tell apart by each key.
 struct Scene {
     network: Network,
+    /// Before its cgroup, which is removed when it is empty.
+    in_cgroup: Server,
     cgroup: Cgroup,
     own_cgroup: u64,
     v4: TcpListener,
@@ -52,7 +54,6 @@ struct Scene {
     in_network: TcpListener,
     closed: u16,
     peer: Peer,
-    in_cgroup: Server,
 }
 
 const OTHER_V4: Ipv4Addr = Ipv4Addr::new(127, 1, 2, 3);
@@ -67,7 +68,7 @@ impl Scene {
         let [v4, v6, dual] = [V4(), V6(), DUAL()].map(|at| TcpListener::bind(at).unwrap());
         let peer = Peer::run(PEER_UID, b"tev-filtered", b"peer");
         let own_cgroup = id_of(&cgroups.own());
-        Self { network, cgroup, own_cgroup, v4, v6, dual, in_network, closed: closed_port(), peer, in_cgroup }
+        Self { network, in_cgroup, cgroup, own_cgroup, v4, v6, dual, in_network, closed: closed_port(), peer }
     }
 
     fn port(listener: &TcpListener) -> u16 {
