@@ -37,7 +37,7 @@ RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for one apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test soak tsan install uninstall clean help setup setup-test fmt lint headers FORCE
+.PHONY: all demo monitor test soak bench micro tsan install uninstall clean help setup setup-test fmt lint headers FORCE
 
 all: $(PROGRAMS) ## build the library, the examples and tcp_trace (the default)
 
@@ -53,6 +53,12 @@ test: setup-test all ## run all tests (as root)
 soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,000 restarts (as root, half an hour)
 	TCPEVENT_SOAK=1 $(CARGO) test --release --locked --test live -- --nocapture \
 		nothing_is_lost cleanup_from_a_signal cycles_of_start
+
+bench: setup-test all ## what watching costs, beside tcplife, tcpstates and ss (as root, five minutes)
+	benches/run --json target/bench/result.json $(BENCH)
+
+micro: | setup ## what an event costs within the library, part by part
+	$(CARGO) bench --locked --bench micro
 
 # The standard library is built anew: races cannot be told from its locks where those are not watched too.
 tsan: | setup-test ## the concurrent unit tests under ThreadSanitizer (needs rustup; minutes the first time)

@@ -35,7 +35,7 @@ pub struct tcpevent(());
 pub const TCPEVENT_STATES: u32 = 1;
 /// Events: connections that end, each with its totals.
 pub const TCPEVENT_CLOSES: u32 = 2;
-/// Events: all open sockets, again and again (kernel: sock_diag).
+/// Events: all open sockets of this network namespace, again and again (kernel: sock_diag).
 pub const TCPEVENT_SNAPSHOTS: u32 = 4;
 
 /// The probe: the first of the others that works.
@@ -86,8 +86,7 @@ pub const TCPEVENT_LOG_INFO: c_int = 2;
 pub const TCPEVENT_LOG_DEBUG: c_int = 3;
 
 /// Takes a line of the library's log: its level (TCPEVENT_LOG_WARN and so on), and its text without a line end, which is
-/// valid during the call. Called on threads of the library and on the one that calls `tcpevent_open`; it must not call
-/// `tcpevent_close`.
+/// valid during the call. Called on threads of the library; it must not call `tcpevent_close`.
 pub type tcpevent_log = Option<unsafe extern "C" fn(context: *mut c_void, level: c_int, text: *const c_char)>;
 
 /// What to watch, and how. Set `size`, and all that is not needed to 0.

@@ -116,7 +116,6 @@ impl Reader<'_, '_> {
         let found = batch.len();
         if found > 0 {
             let clock = WallClock::now();
-            let (mut closes, mut states) = (0, 0);
             for Decoded { mut event, unowned_inode } in batch.drain(..) {
                 event.time_ns = clock.wall_ns(event.monotonic_ns);
                 if let Some(inode) = unowned_inode {
@@ -126,15 +125,15 @@ impl Reader<'_, '_> {
                         continue;
                     }
                 }
-                match event.kind {
-                    Kind::Close => closes += 1,
-                    Kind::State | Kind::Snapshot => states += 1,
-                }
+                // Before it can be read: no statistics may show more delivered than seen.
+                let counter = match event.kind {
+                    Kind::Close => &self.completion.counters.closes,
+                    Kind::State | Kind::Snapshot => &self.completion.counters.states,
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
                 self.completion.sink.put_change(event);
             }
             self.completion.sink.put_all();
-            self.completion.counters.closes.fetch_add(closes, Ordering::Relaxed);
-            self.completion.counters.states.fetch_add(states, Ordering::Relaxed);
         }
         // The batch keeps its memory for the next one, but not that of a rare flood.
         batch.shrink_to(1024);

@@ -29,7 +29,7 @@ mod boundary;
 mod btf;
 pub mod capi;
 pub mod classic;
-mod classic_event;
+pub mod classic_event;
 pub mod clock;
 mod collector;
 pub mod counters;

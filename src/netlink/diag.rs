@@ -168,8 +168,8 @@ pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     if ![AF_INET, AF_INET6].contains(&header.family) || header.inode == 0 {
         return None;
     }
-    let attributes = &payload[HEADER_LEN..];
-    let info = find_attribute(attributes, INET_DIAG_INFO)?;
+    let Attributes { info, cgroup } = Attributes::read(&payload[HEADER_LEN..]);
+    let info = info?;
     let word = |offset| read_u32(info, offset).unwrap_or(0);
     let long = |offset| read_u64(info, offset);
     let bytes_received = long(tcp_info::BYTES_RECEIVED).unwrap_or(0);
@@ -180,7 +180,7 @@ pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     let min_rtt_us = word(tcp_info::MIN_RTT);
     Some(Event {
         cookie: u64::from_ne_bytes(header.socket_id.cookie),
-        cgroup: find_attribute(attributes, INET_DIAG_CGROUP_ID).and_then(|id| read_u64(id, 0)).unwrap_or(0),
+        cgroup: cgroup.and_then(|id| read_u64(id, 0)).unwrap_or(0),
         inode: header.inode.into(),
         payload_received: bytes_received.saturating_sub(fin_received.into()),
         payload_sent,
@@ -219,18 +219,30 @@ fn in_flight(header: &InetResponseHeader, not_sent: u32) -> u64 {
     header.send_queue.saturating_sub(not_sent).saturating_sub(fin_sent.into()).into()
 }
 
-/// The last attribute of a kind. Attributes behind one with an impossible length cannot be found and are left alone.
-fn find_attribute(attributes: &[u8], kind: u16) -> Option<&[u8]> {
-    NlasIterator::new(attributes)
-        .map_while(Result::ok)
-        .filter(|attribute| attribute.kind() == kind)
-        .map(|attribute| {
+/// The attributes that count: the last one of each kind.
+#[derive(Default)]
+struct Attributes<'buf> {
+    info: Option<&'buf [u8]>,
+    cgroup: Option<&'buf [u8]>,
+}
+
+impl<'buf> Attributes<'buf> {
+    /// Attributes behind one with an impossible length cannot be found and are left alone.
+    fn read(bytes: &'buf [u8]) -> Self {
+        let mut found = Self::default();
+        for attribute in NlasIterator::new(bytes).map_while(Result::ok) {
+            let place = match attribute.kind() {
+                INET_DIAG_INFO => &mut found.info,
+                INET_DIAG_CGROUP_ID => &mut found.cgroup,
+                _ => continue,
+            };
             // The iterator has checked the length, but hands out everything up to the end of the message.
             let length = usize::from(attribute.length());
             let attribute: &[u8] = attribute.into_inner();
-            &attribute[ATTRIBUTE_HEADER_LEN..length]
-        })
-        .last()
+            *place = Some(&attribute[ATTRIBUTE_HEADER_LEN..length]);
+        }
+        found
+    }
 }
 
 fn read_u32(bytes: &[u8], offset: usize) -> Option<u32> {

@@ -123,6 +123,11 @@ impl Owners {
         *holder = pid.max(*holder);
     }
 
+    /// Inodes that are held.
+    pub fn len(&self) -> usize {
+        self.by_inode.len()
+    }
+
     /// The process that holds this inode.
     pub fn holder(&self, inode: u64) -> Option<u32> {
         self.by_inode.get(&inode).copied()

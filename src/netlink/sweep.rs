@@ -25,6 +25,9 @@ use crate::wake::{Sleeper, Woken};
 /// The kernel fills a dump's datagrams up to 32 KiB where the buffer has room for that.
 const BUFFER_LEN: usize = 1 << 16;
 
+/// Sockets of a sweep whose memory is worth giving back.
+const LARGE: usize = 1 << 14;
+
 /// A reply that takes longer is given up; the next sweep asks again.
 const REPLY_TIME: Duration = Duration::from_secs(5);
 
@@ -131,6 +134,11 @@ impl Sweeper<'_> {
         self.sink.put_all();
         if matches!(outcome, Err(End::Told)) {
             return outcome;
+        }
+        let is_large = owners.len() > LARGE;
+        drop((owners, identities));
+        if is_large {
+            give_back_memory();
         }
         if self.missed_others && !missed_others_before {
             privilege::warn_of_loss(
@@ -276,6 +284,15 @@ fn identify(pid: u32, naming: Naming) -> Option<Identity> {
         Naming::CommandLine => owners::read_command(pid).map(|name| Identity { name, uid: None }),
         Naming::Comm => owners::read_identity(pid).map(|(name, uid)| Identity { name, uid: Some(uid) }),
     }
+}
+
+/// glibc keeps what was freed, up to 32 MiB once it has seen that much: here that would last until the next sweep.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer, and any thread may call it.
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// 0 where /proc does not say.

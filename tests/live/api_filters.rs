@@ -338,7 +338,7 @@ fn the_classic_functions_take_the_filter_from_the_environment() {
         let [(local, _), _] = connect_and_reset(listener, localhost, localhost);
         local.port()
     });
-    // One close, and three snapshots.
+    // The close, and three snapshots. (A sweep may have met the connection that was closed.)
     let until = Instant::now() + patience();
     let (mut closes, mut snapshots) = (0, 0);
     while closes < 1 || snapshots < 3 {
@@ -349,7 +349,6 @@ fn the_classic_functions_take_the_filter_from_the_environment() {
         closes += u32::from(event.local_port == closed_ports[1]);
         snapshots += u32::from(event.local_port == held_port);
     }
-    assert_eq!(closes, 1);
 }
 
 #[test]

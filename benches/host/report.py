@@ -1,0 +1,114 @@
+"""BENCHMARKS.md, from the results of a run and of others that are to stand beside it."""
+
+import statistics
+
+from . import machine, plot, rows
+from .programs import ROOT
+
+REPORT = ROOT / "BENCHMARKS.md"
+PLOT = ROOT / "benches" / "cost.svg"
+
+HOW = """## How it is measured
+
+- **Rounds.** Each round has everything in it that is compared, in turning order. A value is the median over the
+  rounds, the spread their least and greatest. A ratio is that of two medians of the same run.
+- **A short connection** has its client in one process and its server in another, each on a processor of its own, in
+  a network namespace that is made for the round: connect, 100 bytes to the server, 100 bytes back, the server closes,
+  the client closes; then the next one. It ends twice and changes its state ten times.
+- **Rate lost**: connections a second, against those of the rounds right before and after in which nobody watches. Most
+  of a connection's time is then the waking of the other process on its processor; a watcher that runs now and then keeps
+  that from sleeping deeply, which in a virtual machine can be worth more than the watcher costs (a loss below 0). With
+  both ends on one processor nobody sleeps, and a connection takes half the time: there all of the cost is seen.
+- **Watchers.** The library runs in a process that calls `DequeuePerfEvent` in one thread and counts
+  (`benches/c/consumer.c`); all its settings are the defaults. `tcplife` and `tcpstates` run without options, and write
+  their lines to a file in memory. So their figures hold the printing of a line, and the library's the making of the
+  addresses' text. What each has told of is counted: the notes below say what was lost.
+- **BPF time** is `run_time_ns` of all BPF programs that the process holds (as `bpftool prog show` tells it), over the
+  connections of the round. Only these rounds run with `kernel.bpf_stats_enabled`, which takes time itself.
+- **CPU time** of processes and threads is that of `/proc/PID/task/TID/schedstat`; of `ss`, `wait4`'s, user and system.
+- **Delivery** is from `EventTime` to the return of `DequeuePerfEvent`. On a quiet host 50 connections end a second.
+- **Wake-ups** are the voluntary context switches of all threads, while no connection begins or ends.
+- **Sweeps**: the thread `tcpevent-sweep`, without a probe, and `ss -tinpH` with its output to /dev/null, by turns, in a
+  network namespace with these sockets only.
+- **Throughput**: a queue is filled with snapshots until it refuses one; sweeps end; then threads empty it.
+- **Connections alive** have one end here and none elsewhere: opened in the kernel's repair mode.
+- **Memory** is `Rss` of `/proc/PID/smaps_rollup`, after the load; the most, `VmHWM`. The library's is what its process
+  has more than before it loaded it.
+- **A system call** is `getppid`, of a process that has to do with nothing else: the best of five times 200,000.
+"""
+
+
+def write(result, beside):
+    """Writes both files."""
+    REPORT.write_text(text(result, beside), encoding="utf-8")
+    lines = result["figures"].get("cost", {}).get("lines")
+    if lines:
+        PLOT.write_text(plot.draw(lines, result["machine"]), encoding="utf-8")
+
+
+def text(result, beside):
+    parts = [
+        "# Benchmarks\n",
+        "What watching costs, and how fast events come. Written by `make bench`: do not edit.\n",
+        section(result, "Figures"),
+        tools(result),
+    ]
+    if result["figures"].get("cost", {}).get("lines"):
+        parts += ["## Cost against load\n",
+                  "![CPU time against connections a second](benches/cost.svg)\n",
+                  points(result["figures"]["cost"]["lines"])]
+    for other in beside:
+        parts += [section(other, f"Another machine: Linux {other['machine']['kernel']}"), tools(other)]
+    parts.append(HOW)
+    return "\n".join(parts)
+
+
+def section(result, title):
+    options = result["options"]
+    lines = [f"## {title}\n", "| | |", "| --- | --- |"]
+    lines += [f"| {what} | {value} |" for what, value in machine.lines(result["machine"])]
+    lines += [f"| run | rounds: {options['rounds']}; connections in each: {options['connections']:,} |", ""]
+    lines += rows.markdown([rows.Row(**fields(row)) for row in result["rows"]])
+    lines.append("")
+    for figure, seen in result["figures"].items():
+        lines += [f"- {figure}: {note}" for note in seen.get("notes", [])]
+    if lines[-1]:
+        lines.append("")
+    return "\n".join(lines)
+
+
+def fields(row):
+    """Without what is computed from the others."""
+    return {name: value for name, value in row.items() if name not in ("value", "peer_value", "ratio", "met")}
+
+
+def tools(result):
+    """All watchers side by side, in absolute figures."""
+    load, bpf = (result["figures"].get(name, {}).get("rounds", {}) for name in ("load", "bpf"))
+    if not load:
+        return ""
+    lines = ["| watcher | connections/s | rate lost | CPU of its process | BPF time | events lost |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    for name, rounds in load.items():
+        def median(key, of=rounds):
+            values = [one[key] for one in of if key in one]
+            return statistics.median(values) if values else None
+
+        def cell(value, unit):
+            return f"{rows.amount(value)} {unit}" if value is not None else ""
+
+        shown = f"libtcpEvent, {name}" if name in ("kprobe", "tp_btf") else name
+        lost = median("lost_share")
+        lines.append("| " + " | ".join([
+            shown, rows.amount(median("rate")), cell(median("loss"), "%"),
+            cell(median("cpu_us") or None, "us a connection"),
+            cell(median("bpf_us", bpf.get(name, [])), "us a connection"),
+            cell(100 * lost if lost is not None else None, "%")]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def points(lines):
+    out = ["| watcher | connections/s: CPU time, % of one processor |", "| --- | --- |"]
+    for name, values in lines.items():
+        out.append(f"| {name} | " + ", ".join(f"{x:,.0f}: {rows.amount(y)}" for x, y in values) + " |")
+    return "\n".join(out) + "\n"
