@@ -123,8 +123,8 @@ impl Owners {
         *holder = pid.max(*holder);
     }
 
-    /// Inodes that are held.
-    pub fn len(&self) -> usize {
+    /// How many inodes are held.
+    pub fn count(&self) -> usize {
         self.by_inode.len()
     }
 

@@ -135,7 +135,7 @@ impl Sweeper<'_> {
         if matches!(outcome, Err(End::Told)) {
             return outcome;
         }
-        let is_large = owners.len() > LARGE;
+        let is_large = owners.count() > LARGE;
         drop((owners, identities));
         if is_large {
             give_back_memory();
