@@ -17,7 +17,7 @@
 #define TCPEVENT_CLOSES 2
 
 /**
- * Events: all open sockets, again and again (kernel: sock_diag).
+ * Events: all open sockets of this network namespace, again and again (kernel: sock_diag).
  */
 #define TCPEVENT_SNAPSHOTS 4
 
@@ -130,8 +130,7 @@ struct tcpevent;
 
 /**
  * Takes a line of the library's log: its level (TCPEVENT_LOG_WARN and so on), and its text without a line end, which is
- * valid during the call. Called on threads of the library and on the one that calls `tcpevent_open`; it must not call
- * `tcpevent_close`.
+ * valid during the call. Called on threads of the library; it must not call `tcpevent_close`.
  */
 typedef void (*tcpevent_log)(void *context, int level, const char *text);
 

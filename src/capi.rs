@@ -7,11 +7,11 @@
 #![allow(non_camel_case_types)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::mem::size_of;
+use std::mem::{self, size_of};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use crate::boundary::{guard, quiet_panics};
@@ -536,9 +536,11 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 /// Runs the body of a function: an error becomes the thread's last one and its negative errno, and so does a panic. No line
 /// is written anywhere.
 fn call(function: &'static str, body: impl FnOnce() -> Result<c_int, Error>) -> c_int {
+    static SILENT: LazyLock<Arc<Logger>> =
+        LazyLock::new(|| Arc::new(Logger { most: None, write: Box::new(|_, _| {}) }));
+
     quiet_panics();
-    let silent = Arc::new(Logger { most: None, write: Box::new(|_, _| {}) });
-    let result = log::with_logger(&silent, || catch_unwind(AssertUnwindSafe(body)));
+    let result = log::with_logger(&SILENT, || catch_unwind(AssertUnwindSafe(body)));
     match result {
         Ok(Ok(value)) => value,
         Ok(Err(error)) => last_error::set(&error),
@@ -572,13 +574,18 @@ impl Context {
 ///
 /// As for `tcpevent_open`.
 unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Error> {
-    // SAFETY: the caller's promise: at least the size can be read.
-    let size = if options.is_null() { 0 } else { unsafe { options.cast::<usize>().read_unaligned() } };
-    if !options.is_null() && !(size_of::<usize>()..=MOST_STRUCT_SIZE).contains(&size) {
-        return Err(wrong("size", &size, "sizeof(struct tcpevent_options)"));
-    }
-    // SAFETY: the caller's promise; a structure of zeroes is valid: numbers, and pointers that may be NULL.
-    let options: tcpevent_options = unsafe { sized::read(options.cast(), size)? };
+    let options: tcpevent_options = if options.is_null() {
+        // SAFETY: numbers, and pointers that may be NULL.
+        unsafe { mem::zeroed() }
+    } else {
+        // SAFETY: the caller's promise: at least the size can be read.
+        let size = unsafe { options.cast::<usize>().read_unaligned() };
+        if !(size_of::<usize>()..=MOST_STRUCT_SIZE).contains(&size) {
+            return Err(wrong("size", &size, "sizeof(struct tcpevent_options)"));
+        }
+        // SAFETY: the caller's promise; a structure of zeroes is valid, as above.
+        unsafe { sized::read(options.cast(), size)? }
+    };
 
     let most_events = TCPEVENT_STATES | TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS;
     let events = match options.events {
