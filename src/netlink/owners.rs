@@ -20,6 +20,8 @@ use crate::event::COMM_LEN;
 #[derive(Debug, Default)]
 pub struct Owners {
     by_inode: HashMap<u64, u32>,
+    /// They are of all processes, whatever this one may look into.
+    are_all: bool,
 }
 
 /// The iterator of a probe, as long as that is attached.
@@ -75,7 +77,7 @@ impl Owners {
 
     /// Reads what the iterator tells.
     fn read(mut run: File) -> io::Result<Self> {
-        let mut owners = Self::default();
+        let mut owners = Self { are_all: true, ..Self::default() };
         let mut buffer = vec![0; HOLDERS_LEN];
         // A holder may be told in two parts.
         let mut kept = 0;
@@ -121,6 +123,11 @@ impl Owners {
     fn insert(&mut self, inode: u64, pid: u32) {
         let holder = self.by_inode.entry(inode).or_insert(pid);
         *holder = pid.max(*holder);
+    }
+
+    /// Whether a holder that is not among them is none: not one that this process may not look into.
+    pub fn are_all(&self) -> bool {
+        self.are_all
     }
 
     /// How many inodes are held.

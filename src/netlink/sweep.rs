@@ -238,7 +238,7 @@ impl Sweeper<'_> {
     fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) {
         let naming = self.settings.naming;
         let holder = owners.holder(event.inode);
-        if holder.is_none() {
+        if holder.is_none() && !owners.are_all() {
             // Maybe because this process may not look into another user's.
             self.missed_others |= event.uid != own_uid();
         }
