@@ -17,7 +17,7 @@ pub fn guard<T>(function: &'static str, body: impl FnOnce() -> T) -> Option<T> {
 
 /// Sends the messages of panics where the other lines go, instead of to the host's stderr. The hook is that of the Rust
 /// library inside this one: a host that is written in Rust has its own.
-pub fn quiet_panics() {
+fn quiet_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| panic::set_hook(Box::new(|info| log::line(Level::Error, info))));
 }

@@ -8,13 +8,12 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::{self, size_of};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::ptr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use crate::boundary::{guard, quiet_panics};
+use crate::boundary::guard;
 use crate::error::Error;
 use crate::event::{Event, Failure};
 use crate::filter::Filter;
@@ -459,7 +458,7 @@ pub extern "C" fn tcpevent_state_name(state: c_int) -> *const c_char {
         c"CLOSING",
         c"NEW_SYN_RECV",
     ];
-    name(&NAMES, state)
+    name(&NAMES, state, c"UNKNOWN")
 }
 
 /// The name of an origin: "guess", "connect", "accept", "close" or "inode"; "unknown" where there is no such origin. Static.
@@ -467,7 +466,7 @@ pub extern "C" fn tcpevent_state_name(state: c_int) -> *const c_char {
 /// Thread-safe, and safe in signal handlers.
 #[unsafe(no_mangle)]
 pub extern "C" fn tcpevent_origin_name(origin: c_int) -> *const c_char {
-    name(&[c"guess", c"connect", c"accept", c"close", c"inode", c"unknown"], origin)
+    name(&[c"guess", c"connect", c"accept", c"close", c"inode"], origin, c"unknown")
 }
 
 /// Writes an address of an event as inet_ntop(3) does, NUL-terminated.
@@ -539,18 +538,12 @@ fn call(function: &'static str, body: impl FnOnce() -> Result<c_int, Error>) -> 
     static SILENT: LazyLock<Arc<Logger>> =
         LazyLock::new(|| Arc::new(Logger { most: None, write: Box::new(|_, _| {}) }));
 
-    quiet_panics();
-    let result = log::with_logger(&SILENT, || catch_unwind(AssertUnwindSafe(body)));
-    match result {
-        Ok(Ok(value)) => value,
-        Ok(Err(error)) => last_error::set(&error),
-        Err(_) => last_error::set(&Error::Bug { function }),
-    }
+    let result = log::with_logger(&SILENT, || guard(function, body)).unwrap_or(Err(Error::Bug { function }));
+    result.unwrap_or_else(|error| last_error::set(&error))
 }
 
-/// The name of a number; the last one (of states: the first) where it has none.
-fn name(names: &[&'static CStr], number: c_int) -> *const c_char {
-    let unknown = if names[0] == c"UNKNOWN" { names[0] } else { names[names.len() - 1] };
+/// The name of a number; `unknown` where it has none.
+fn name(names: &[&'static CStr], number: c_int, unknown: &'static CStr) -> *const c_char {
     usize::try_from(number).ok().and_then(|number| names.get(number)).unwrap_or(&unknown).as_ptr()
 }
 

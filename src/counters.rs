@@ -61,18 +61,18 @@ impl Counters {
         }
     }
 
-    /// Reads all, and takes the queue's in.
-    pub fn read(&self, shed: Shed) -> Statistics {
+    /// Reads all, and takes in the queue's, and those of the probe that is attached.
+    pub fn read(&self, shed: Shed, kernel: &KernelCounters) -> Statistics {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Statistics {
             states: value(&self.states),
             closes: value(&self.closes),
             snapshots: value(&self.snapshots),
             sweeps: value(&self.sweeps),
-            lost_records: value(&self.lost_records),
-            lost_owners: value(&self.lost_owners),
-            skipped_runs: value(&self.skipped_runs),
-            recovered: value(&self.recovered),
+            lost_records: value(&self.lost_records) + kernel.lost_records,
+            lost_owners: value(&self.lost_owners) + kernel.lost_owners,
+            skipped_runs: value(&self.skipped_runs) + kernel.skipped_runs,
+            recovered: value(&self.recovered) + kernel.recovered,
             undecoded: value(&self.undecoded),
             guesses: value(&self.guesses),
             shed,

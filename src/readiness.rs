@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::time::Duration;
 
-use crate::wake::write_eventfd;
+use crate::wake::{new_eventfd, poll, write_eventfd};
 
 /// See the module's documentation.
 pub struct Readiness {
@@ -35,14 +35,15 @@ pub enum Waited {
 impl Readiness {
     /// Nothing is there yet.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: none of the calls takes a pointer; what they return is checked by `owned`, and nobody else's.
-        let (epoll, queued, wake) = unsafe {
-            (
-                owned(libc::epoll_create1(libc::EPOLL_CLOEXEC))?,
-                owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?,
-                owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK | libc::EFD_SEMAPHORE))?,
-            )
+        // SAFETY: it takes no pointer, and a descriptor that it returns is nobody else's.
+        let epoll = unsafe {
+            let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
         };
+        let (queued, wake) = (new_eventfd(0)?, new_eventfd(libc::EFD_SEMAPHORE)?);
         for fd in [&queued, &wake] {
             let mut event = libc::epoll_event { events: libc::EPOLLIN.cast_unsigned(), u64: 0 };
             // SAFETY: open descriptors and a valid event.
@@ -103,28 +104,14 @@ impl Readiness {
 
     /// Waits until there may be something.
     pub fn wait(&self, time: Option<Duration>) -> Waited {
-        let mut fd = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
-        let limit = time.map(|time| libc::timespec {
-            tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-            tv_nsec: time.subsec_nanos().into(),
-        });
-        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: a valid pollfd, and a valid timespec or none.
-        match unsafe { libc::ppoll(&raw mut fd, 1, limit, std::ptr::null()) } {
+        let fd = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
+        match poll(&mut [fd], time) {
             0 => Waited::TimedOut,
             1.. => Waited::Ready,
             // It can fail for no other reason.
             _ => Waited::Interrupted,
         }
     }
-}
-
-fn owned(fd: RawFd) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the caller has it from the kernel just now.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Takes what an eventfd has to give: all, or one where it is a semaphore. Nothing is no error.

@@ -138,7 +138,7 @@ impl Session {
 
     /// All counters.
     pub fn statistics(&self) -> Statistics {
-        self.counters.read(self.queue.shed())
+        self.counters.read(self.queue.shed(), &self.attached.counters())
     }
 
     /// Starts the sweeping thread, once an epoch, where sweeps are allowed and wanted.
@@ -156,20 +156,10 @@ impl Session {
         }
         let body = move || {
             let _turn = self.sweep_turn.lock();
-            let streams = StandardStreams::hold();
-            let sleeper = self.sweep_waker.sleeper();
-            drop(streams);
-            match sleeper {
-                // A stop that came before the sleeper was there has woken nobody.
-                Ok(_) if self.epoch.load(Ordering::SeqCst) != epoch => {}
-                Ok(sleeper) => {
-                    let filter = &settings.probe.filter;
-                    let holders = &self.attached.holders;
-                    let settings = SweepSettings { interval, naming: Naming::CommandLine, filter, holders };
-                    sweep::sweep_until_told(&sleeper, &settings, self, &self.counters);
-                }
-                Err(source) => log::line(Level::Warn, no_descriptor(source)),
-            }
+            let (filter, holders) = (&settings.probe.filter, &self.attached.holders);
+            let settings = SweepSettings { interval, naming: Naming::CommandLine, filter, holders };
+            let is_over = || self.epoch.load(Ordering::SeqCst) != epoch;
+            sweep::run(&self.sweep_waker, is_over, &settings, self, &self.counters);
         };
         // Nobody joins it: it ends by itself, and the session is never freed.
         match spawn("tcpevent-sweep", body) {

@@ -7,6 +7,30 @@ use std::time::Duration;
 
 const NO_FD: RawFd = -1;
 
+/// A new eventfd that never blocks, and is closed on exec.
+pub fn new_eventfd(flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: eventfd takes no pointers, and a descriptor that it returns is nobody else's.
+    unsafe {
+        let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK | flags);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Waits until one of these is ready (negative numbers are passed over), or for a time. As ppoll(2): how many are, or -1
+/// where a signal handler has run.
+pub fn poll(fds: &mut [libc::pollfd], time: Option<Duration>) -> i32 {
+    let limit = time.map(|time| libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: valid pollfds, as many as is said, and a valid timespec or none.
+    unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, limit, std::ptr::null()) }
+}
+
 /// Adds to an eventfd that is open. A counter that is full (EAGAIN) wakes as well.
 ///
 /// Async-signal-safe: write(2) only, and errno is left as it was.
@@ -34,14 +58,7 @@ impl Waker {
 
     /// Publishes a new eventfd for the calling thread, until the sleeper is dropped.
     pub fn sleeper(&self) -> io::Result<Sleeper<'_>> {
-        // SAFETY: eventfd takes no pointers, and a descriptor that it returns is nobody else's.
-        let fd = unsafe {
-            let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
+        let fd = new_eventfd(0)?;
         self.fd.store(fd.as_raw_fd(), Ordering::SeqCst);
         Ok(Sleeper { waker: self, fd })
     }
@@ -86,13 +103,7 @@ impl Sleeper<'_> {
             events: libc::POLLIN,
             revents: 0,
         });
-        let limit = time.map(|time| libc::timespec {
-            tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-            tv_nsec: time.subsec_nanos().into(),
-        });
-        let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: an array of valid pollfds (poll passes over negative descriptors), and a valid timespec or none.
-        let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), 2, limit, std::ptr::null()) };
+        let ready = poll(&mut fds, time);
         if ready > 0 && fds[0].revents != 0 {
             Woken::Told
         } else if ready > 0 {

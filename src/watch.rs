@@ -196,14 +196,8 @@ impl Watch {
     /// All counters, the kernel's as they are now.
     pub fn statistics(&self) -> WatchStatistics {
         let shared = &*self.shared;
-        let kernel = shared.attached.counters();
-        let mut counters = shared.counters.read(shared.queue.shed());
-        counters.lost_records += kernel.lost_records;
-        counters.lost_owners += kernel.lost_owners;
-        counters.recovered += kernel.recovered;
-        counters.skipped_runs += kernel.skipped_runs;
         WatchStatistics {
-            counters,
+            counters: shared.counters.read(shared.queue.shed(), &shared.attached.counters()),
             rung: self.rung,
             queue_slots: self.queue_slots,
             queued: shared.queue.len(),
@@ -284,18 +278,8 @@ impl Shared {
 
     /// The body of the sweeping thread.
     fn run_sweeps(&self, interval: Duration, probe: &ProbeSettings) {
-        let streams = StandardStreams::hold();
-        let sleeper = self.sweep_waker.sleeper();
-        drop(streams);
-        match sleeper {
-            // An end that came before the sleeper was there has woken nobody.
-            Ok(_) if self.is_ending() => {}
-            Ok(sleeper) => {
-                let holders = &self.attached.holders;
-                let settings = SweepSettings { interval, naming: Naming::Comm, filter: &probe.filter, holders };
-                sweep::sweep_until_told(&sleeper, &settings, self, &self.counters);
-            }
-            Err(source) => log::line(Level::Warn, no_descriptor(source)),
-        }
+        let (filter, holders) = (&probe.filter, &self.attached.holders);
+        let settings = SweepSettings { interval, naming: Naming::Comm, filter, holders };
+        sweep::run(&self.sweep_waker, || self.is_ending(), &settings, self, &self.counters);
     }
 }

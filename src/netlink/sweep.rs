@@ -20,7 +20,8 @@ use crate::filter::Filter;
 use crate::log::{self, Level};
 use crate::privilege::{self, Capability};
 use crate::sink::Sink;
-use crate::wake::{Sleeper, Woken};
+use crate::threads::no_descriptor;
+use crate::wake::{Sleeper, Waker, Woken};
 
 /// The kernel fills a dump's datagrams up to 32 KiB where the buffer has room for that.
 const BUFFER_LEN: usize = 1 << 16;
@@ -52,8 +53,26 @@ pub struct SweepSettings<'run> {
     pub holders: &'run HolderIterator,
 }
 
-/// Sweeps until told to stop.
-pub fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &dyn Sink, counters: &Counters) {
+/// The body of a sweeping thread: sweeps until `waker` tells it to stop, or not at all where `is_over` by then.
+pub fn run(
+    waker: &Waker,
+    is_over: impl Fn() -> bool,
+    settings: &SweepSettings<'_>,
+    sink: &dyn Sink,
+    counters: &Counters,
+) {
+    let streams = StandardStreams::hold();
+    let sleeper = waker.sleeper();
+    drop(streams);
+    match sleeper {
+        // A stop that came before the sleeper was there has woken nobody.
+        Ok(_) if is_over() => {}
+        Ok(sleeper) => sweep_until_told(&sleeper, settings, sink, counters),
+        Err(source) => log::line(Level::Warn, no_descriptor(source)),
+    }
+}
+
+fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &dyn Sink, counters: &Counters) {
     let interval = settings.interval;
     let mut rounds = Sweeper {
         sleeper,
