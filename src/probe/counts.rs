@@ -1,0 +1,127 @@
+//! What the kernel's side counts, and the descriptors that tell it.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use libbpf_rs::{Link, Program, libbpf_sys};
+
+use crate::skeleton::TcpEventSkel;
+
+/// The variables of `bpf/tcp_event.bpf.c`. They are shared with the kernel, so they are read and written as atomics only.
+pub struct Variables<'probe> {
+    /// 1 asks the program to wake the reader at the next record.
+    pub reader_sleeps: &'probe AtomicU32,
+    /// 1 tells the iterator that owners of older endpoints are known.
+    pub(super) adopted: &'probe AtomicU32,
+    /// Records that found the ring full.
+    pub lost_records: &'probe AtomicU64,
+    /// Owners that found the map full.
+    pub lost_owners: &'probe AtomicU64,
+    /// Changes that the main program missed, and the second look reported.
+    pub recovered: &'probe AtomicU64,
+}
+
+impl<'probe> Variables<'probe> {
+    pub(super) fn of(skeleton: &'probe TcpEventSkel<'_>) -> Self {
+        let bss = skeleton.maps.bss_data.as_deref().expect("the program has variables");
+        let bss = std::ptr::from_ref(bss).cast_mut();
+        // SAFETY: the variables are aligned, mapped for as long as the skeleton lives, and accessed by nobody
+        // in this process but through these atomics.
+        unsafe {
+            Self {
+                reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
+                adopted: AtomicU32::from_ptr(&raw mut (*bss).adopted),
+                lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
+                lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
+                recovered: AtomicU64::from_ptr(&raw mut (*bss).recovered),
+            }
+        }
+    }
+}
+
+/// Descriptors of the parts that count. Valid for as long as the probe is attached.
+#[derive(Clone, Copy)]
+pub struct ProbeFds {
+    main: RawFd,
+    main_link: RawFd,
+    owners: RawFd,
+}
+
+impl ProbeFds {
+    pub(super) fn of(main: &Program<'_>, main_link: &Link, skeleton: &TcpEventSkel<'_>) -> Self {
+        Self {
+            main: main.as_fd().as_raw_fd(),
+            main_link: main_link.as_fd().as_raw_fd(),
+            owners: skeleton.maps.owners.as_fd().as_raw_fd(),
+        }
+    }
+
+    /// Runs of the main program that the kernel skipped, because it was running already on the same CPU. 0 where the
+    /// kernel does not tell (before 5.12; for a kprobe before 6.7). Most are of transitions that do not matter here,
+    /// and the second look makes up for the others.
+    pub fn skipped_runs(&self) -> u64 {
+        let program = info::<libbpf_sys::bpf_prog_info>(self.main).map_or(0, |info| info.recursion_misses);
+        let link = info::<libbpf_sys::bpf_link_info>(self.main_link).map_or(0, |info| {
+            // SAFETY: all its parts are plain numbers, and the kernel says which of them it has filled.
+            unsafe {
+                let event = info.__bindgen_anon_1.perf_event;
+                let is_kprobe = info.type_ == libbpf_sys::BPF_LINK_TYPE_PERF_EVENT
+                    && event.type_ == libbpf_sys::BPF_PERF_EVENT_KPROBE;
+                if is_kprobe { event.__bindgen_anon_1.kprobe.missed } else { 0 }
+            }
+        });
+        program + link
+    }
+
+    /// Endpoints in the map of owners. 0 where this thread may not look.
+    pub fn tracked(&self) -> u64 {
+        const BATCH: u32 = 4096;
+
+        // Of the values nobody wants anything, but the kernel gives them.
+        let (mut keys, mut values) = (vec![0u64; BATCH as usize], vec![MaybeUninit::<Owner>::uninit(); BATCH as usize]);
+        let mut place = 0u32;
+        let mut tracked = 0;
+        for first in std::iter::once(true).chain(std::iter::repeat(false)) {
+            let mut count = BATCH;
+            let from = if first { std::ptr::null_mut() } else { (&raw mut place).cast() };
+            // SAFETY: `place`, and `count` keys and values, are there to be filled.
+            let result = unsafe {
+                libbpf_sys::bpf_map_lookup_batch(
+                    self.owners,
+                    from,
+                    (&raw mut place).cast(),
+                    keys.as_mut_ptr().cast(),
+                    values.as_mut_ptr().cast(),
+                    &raw mut count,
+                    std::ptr::null(),
+                )
+            };
+            // The end is an error too, and may come with the last ones.
+            let ended = result == -libc::ENOENT;
+            if result == 0 || ended {
+                tracked += u64::from(count);
+            }
+            if result != 0 {
+                break;
+            }
+        }
+        tracked
+    }
+}
+
+/// A value of the map of owners.
+type Owner = crate::skeleton::types::owner;
+
+/// Endpoints that the map of owners can hold: as in `bpf/tcp_event.bpf.c`.
+pub const MOST_TRACKED: u64 = 131_072;
+
+/// What the kernel has to tell of a program or link. All-zero bytes must be a valid `T`.
+fn info<T>(fd: RawFd) -> Option<T> {
+    let mut info = MaybeUninit::<T>::zeroed();
+    let mut length = size_of::<T>().try_into().unwrap_or(0);
+    // SAFETY: `info` is `length` bytes, all of them may be written, and its pointers are null.
+    let result = unsafe { libbpf_sys::bpf_obj_get_info_by_fd(fd, info.as_mut_ptr().cast(), &raw mut length) };
+    // SAFETY: zeroes, or what the kernel has put there.
+    (result == 0).then(|| unsafe { info.assume_init() })
+}

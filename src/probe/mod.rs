@@ -1,0 +1,357 @@
+//! Loads the BPF program and attaches it by one rung of the ladder, found by trying.
+
+mod counts;
+mod fds;
+mod messages;
+mod remedy;
+mod types;
+
+use std::io::Read;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject};
+
+pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
+pub use self::fds::BpfFds;
+use self::messages::explain;
+use self::remedy::PERF_EVENTS_REMEDY;
+pub use self::remedy::refused;
+use self::types::KernelTypes;
+use crate::error::Error;
+use crate::filter::{Filter, Prefix};
+use crate::log::{self, Level};
+use crate::privilege::{self, Capability};
+use crate::settings::{ProbeSettings, Rung};
+use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
+
+/// A probe that is attached. Dropping it detaches and unloads everything.
+pub struct Probe<'obj> {
+    // In the order of their attachment. Detached before the object they belong to is unloaded.
+    links: Vec<Link>,
+    /// The link of the iterator over all open files.
+    holders: Option<OwnedFd>,
+    /// Maps and programs.
+    pub skeleton: TcpEventSkel<'obj>,
+    rung: Rung,
+    fds: ProbeFds,
+}
+
+/// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
+/// their owner by inode, once they close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extras {
+    /// A kprobe on `security_sock_graft`, and all the rest.
+    AcceptGraft,
+    /// The exits of the accept system calls, io_uring's completions, and the rest.
+    AcceptSyscallsAndIoUring,
+    /// The same for kernels whose tracepoint of io_uring has other arguments (6.1).
+    AcceptSyscalls,
+    /// The rest alone: who holds older endpoints, and the second look.
+    NoAccept,
+    /// Nothing.
+    Nothing,
+}
+
+impl Extras {
+    /// In the order in which they are tried.
+    const LADDER: [Self; 5] =
+        [Self::AcceptGraft, Self::AcceptSyscallsAndIoUring, Self::AcceptSyscalls, Self::NoAccept, Self::Nothing];
+}
+
+impl<'obj> Probe<'obj> {
+    /// Climbs the ladder until a rung holds. The object must be a fresh place for each call.
+    pub fn attach(settings: &ProbeSettings, places: &'obj mut Places) -> Result<Self, Error> {
+        let rungs: &[Rung] = match &settings.rung {
+            Some(rung) => std::slice::from_ref(rung),
+            None => &Rung::LADDER,
+        };
+        let mut refusals = Vec::new();
+        let types = KernelTypes::reduced(settings, &mut places.of_types);
+        let mut places = places.of_tries.iter_mut();
+        for &rung in rungs {
+            match Self::attach_rung(rung, settings, types.as_ref(), &mut places) {
+                Ok(probe) => {
+                    log::line(Level::Info, format_args!("attached by {}", rung.name()));
+                    return Ok(probe);
+                }
+                Err(refusal) => {
+                    log::line(Level::Info, format_args!("{} refused: {refusal}", rung.name()));
+                    refusals.push(format!("{}: {refusal}", rung.name()));
+                }
+            }
+        }
+        Err(refused(settings, refusals.join("; ")))
+    }
+
+    fn attach_rung(
+        rung: Rung,
+        settings: &ProbeSettings,
+        types: Option<&KernelTypes>,
+        places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
+    ) -> Result<Self, String> {
+        if rung == Rung::Kprobe && !kernel_has_kprobes() {
+            return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
+        }
+        // A kernel that cannot do the extras still does the main thing: the last try is without any.
+        let mut failure = String::new();
+        let mut accept_refusals = Vec::new();
+        for extras in Extras::LADDER {
+            if extras == Extras::AcceptGraft && !kernel_has_kprobes() {
+                continue;
+            }
+            let place = places.next().ok_or("no place for another try")?;
+            let refusal = match Self::try_attach(rung, extras, settings, types, place) {
+                Ok(probe) => {
+                    // Not before: a start that fails has one line to say.
+                    if matches!(extras, Extras::NoAccept | Extras::Nothing) {
+                        warn_of_unseen_accepts(&accept_refusals);
+                    }
+                    return Ok(probe);
+                }
+                Err(Refusal::Main(refusal)) => refusal,
+                Err(Refusal::Accept(refusal)) => {
+                    accept_refusals.push(refusal.clone());
+                    refusal
+                }
+            };
+            log::line(Level::Info, format_args!("{} with {extras:?} refused: {refusal}", rung.name()));
+            failure = refusal;
+        }
+        Err(failure)
+    }
+
+    fn try_attach(
+        rung: Rung,
+        extras: Extras,
+        settings: &ProbeSettings,
+        types: Option<&KernelTypes>,
+        place: &'obj mut MaybeUninit<OpenObject>,
+    ) -> Result<Self, Refusal> {
+        let by_syscalls = matches!(extras, Extras::AcceptSyscallsAndIoUring | Extras::AcceptSyscalls);
+        let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
+        let with_again = extras != Extras::Nothing;
+        let detailed = settings.detailed;
+        let btf = types.map(KernelTypes::path);
+        let mut open = open(btf.as_deref().or(settings.btf.as_deref()), place).map_err(Refusal::Main)?;
+        let progs = &mut open.progs;
+        progs.set_state_entry.set_autoload(rung == Rung::Kprobe && !detailed);
+        progs.set_state_entry_detailed.set_autoload(rung == Rung::Kprobe && detailed);
+        progs.set_state_tracepoint.set_autoload(rung == Rung::TpBtf && !detailed);
+        progs.set_state_tracepoint_detailed.set_autoload(rung == Rung::TpBtf && detailed);
+        progs.set_state_again.set_autoload(with_again && !detailed);
+        progs.set_state_again_detailed.set_autoload(with_again && detailed);
+        progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
+        progs.accept_syscall.set_autoload(by_syscalls);
+        progs.accept_io_uring.set_autoload(by_io_uring);
+        progs.adopt.set_autoload(with_again);
+        configure(&mut open, rung, with_again, settings).map_err(Refusal::Main)?;
+        let mut skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
+        if detailed {
+            explain(|| fill_lists(&mut skeleton, &settings.filter)).map_err(Refusal::Main)?;
+        }
+
+        let mut links = Vec::new();
+        let progs = &skeleton.progs;
+        // Before the main program, so that no connection passes between the two unowned.
+        if extras == Extras::AcceptGraft {
+            links.push(explain(|| progs.accept_graft.attach()).map_err(Refusal::Accept)?);
+        }
+        if by_syscalls {
+            for call in ["sys_exit_accept", "sys_exit_accept4"] {
+                let link =
+                    explain(|| progs.accept_syscall.attach_tracepoint(libbpf_rs::TracepointCategory::Syscalls, call));
+                links.push(link.map_err(Refusal::Accept)?);
+            }
+        }
+        if by_io_uring {
+            links.push(explain(|| progs.accept_io_uring.attach()).map_err(Refusal::Accept)?);
+        }
+        let main = match (rung, detailed) {
+            (Rung::Kprobe, false) => &progs.set_state_entry,
+            (Rung::Kprobe, true) => &progs.set_state_entry_detailed,
+            (Rung::TpBtf, false) => &progs.set_state_tracepoint,
+            (Rung::TpBtf, true) => &progs.set_state_tracepoint_detailed,
+        };
+        let main_link = explain(|| main.attach()).map_err(Refusal::Main)?;
+        let fds = ProbeFds::of(main, &main_link, &skeleton);
+        let mut holders = None;
+        links.push(main_link);
+        if with_again {
+            // After the main program: it looks at what that one has done.
+            let again = if detailed { &progs.set_state_again_detailed } else { &progs.set_state_again };
+            match explain(|| again.attach()) {
+                Ok(link) => links.push(link),
+                Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
+            }
+            match explain(|| adopt(&skeleton)) {
+                Ok(link) => {
+                    holders = Some(link);
+                    Variables::of(&skeleton).adopted.store(1, Ordering::SeqCst);
+                }
+                Err(refusal) => {
+                    log::line(
+                        Level::Info,
+                        format_args!("connections older than the probe have no owner yet: {refusal}"),
+                    );
+                }
+            }
+        }
+        Ok(Self { links, holders, skeleton, rung, fds })
+    }
+
+    /// Hands the iterator over all open files to somebody else.
+    pub fn take_holders(&mut self) -> Option<OwnedFd> {
+        self.holders.take()
+    }
+
+    /// The rung in force.
+    pub fn rung(&self) -> Rung {
+        self.rung
+    }
+
+    /// Descriptors that tell what the kernel's side has counted.
+    pub fn fds(&self) -> ProbeFds {
+        self.fds
+    }
+
+    /// Takes the hooks away. What is in the ring stays readable.
+    pub fn detach(&mut self) {
+        // The accept hooks last, for the same reason that they were attached first.
+        while self.links.pop().is_some() {}
+    }
+
+    /// The program's variables.
+    pub fn variables(&self) -> Variables<'_> {
+        Variables::of(&self.skeleton)
+    }
+}
+
+/// Places for the objects that [`Probe::attach`] makes.
+pub struct Places {
+    of_types: MaybeUninit<OpenObject>,
+    of_tries: [MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()],
+}
+
+impl Places {
+    /// All empty.
+    pub fn new() -> Self {
+        Self { of_types: MaybeUninit::uninit(), of_tries: [const { MaybeUninit::uninit() }; _] }
+    }
+}
+
+/// What went wrong in a try.
+enum Refusal {
+    /// Without it there are no events.
+    Main(String),
+    /// Without it owners are found less well.
+    Accept(String),
+}
+
+fn open<'obj>(btf: Option<&Path>, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
+    let mut object = ObjectBuilder::default();
+    if let Some(btf) = btf {
+        explain(|| object.btf_custom_path(btf).map(|_| ()))?;
+    }
+    explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
+}
+
+/// Sets what the programs cannot change: constants, and the sizes of maps.
+fn configure(
+    open: &mut OpenTcpEventSkel<'_>,
+    rung: Rung,
+    second_look: bool,
+    settings: &ProbeSettings,
+) -> Result<(), String> {
+    let filter = &settings.filter;
+    let constants = open.maps.rodata_data.as_deref_mut().expect("the program has constants");
+    constants.main_is_kprobe = rung == Rung::Kprobe;
+    constants.second_look = second_look;
+    constants.wanted = u8::from(settings.states) | u8::from(settings.closes) << 1;
+    let lists = [
+        filter.local_ports.is_some(),
+        filter.remote_ports.is_some(),
+        !filter.local_prefixes.is_empty(),
+        !filter.remote_prefixes.is_empty(),
+    ];
+    let of_kernel = &mut constants.filter;
+    of_kernel.cgroup = filter.cgroup.unwrap_or(0);
+    of_kernel.netns = filter.netns.unwrap_or(0);
+    of_kernel.pid = filter.pid.unwrap_or(0);
+    of_kernel.uid = filter.uid.unwrap_or(0);
+    of_kernel.by_uid = filter.uid.is_some().into();
+    of_kernel.family = filter.family.unwrap_or(0);
+    of_kernel.failed_only = filter.failed_only.into();
+    of_kernel.lists = lists.iter().rev().fold(0, |bits, list| bits << 1 | u8::from(*list));
+
+    let maps = &mut open.maps;
+    if !settings.detailed {
+        for map in [&mut maps.port_sets, &mut maps.local_prefixes, &mut maps.remote_prefixes] {
+            explain(|| map.set_autocreate(false))?;
+        }
+    }
+    for (map, prefixes) in
+        [(&mut maps.local_prefixes, &filter.local_prefixes), (&mut maps.remote_prefixes, &filter.remote_prefixes)]
+    {
+        let entries = u32::try_from(prefixes.len().max(1)).unwrap_or(u32::MAX);
+        explain(|| map.set_max_entries(entries))?;
+    }
+    Ok(())
+}
+
+/// Puts the filter's lists into their maps.
+fn fill_lists(skeleton: &mut TcpEventSkel<'_>, filter: &Filter) -> libbpf_rs::Result<()> {
+    let maps = &mut skeleton.maps;
+    for (set, key) in [(&filter.local_ports, 0u32), (&filter.remote_ports, 1)] {
+        if let Some(set) = set {
+            maps.port_sets.update(&key.to_ne_bytes(), set.bits(), MapFlags::ANY)?;
+        }
+    }
+    fill_prefixes(&maps.local_prefixes, &filter.local_prefixes)?;
+    fill_prefixes(&maps.remote_prefixes, &filter.remote_prefixes)
+}
+
+fn fill_prefixes(map: &MapMut<'_>, prefixes: &[Prefix]) -> libbpf_rs::Result<()> {
+    for prefix in prefixes {
+        let mut key = [0; 20];
+        key[..4].copy_from_slice(&u32::from(prefix.length).to_ne_bytes());
+        key[4..].copy_from_slice(&prefix.addr);
+        map.update(&key, &[prefix.is_for_ipv4().into()], MapFlags::ANY)?;
+    }
+    Ok(())
+}
+
+/// Accepts are not seen, for these reasons. Where it is for want of privilege, that is worth a warning.
+fn warn_of_unseen_accepts(refusals: &[String]) {
+    const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
+
+    if !refusals.iter().any(|refusal| refusal.contains("EACCES")) {
+        return;
+    }
+    if privilege::perf_events_are_restricted() {
+        log::line(Level::Warn, format_args!("{LOSS}: {PERF_EVENTS_REMEDY}"));
+    } else {
+        // The system calls' tracepoints are found through tracefs, which is root's own.
+        privilege::warn_of_loss(LOSS, &[Capability::DAC_READ_SEARCH]);
+    }
+}
+
+/// Runs the iterator once over all open files. Returns its link, for more.
+fn adopt(skeleton: &TcpEventSkel<'_>) -> libbpf_rs::Result<OwnedFd> {
+    let link = skeleton.progs.adopt.attach()?;
+    let mut iterator = Iter::new(&link)?;
+    let mut nothing = [0; 4096];
+    while iterator.read(&mut nothing)? > 0 {}
+    Ok(link.as_fd().try_clone_to_owned()?)
+}
+
+/// A fact about the kernel, to save a load that would be in vain: either way of making a kprobe is there.
+fn kernel_has_kprobes() -> bool {
+    Path::new("/sys/bus/event_source/devices/kprobe/type").exists()
+        || ["/sys/kernel/tracing/kprobe_events", "/sys/kernel/debug/tracing/kprobe_events"]
+            .iter()
+            .any(|path| Path::new(path).exists())
+}

@@ -1,0 +1,56 @@
+//! What the user can do about a kernel that refused.
+
+use std::fs;
+use std::path::Path;
+
+use super::types::KERNEL_BTF;
+use crate::descriptors;
+use crate::error::{Error, NO_DESCRIPTORS};
+use crate::privilege::{self, Capability};
+use crate::settings::ProbeSettings;
+
+/// The error for a cause, with its remedy.
+pub fn refused(settings: &ProbeSettings, cause: String) -> Error {
+    let (remedy, errno) = remedy(settings, &cause);
+    Error::Probe { cause, remedy, errno }
+}
+
+/// A kprobe is a perf event.
+pub(super) const PERF_EVENTS_REMEDY: &str = "run as root, grant CAP_SYS_ADMIN, or set kernel.perf_event_paranoid to 2";
+
+/// What the user can most likely do about a kernel that refused every rung, and the errno that says so in short.
+fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
+    // libbpf goes on where it gets no descriptor for some small thing, and fails for another reason later.
+    if cause.contains("EMFILE") || descriptors::are_few() {
+        return (NO_DESCRIPTORS, libc::EMFILE);
+    }
+    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
+    if privilege::in_user_namespace() {
+        ("run outside of user namespaces: capabilities in one do not count for BPF", libc::EPERM)
+    } else if privilege::missing(&[Capability::BPF, Capability::PERFMON]).is_some() {
+        ("run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)", libc::EPERM)
+    } else if cause.contains("EACCES") && privilege::perf_events_are_restricted() {
+        (PERF_EVENTS_REMEDY, libc::EPERM)
+    } else if lockdown.contains("[confidentiality]") {
+        let remedy = "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown";
+        (remedy, libc::EPERM)
+    } else if settings.btf.is_none() && !Path::new(KERNEL_BTF).exists() {
+        let remedy =
+            "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";
+        (remedy, libc::EOPNOTSUPP)
+    } else if ["EPERM", "ENOMEM"].iter().any(|errno| cause.contains(errno)) && memlock_is_small() {
+        let remedy = "raise the limit of locked memory (ulimit -l), which kernels before 5.11 charge for BPF maps";
+        (remedy, libc::ENOMEM)
+    } else {
+        ("set TCPEVENT_LOG=debug to see what the kernel refused", libc::EOPNOTSUPP)
+    }
+}
+
+/// Below what the maps take.
+fn memlock_is_small() -> bool {
+    const ENOUGH: libc::rlim_t = 64 << 20;
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a valid rlimit to fill.
+    let got = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
+    got == 0 && limit.rlim_cur < ENOUGH
+}
