@@ -35,6 +35,7 @@ enum {
 
 enum {
 	BPF_ANY = 0,
+	BPF_NOEXIST = 1,
 	BPF_F_NO_PREALLOC = 1,
 };
 
@@ -71,6 +72,7 @@ enum {
 	S_IFSOCK = 0140000,
 };
 
+#define EEXIST 17
 #define ECONNABORTED 103
 
 /* include/net/sock.h: a bit of sock.sk_flags (skc_flags), set once the peer's FIN was received in order */
@@ -226,6 +228,7 @@ struct tcp_sock {
 
 /* include/uapi/linux/bpf.h, of which some values tell what the kernel can do */
 enum bpf_func_id {
+	BPF_FUNC_get_current_task_btf = 158,
 	BPF_FUNC_check_mtu = 163,
 };
 

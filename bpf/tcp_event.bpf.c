@@ -68,7 +68,8 @@ struct {
 
 /* Set before the programs are loaded. */
 const volatile bool main_is_kprobe = false;
-const volatile bool second_look = false;
+const volatile bool second_look = false; /* at each change of state */
+const volatile bool look_at_end = false; /* where a socket fails, and where it is destroyed */
 const volatile __u8 wanted = 0;
 const volatile struct tcp_filter filter = {};
 
@@ -110,12 +111,28 @@ __u64 recovered;
  */
 #define FIELD(direct, ptr, field) ((direct) ? (ptr)->field : BPF_CORE_READ(ptr, field))
 
+/* Loads what can be loaded: with the usual mitigations a call of a helper costs more than all that it does. */
+static __always_inline void read_current(__u32 *pid, __u32 *uid, char *comm)
+{
+	struct task_struct *task;
+
+	*uid = bpf_get_current_uid_gid();
+	/* Since Linux 5.11. */
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+		task = bpf_get_current_task_btf();
+		*pid = task->tgid;
+		*(__u64 *)comm = *(__u64 *)task->comm;
+		*(__u64 *)(comm + 8) = *(__u64 *)(task->comm + 8);
+	} else {
+		*pid = bpf_get_current_pid_tgid() >> 32;
+		bpf_get_current_comm(comm, TASK_COMM_LEN);
+	}
+}
+
 static __always_inline void set_actor(struct owner *owner, __u8 origin)
 {
-	owner->pid = bpf_get_current_pid_tgid() >> 32;
-	owner->uid = bpf_get_current_uid_gid();
+	read_current(&owner->pid, &owner->uid, owner->comm);
 	owner->origin = origin;
-	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
 }
 
 static __always_inline void insert(struct sock *sk, const struct owner *owner)
@@ -133,6 +150,19 @@ static __always_inline void born(struct sock *sk, __u8 origin, const bool detail
 	if (origin != TCP_ORIGIN_NONE)
 		set_actor(&owner, origin);
 	insert(sk, &owner);
+}
+
+/*
+ * The same at a listener, for the plain programs: an endpoint that is in a process's hands already (Fast Open, or a
+ * simultaneous open) stays there. Nothing is left here of an earlier socket at the same address: see left_over().
+ */
+static __always_inline void born_unowned(struct sock *sk)
+{
+	struct owner owner = {.birth_ns = 1, .direction = TCP_DIRECTION_ACCEPTED};
+	long err = bpf_map_update_elem(&owners, &KEY(sk), &owner, BPF_NOEXIST);
+
+	if (err && err != -EEXIST)
+		__sync_fetch_and_add(&lost_owners, 1);
 }
 
 /* The current process acts on the endpoint. */
@@ -202,10 +232,8 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 
 	record->birth_ns = known ? known->birth_ns : 0;
 	if (current_acts) {
-		record->pid = bpf_get_current_pid_tgid() >> 32;
-		record->uid = bpf_get_current_uid_gid();
+		read_current(&record->pid, &record->uid, record->comm);
 		record->origin = new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE;
-		bpf_get_current_comm(record->comm, sizeof(record->comm));
 	} else if (known && known->origin) {
 		record->pid = known->pid;
 		record->uid = known->uid;
@@ -348,8 +376,12 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 		born(sk, TCP_ORIGIN_CONNECT, detailed);
 		break;
 	case TCP_ESTABLISHED:
+		if (old_state != TCP_SYN_RECV)
+			break;
+		if (direct && !detailed && look_at_end)
+			born_unowned(sk);
 		/* With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. */
-		if (old_state == TCP_SYN_RECV && !BPF_CORE_READ(sk, sk_socket))
+		else if (!BPF_CORE_READ(sk, sk_socket))
 			born(sk, TCP_ORIGIN_NONE, detailed);
 		break;
 	case TCP_FIN_WAIT1:
@@ -374,12 +406,7 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 	return 0;
 }
 
-/* Each of these two is called from two programs: a copy in each would make the object half as large again. */
-static __noinline int transition_plain(struct sock *sk, int old_state, int new_state)
-{
-	return transition(sk, old_state, new_state, true, false);
-}
-
+/* Called from two programs: a copy in each would make the object half as large again. */
 static __noinline int transition_detailed(struct sock *sk, int old_state, int new_state)
 {
 	return transition(sk, old_state, new_state, true, true);
@@ -407,8 +434,9 @@ int BPF_KPROBE(set_state_entry_detailed, struct sock *sk, int state)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state)
 {
-	transition_plain(sk, old_state, new_state);
-	set_done(sk, new_state);
+	transition(sk, old_state, new_state, true, false);
+	if (second_look)
+		set_done(sk, new_state);
 	return 0;
 }
 
@@ -421,10 +449,41 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
 }
 
 /*
- * A second look, after either of the two. The kernel skips a program that it is running already on the same CPU, and
- * a kprobe for more reasons than that (kprobes.nmissed). What the first look has left undone is seen by the owner's
- * entry, and done here.
+ * A second look. The kernel skips a program that it is running already on the same CPU, and a kprobe for more reasons
+ * than that (kprobes.nmissed). What the first look has left undone is seen by the owner's entry, and done here.
+ *
+ * The plain program at the tracepoint is skipped in softirq only, over one that a process runs, and a close is all that it
+ * can miss: that is seen where the kernel tells of the error that ended the connection, and where it destroys the socket.
  */
+static __always_inline int left_over(struct sock *sk)
+{
+	struct owner *known;
+
+	if (sk->__sk_common.skc_state != TCP_CLOSE)
+		return 0;
+	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	if (!known)
+		return 0;
+	__sync_fetch_and_add(&recovered, 1);
+	report(sk, known, TCP_CLOSE, true);
+	bpf_map_delete_elem(&owners, &KEY(sk));
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(close_at_destroy, struct sock *sk)
+{
+	return left_over(sk);
+}
+
+/* Of a socket that a process holds: it may be long until that is destroyed. */
+SEC("tp_btf/inet_sk_error_report")
+int BPF_PROG(close_at_error, struct sock *sk)
+{
+	return left_over(sk);
+}
+
+/* The others look again at each change, after the main program. */
 static __always_inline bool is_undone(struct sock *sk, int old_state, int new_state, const bool detailed)
 {
 	/* In the context of a process, where a tracepoint's program does not run already. */
@@ -462,7 +521,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
 {
-	return is_undone(sk, old_state, new_state, false) ? transition_plain(sk, old_state, new_state) : 0;
+	return is_undone(sk, old_state, new_state, false) ? transition(sk, old_state, new_state, true, false) : 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
@@ -471,25 +530,26 @@ int BPF_PROG(set_state_again_detailed, struct sock *sk, int old_state, int new_s
 	return is_undone(sk, old_state, new_state, true) ? transition_detailed(sk, old_state, new_state) : 0;
 }
 
-/*
- * The current process has taken this connection from a listener. What is known already need not be looked at: it is a
- * TCP socket, and not closed.
- */
-static __always_inline void accepted(struct sock *sk)
+/* It may have closed meanwhile, before the entry was there to be deleted. */
+static __always_inline void forget_if_closed(struct sock *sk)
 {
-	struct owner *known = bpf_map_lookup_elem(&owners, &KEY(sk));
-	struct owner owner = {};
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+		bpf_map_delete_elem(&owners, &KEY(sk));
+}
 
-	if (known) {
-		set_actor(known, TCP_ORIGIN_ACCEPT);
-		return;
-	}
+/*
+ * The current process has taken a connection that is not known from a listener: it is older than the probe, or was missed.
+ */
+static __always_inline void accepted_unknown(struct sock *sk)
+{
+	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED};
+
 	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
 	if (!is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		return;
-	owner.direction = TCP_DIRECTION_ACCEPTED;
 	set_actor(&owner, TCP_ORIGIN_ACCEPT);
 	insert(sk, &owner);
+	forget_if_closed(sk);
 }
 
 /*
@@ -500,8 +560,16 @@ static __always_inline void accepted(struct sock *sk)
 SEC("kprobe/security_sock_graft")
 int BPF_KPROBE(accept_graft, struct sock *sk)
 {
-	if (sk)
-		accepted(sk);
+	struct owner *known;
+
+	if (!sk)
+		return 0;
+	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	/* What is known need not be looked at: it is a TCP socket, and not closed. */
+	if (known)
+		set_actor(known, TCP_ORIGIN_ACCEPT);
+	else
+		accepted_unknown(sk);
 	return 0;
 }
 
@@ -521,15 +589,15 @@ static __always_inline struct sock *sock_of(struct file *file)
 	return BPF_CORE_READ(socket, sk);
 }
 
-/* The file that the current process has under a descriptor, or NULL. */
-static __always_inline struct file *file_at(__s32 fd)
+/* The file that the current process has under a descriptor, or NULL. `in_use`: surely it is one. */
+static __always_inline struct file *file_at(__s32 fd, const bool in_use)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
 	struct file **slots = BPF_CORE_READ(fdt, fd);
 	struct file *file = 0;
 
-	if (fd < 0 || (__u32)fd >= BPF_CORE_READ(fdt, max_fds))
+	if (fd < 0 || (!in_use && (__u32)fd >= BPF_CORE_READ(fdt, max_fds)))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
 	return file;
@@ -539,7 +607,7 @@ static __always_inline struct file *file_at(__s32 fd)
 SEC("tracepoint/syscalls/sys_exit_accept4")
 int accept_syscall(struct sys_exit_context *ctx)
 {
-	struct file *file = file_at(ctx->ret);
+	struct file *file = ctx->ret < 0 ? 0 : file_at(ctx->ret, true);
 	struct owner *known;
 	struct sock *sk;
 
@@ -550,7 +618,7 @@ int accept_syscall(struct sys_exit_context *ctx)
 	if (known)
 		set_actor(known, TCP_ORIGIN_ACCEPT);
 	else if (socket_inode_of(file) && sk)
-		accepted(sk);
+		accepted_unknown(sk);
 	return 0;
 }
 
@@ -561,7 +629,7 @@ int accept_syscall(struct sys_exit_context *ctx)
 SEC("tp_btf/io_uring_complete")
 int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cqe)
 {
-	struct file *file = file_at(cqe->res);
+	struct file *file = file_at(cqe->res, false);
 	struct owner *known;
 	struct sock *sk;
 
@@ -615,8 +683,6 @@ int adopt(struct bpf_iter__task_file *ctx)
 	if (known)
 		owner.birth_ns = known->birth_ns;
 	insert(sk, &owner);
-	/* It may have closed meanwhile, before the entry was there to be deleted. */
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
-		bpf_map_delete_elem(&owners, &KEY(sk));
+	forget_if_closed(sk);
 	return 0;
 }

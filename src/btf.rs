@@ -101,7 +101,7 @@ struct Btf<'btf> {
 }
 
 impl<'btf> Btf<'btf> {
-    /// `wanted` are names of structures, unions and enumerations.
+    /// `wanted` are names of structures, unions, enumerations and typedefs.
     fn read(bytes: &'btf [u8], wanted: &[Vec<u8>]) -> Option<Self> {
         let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
         if magic != MAGIC || bytes[2..].first() != Some(&VERSION) {
@@ -128,7 +128,7 @@ impl<'btf> Btf<'btf> {
         let mut at = 0;
         while at < types.len() {
             let found = Type::read(&types[at..])?;
-            if matches!(found.kind(), kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64)
+            if matches!(found.kind(), kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::TYPEDEF)
                 && strings.get(found.word(0) as usize..).is_some_and(is_wanted)
             {
                 this.roots.push(u32::try_from(this.types.len()).ok()?);
@@ -150,6 +150,11 @@ impl<'btf> Btf<'btf> {
         let length = name.iter().position(|byte| *byte == 0)?;
         Some(&name[..=length])
     }
+}
+
+/// Whether one of these types has this name.
+pub fn has(bytes: &[u8], name: &str) -> bool {
+    Btf::read(bytes, &[name.as_bytes().to_vec()]).is_some_and(|btf| !btf.roots.is_empty())
 }
 
 /// The types of these names, and all that they are made of. Pointers point at nothing: libbpf does not follow them.
@@ -260,6 +265,15 @@ mod tests {
     fn a_name_that_the_kernel_has_not_is_left_out() {
         let reduced = reduce(&kernel(), &names(&["tcp_sock_of_another_kernel"])).unwrap();
         assert_eq!(reduced.len(), HEADER_LEN + 1);
+    }
+
+    #[test]
+    fn a_tracepoint_is_a_typedef() {
+        let name = "btf_trace_inet_sock_set_state";
+        let reduced = reduce(&kernel(), &names(&[name, "sock"])).unwrap();
+        assert!(has(&reduced, name));
+        assert!(has(&reduced, "sock"));
+        assert!(!has(&reduced, "btf_trace_inet_sock"));
     }
 
     proptest! {

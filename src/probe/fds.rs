@@ -8,7 +8,7 @@ use libbpf_rs::{AsRawLibbpf, libbpf_sys};
 
 use super::Probe;
 
-/// A probe has at most 6 links, 6 programs and 9 maps.
+/// A probe has at most 7 links, 6 programs and 9 maps.
 const MOST_FDS: usize = 24;
 
 /// No descriptor.

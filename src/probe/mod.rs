@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject};
+use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, ProgramMut};
 
 pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
 pub use self::fds::BpfFds;
@@ -54,6 +54,16 @@ enum Extras {
     NoAccept,
     /// Nothing.
     Nothing,
+}
+
+/// When it is looked again at what the main program has to do: see `bpf/tcp_event.bpf.c`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// At each change of state.
+    AtChanges,
+    /// Where a socket fails, and where it is destroyed.
+    AtEnd,
+    Never,
 }
 
 impl Extras {
@@ -135,6 +145,14 @@ impl<'obj> Probe<'obj> {
         let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
         let with_again = extras != Extras::Nothing;
         let detailed = settings.detailed;
+        // Where the kernel tells of what becomes of a socket, that is all that the tracepoint's plain program needs.
+        let again = if extras == Extras::Nothing {
+            Again::Never
+        } else if !detailed && rung == Rung::TpBtf && types.is_some_and(|types| types.has_error_report) {
+            Again::AtEnd
+        } else {
+            Again::AtChanges
+        };
         let btf = types.map(KernelTypes::path);
         let mut open = open(btf.as_deref().or(settings.btf.as_deref()), place).map_err(Refusal::Main)?;
         let progs = &mut open.progs;
@@ -142,13 +160,15 @@ impl<'obj> Probe<'obj> {
         progs.set_state_entry_detailed.set_autoload(rung == Rung::Kprobe && detailed);
         progs.set_state_tracepoint.set_autoload(rung == Rung::TpBtf && !detailed);
         progs.set_state_tracepoint_detailed.set_autoload(rung == Rung::TpBtf && detailed);
-        progs.set_state_again.set_autoload(with_again && !detailed);
-        progs.set_state_again_detailed.set_autoload(with_again && detailed);
+        progs.set_state_again.set_autoload(again == Again::AtChanges && !detailed);
+        progs.set_state_again_detailed.set_autoload(again == Again::AtChanges && detailed);
+        progs.close_at_error.set_autoload(again == Again::AtEnd);
+        progs.close_at_destroy.set_autoload(again == Again::AtEnd);
         progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
         progs.accept_syscall.set_autoload(by_syscalls);
         progs.accept_io_uring.set_autoload(by_io_uring);
         progs.adopt.set_autoload(with_again);
-        configure(&mut open, rung, with_again, settings).map_err(Refusal::Main)?;
+        configure(&mut open, rung, again, settings).map_err(Refusal::Main)?;
         let mut skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
         if detailed {
             explain(|| fill_lists(&mut skeleton, &settings.filter)).map_err(Refusal::Main)?;
@@ -181,11 +201,18 @@ impl<'obj> Probe<'obj> {
         let mut holders = None;
         links.push(main_link);
         if with_again {
-            // After the main program: it looks at what that one has done.
-            let again = if detailed { &progs.set_state_again_detailed } else { &progs.set_state_again };
-            match explain(|| again.attach()) {
-                Ok(link) => links.push(link),
-                Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
+            // After the main program: they look at what that one has done.
+            let programs: &[&ProgramMut<'_>] = match again {
+                Again::AtChanges if detailed => &[&progs.set_state_again_detailed],
+                Again::AtChanges => &[&progs.set_state_again],
+                Again::AtEnd => &[&progs.close_at_error, &progs.close_at_destroy],
+                Again::Never => &[],
+            };
+            for program in programs {
+                match explain(|| program.attach()) {
+                    Ok(link) => links.push(link),
+                    Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
+                }
             }
             match explain(|| adopt(&skeleton)) {
                 Ok(link) => {
@@ -263,13 +290,14 @@ fn open<'obj>(btf: Option<&Path>, place: &'obj mut MaybeUninit<OpenObject>) -> R
 fn configure(
     open: &mut OpenTcpEventSkel<'_>,
     rung: Rung,
-    second_look: bool,
+    again: Again,
     settings: &ProbeSettings,
 ) -> Result<(), String> {
     let filter = &settings.filter;
     let constants = open.maps.rodata_data.as_deref_mut().expect("the program has constants");
     constants.main_is_kprobe = rung == Rung::Kprobe;
-    constants.second_look = second_look;
+    constants.second_look = again == Again::AtChanges;
+    constants.look_at_end = again == Again::AtEnd;
     constants.wanted = u8::from(settings.states) | u8::from(settings.closes) << 1;
     let lists = [
         filter.local_ports.is_some(),

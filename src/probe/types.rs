@@ -18,8 +18,16 @@ use crate::settings::ProbeSettings;
 /// The kernel's type information.
 pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// The kernel's types, reduced to those that the programs have: in a file that has no name.
-pub(super) struct KernelTypes(File);
+/// What the kernel calls the tracepoint `inet_sk_error_report` (since Linux 5.14) among its types.
+const ERROR_REPORT: &str = "btf_trace_inet_sk_error_report";
+
+/// The kernel's types, reduced to those that the programs have.
+pub(super) struct KernelTypes {
+    /// It has no name.
+    file: File,
+    /// Whether the kernel tells of the errors of sockets.
+    pub(super) has_error_report: bool,
+}
 
 impl KernelTypes {
     /// `None` where that is not possible, or the user has other types in mind: libbpf takes the kernel's own then, or says
@@ -28,7 +36,8 @@ impl KernelTypes {
         if settings.btf.is_some() {
             return None;
         }
-        let names = names_of_types(place)?;
+        let mut names = names_of_types(place)?;
+        names.push(ERROR_REPORT.into());
         let kernel = File::open(KERNEL_BTF).ok()?;
         let reduced = match Mapped::of(&kernel) {
             Some(kernel) => btf::reduce(kernel.bytes(), &names)?,
@@ -42,13 +51,13 @@ impl KernelTypes {
         // SAFETY: the kernel has just given it, to nobody else.
         let mut file = unsafe { File::from_raw_fd(fd) };
         file.write_all(&reduced).ok()?;
-        let this = Self(file);
+        let this = Self { file, has_error_report: btf::has(&reduced, ERROR_REPORT) };
         // Not every container has a /proc.
         this.path().exists().then_some(this)
     }
 
     pub(super) fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
     }
 }
 
