@@ -208,7 +208,7 @@ fn without_privilege_on_error_continue_keeps_the_process_and_its_snapshots() {
 #[test]
 fn a_bad_setting_is_an_error_that_names_it() {
     for (name, value, takes) in [
-        ("TCPEVENT_PROBE", "best", "auto, kprobe or tp_btf"),
+        ("TCPEVENT_PROBE", "best", "auto, kprobe, tp_btf or tracepoint"),
         ("TCPEVENT_QUEUE", "0", "a number of slots from 1 to 1048576"),
         ("TCPEVENT_NETLINK_INTERVAL", "soon", "seconds from 0.1 to 86400, or 0 for off"),
         ("TCPEVENT_ON_ERROR", "stop", "exit or continue"),
