@@ -233,9 +233,8 @@ static __always_inline void put(void *ctx, void *record, __u64 size)
 {
 	long result = bpf_perf_event_output(ctx, &records, BPF_F_CURRENT_CPU, record, size);
 
-	/* The kernel tells the reader by itself how many found the buffer full. */
-	if (result && result != -ENOSPC)
-		count_lost(TCP_LOST_RECORDS);
+	if (result)
+		count_lost(result == -ENOSPC ? TCP_LOST_FULL : TCP_LOST_RECORDS);
 }
 
 static __always_inline void report(void *ctx, const struct tcp_tracepoint *at, const struct change *change,

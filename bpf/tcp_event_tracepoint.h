@@ -30,7 +30,9 @@ enum tcp_lost {
 	/* Records for which there was no buffer on this processor. */
 	TCP_LOST_RECORDS = 0,
 	TCP_LOST_OWNERS = 1,
-	TCP_LOST_KINDS = 2,
+	/* Records that found the buffer full, as far as the kernel tells the program (before Linux 5.0 it does not). */
+	TCP_LOST_FULL = 2,
+	TCP_LOST_KINDS = 3,
 };
 
 #endif

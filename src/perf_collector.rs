@@ -54,16 +54,20 @@ impl Run<'_> {
                 }
             }
         };
+        let fds = probe.fds();
         let lose = |_, count| {
-            counters.lost_records.fetch_add(count, Ordering::Relaxed);
+            // The kernel tells of them with the next record; most kernels have told the program itself before.
+            if !fds.counts_full() {
+                counters.lost_records.fetch_add(count, Ordering::Relaxed);
+            }
         };
         let buffer = PerfBufferBuilder::new(probe.records()).pages(pages()).sample_cb(take).lost_cb(lose).build()?;
-        let fds: Vec<RawFd> = (0..buffer.buffer_cnt())
+        let buffer_fds: Vec<RawFd> = (0..buffer.buffer_cnt())
             .filter_map(|index| buffer.buffer_fd(index).ok())
             .chain([buffer.epoll_fd()])
             .collect();
-        note_fds(&fds);
-        let listener = if self.settings.closes { self.listen() } else { None };
+        note_fds(&buffer_fds);
+        let listener = if self.settings.closes { listen()? } else { None };
         let mut reader = Reader {
             run: self,
             buffer,
@@ -85,11 +89,17 @@ impl Run<'_> {
         reader.queue_all();
         Ok(())
     }
+}
 
-    fn listen(&self) -> Option<Listener> {
-        Listener::open()
-            .inspect_err(|error| log::line(Level::Warn, format_args!("closes have no byte counts: {error}")))
-            .ok()
+/// Without it there are closes all the same.
+fn listen() -> libbpf_rs::Result<Option<Listener>> {
+    match Listener::open() {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => Err(error.into()),
+        Err(error) => {
+            log::line(Level::Warn, format_args!("closes have no byte counts: {error}"));
+            Ok(None)
+        }
     }
 }
 

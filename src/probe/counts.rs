@@ -77,20 +77,25 @@ impl ProbeFds {
         program + link
     }
 
-    /// What a program without variables has lost: records for which there was no buffer, and owners that found the map
-    /// full. 0 for others, whose variables tell.
+    /// What a program without variables has lost: records, and owners that found the map full. 0 for others, whose
+    /// variables tell.
     pub fn lost(&self) -> (u64, u64) {
+        (self.lost_of(LOST_RECORDS) + self.lost_of(LOST_FULL), self.lost_of(LOST_OWNERS))
+    }
+
+    /// Whether the program itself has counted records that found the buffer full.
+    pub fn counts_full(&self) -> bool {
+        self.lost_of(LOST_FULL) > 0
+    }
+
+    fn lost_of(&self, key: u32) -> u64 {
+        let mut count = 0u64;
         let Some(map) = self.lost else {
-            return (0, 0);
+            return 0;
         };
-        let count = |key: u32| {
-            let mut count = 0u64;
-            // SAFETY: a key and a value of the map's sizes.
-            let result =
-                unsafe { libbpf_sys::bpf_map_lookup_elem(map, (&raw const key).cast(), (&raw mut count).cast()) };
-            if result == 0 { count } else { 0 }
-        };
-        (count(LOST_RECORDS), count(LOST_OWNERS))
+        // SAFETY: a key and a value of the map's sizes.
+        let result = unsafe { libbpf_sys::bpf_map_lookup_elem(map, (&raw const key).cast(), (&raw mut count).cast()) };
+        if result == 0 { count } else { 0 }
     }
 
     /// Endpoints in the map of owners. 0 where this thread may not look.
@@ -149,6 +154,7 @@ impl ProbeFds {
 /// Keys of that map: `enum tcp_lost` of `bpf/tcp_event_tracepoint.h`.
 const LOST_RECORDS: u32 = 0;
 const LOST_OWNERS: u32 = 1;
+const LOST_FULL: u32 = 2;
 
 /// A value of the map of owners: the larger one of either program's.
 type Owner = crate::tracepoint_skeleton::types::endpoint;

@@ -21,6 +21,9 @@ pub(super) const FILTER_REMEDY: &str = "take netns and cgroup out of the filter,
 /// The cause that goes with it.
 pub(super) const FILTER_CAUSE: &str = "it knows neither network namespaces nor cgroups";
 
+/// The start of the cause where there is no tracefs.
+pub(super) const TRACEFS_CAUSE: &str = "tracefs cannot be opened";
+
 /// Where the changes of state are: the later name first.
 const CHANGES: [(&str, &str); 2] = [("sock", "inet_sock_set_state"), ("tcp", "tcp_set_state")];
 
@@ -81,7 +84,7 @@ pub(super) fn attach<'obj>(
     if settings.filter.netns.is_some() || settings.filter.cgroup.is_some() {
         return Err(FILTER_CAUSE.to_owned());
     }
-    let tracefs = TraceFs::open().map_err(|error| format!("tracefs cannot be opened: {}", errno_name(&error)))?;
+    let tracefs = TraceFs::open().map_err(|error| format!("{TRACEFS_CAUSE}: {}", errno_name(&error)))?;
     let mut failure = String::new();
     for with_accepts in [true, false] {
         if with_accepts && !kernel_has_kprobes() {

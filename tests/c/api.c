@@ -136,7 +136,7 @@ static void refuse_options(void)
     REFUSED_WITH(events, 8, "events");
     REFUSED_WITH(events, TCPEVENT_CLOSES | 0x80000000u, "events");
     REFUSED_WITH(events, UINT32_MAX, "events");
-    REFUSED_WITH(probe, 3, "probe");
+    REFUSED_WITH(probe, 4, "probe");
     REFUSED_WITH(probe, UINT32_MAX, "probe");
     REFUSED_WITH(queue_slots, 1048577, "queue_slots");
     REFUSED_WITH(queue_slots, UINT32_MAX, "queue_slots");

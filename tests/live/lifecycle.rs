@@ -249,6 +249,19 @@ fn without_btf_the_line_names_the_variable() {
     let _turn = turn();
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount --bind /mnt /sys/kernel/btf && exec \"$0\""]);
-    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0");
+    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", "tp_btf");
     expect_failure(command, "set TCPEVENT_BTF to a BTF file for it");
+}
+
+#[test]
+fn without_btf_the_tracepoint_is_taken_and_a_line_says_what_it_lacks() {
+    let _turn = turn();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind /mnt /sys/kernel/btf && exec \"$0\""]);
+    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", "auto");
+    let mut consumer = Consumer::from(command);
+    consumer.start();
+    let lines = consumer.stderr();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with("libtcpEvent: warn: attached by a plain tracepoint: "), "{lines:?}");
 }
