@@ -219,8 +219,8 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 		break;
 	case TCP_FIN_WAIT2:
 		record->err = by_reset ? ECONNRESET : 0;
-		/* Or by its process. Where this does not tell, user space may see by what was not read. */
-		if (!by_reset && known && known->pid != current_pid && known->state == TCP_FIN_WAIT2 &&
+		/* Or by a process that has not waited for it after all: that cannot be told. */
+		if (!by_reset && known && known->state == TCP_FIN_WAIT2 &&
 		    change->now - known->changed_ns > SAME_SEGMENT_NS)
 			record->flags |= TCP_FLAG_FIN_RECEIVED;
 		break;

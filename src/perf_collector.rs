@@ -181,12 +181,10 @@ impl Reader<'_, '_> {
         self.run.completion.sink.put_all();
     }
 
-    /// Of an attempt that has failed, the plain events tell no counter that is not 0.
+    /// Not an attempt that has failed: connect itself takes the addresses away then, by which its counters would be known.
     fn needs_counters(&self, decoded: &Decoded) -> bool {
         let event = &decoded.event;
-        self.listener.is_some()
-            && event.kind == Kind::Close
-            && (self.run.settings.detailed || event.old_state != state::SYN_SENT)
+        self.listener.is_some() && event.kind == Kind::Close && event.old_state != state::SYN_SENT
     }
 
     fn queue(&mut self, decoded: Decoded, clock: &WallClock) {

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process;
 use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, Event, sees_accepts, slowness, turn};
+use crate::consumer::{Consumer, Event, rung_is_tracepoint, sees_accepts, slowness, turn};
 use crate::traffic::{Connection, DUAL, NumberedConnections, V4, V6, closed_port, own_comm, wall_ns};
 
 /// What every event of this process must say.
@@ -128,7 +128,8 @@ fn a_reset_connection_counts_no_fin() {
     });
     check_common(&client, 2, "127.0.0.1", "127.0.0.1", from);
     check_common(&server, 2, "127.0.0.1", "127.0.0.1", from);
-    assert_eq!(bytes(&client), (7, 301));
+    // Its own reset takes away by what its counters would be known.
+    assert_eq!(bytes(&client), if rung_is_tracepoint() { (0, 0) } else { (7, 301) });
     // Whether the client has acknowledged the 7 bytes before its reset is up to its delayed acknowledgement.
     assert_eq!(server.rx, 300);
     assert!([0, 7].contains(&server.tx), "{server:?}");
