@@ -56,19 +56,25 @@ struct {
 	__type(value, __u64);
 } lost SEC(".maps");
 
-/* The socket that has received a reset just now. The change to TCP_CLOSE comes next on the same processor. */
+/* What has just happened on a processor. */
+struct just {
+	__u64 reset_sk; /* the socket that has received a reset: its change to TCP_CLOSE comes next */
+	__u64 waiting_sk; /* the last change was this socket's, to TCP_FIN_WAIT2 */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
-} reset SEC(".maps");
+	__type(value, struct just);
+} just SEC(".maps");
 
 /*
  * A connection whose process still waits for the peer's FIN is closed by that, some time after it began to wait. One
- * whose process is gone does not wait: the kernel ends it with the segment that has acknowledged its own FIN.
+ * whose process is gone does not wait: the kernel ends it with the segment that has acknowledged its own FIN, so that
+ * there is no other change in between on that processor.
  */
-#define SAME_SEGMENT_NS 20000
+#define SAME_SEGMENT_NS 100000
 
 #define READ(to, ctx, offset) bpf_probe_read(&(to), sizeof(to), (char *)(ctx) + (offset))
 
@@ -78,6 +84,8 @@ struct change {
 	__u64 now;
 	int old_state;
 	int new_state;
+	bool by_reset;
+	bool same_segment; /* as the change before, to TCP_FIN_WAIT2 */
 };
 
 static __always_inline void count_lost(__u32 kind)
@@ -190,13 +198,9 @@ static __always_inline void fill_plain(struct tcp_record *record, void *ctx, con
 static __always_inline void fill_end(struct tcp_detailed_record *record, const struct endpoint *known,
 				     const struct change *change)
 {
-	__u32 zero = 0;
-	__u64 *reset_sk = bpf_map_lookup_elem(&reset, &zero);
-	bool by_reset = reset_sk && *reset_sk == change->sk;
 	__u32 current_pid = bpf_get_current_pid_tgid() >> 32;
+	bool by_reset = change->by_reset;
 
-	if (by_reset)
-		*reset_sk = 0;
 	switch (change->old_state) {
 	case TCP_SYN_SENT:
 	case TCP_SYN_RECV:
@@ -221,7 +225,7 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 		record->err = by_reset ? ECONNRESET : 0;
 		/* Or by a process that has not waited for it after all: that cannot be told. */
 		if (!by_reset && known && known->state == TCP_FIN_WAIT2 &&
-		    change->now - known->changed_ns > SAME_SEGMENT_NS)
+		    !(change->same_segment && change->now - known->changed_ns < SAME_SEGMENT_NS))
 			record->flags |= TCP_FLAG_FIN_RECEIVED;
 		break;
 	default:
@@ -284,10 +288,11 @@ int set_state(void *ctx)
 {
 	__u32 zero = 0;
 	struct tcp_tracepoint *at = bpf_map_lookup_elem(&layout, &zero);
+	struct just *before = bpf_map_lookup_elem(&just, &zero);
 	struct change change = {};
 	struct endpoint *known;
 
-	if (!at || !is_tcp(ctx, at))
+	if (!at || !before || !is_tcp(ctx, at))
 		return 0;
 	READ(change.sk, ctx, at->sk);
 	READ(change.old_state, ctx, at->old_state);
@@ -295,6 +300,10 @@ int set_state(void *ctx)
 	if (change.old_state == change.new_state)
 		return 0;
 	change.now = bpf_ktime_get_ns();
+	change.by_reset = before->reset_sk == change.sk;
+	change.same_segment = before->waiting_sk == change.sk;
+	before->reset_sk = 0;
+	before->waiting_sk = change.new_state == TCP_FIN_WAIT2 ? change.sk : 0;
 	known = bpf_map_lookup_elem(&owners, &change.sk);
 	switch (change.new_state) {
 	case TCP_SYN_SENT:
@@ -341,10 +350,10 @@ int receive_reset(void *ctx)
 {
 	__u32 zero = 0;
 	struct tcp_tracepoint *at = bpf_map_lookup_elem(&layout, &zero);
-	__u64 *sk = bpf_map_lookup_elem(&reset, &zero);
+	struct just *now = bpf_map_lookup_elem(&just, &zero);
 
-	if (at && sk)
-		bpf_probe_read(sk, sizeof(*sk), (char *)ctx + at->reset_sk);
+	if (at && now)
+		bpf_probe_read(&now->reset_sk, sizeof(now->reset_sk), (char *)ctx + at->reset_sk);
 	return 0;
 }
 

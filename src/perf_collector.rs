@@ -14,7 +14,7 @@ use crate::clock::WallClock;
 use crate::collector::{Completer, Completion};
 use crate::decode::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN, decode};
 use crate::event::{Kind, Origin, state};
-use crate::joiner::Joiner;
+use crate::joiner::{Joiner, LONGEST_WAIT};
 use crate::log::{self, Level};
 use crate::netlink::destroyed::Listener;
 use crate::netlink::older::OlderEndpoints;
@@ -162,7 +162,7 @@ impl Reader<'_, '_> {
         self.batch.replace(batch);
         let mut unknown = 0;
         for socket in &destroyed {
-            match self.joiner.join(socket) {
+            match self.joiner.join(socket, now) {
                 Some(close) => self.queue(close, &clock),
                 None => unknown += 1,
             }
@@ -197,7 +197,7 @@ impl Reader<'_, '_> {
     /// The end: nothing is waited for any more.
     fn queue_all(&mut self) {
         let clock = WallClock::now();
-        let end = Instant::now() + crate::joiner::WAIT;
+        let end = Instant::now() + LONGEST_WAIT;
         while let Some(close) = self.joiner.take_overdue(end) {
             self.queue(close, &clock);
         }

@@ -14,8 +14,8 @@ use crate::log::{self, Level};
 /// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY` (include/uapi/linux/sock_diag.h).
 const GROUPS: [u32; 2] = [1, 3];
 
-/// For some thousand notifications that are not read yet.
-const QUEUE_BYTES: libc::c_int = 4 << 20;
+/// For some ten thousand notifications that are not read yet. It is a limit, not taken beforehand.
+const QUEUE_BYTES: libc::c_int = 16 << 20;
 
 /// A notification has some 400 bytes.
 const BUFFER_LEN: usize = 1 << 13;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process;
 use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, Event, rung_is_tracepoint, sees_accepts, slowness, turn};
+use crate::consumer::{Consumer, Event, is_beyond_the_rung, rung_is_tracepoint, sees_accepts, slowness, turn};
 use crate::traffic::{Connection, DUAL, NumberedConnections, V4, V6, closed_port, own_comm, wall_ns};
 
 /// What every event of this process must say.
@@ -169,6 +169,9 @@ fn a_listener_that_closes_is_no_event() {
 
 #[test]
 fn a_stalled_consumer_gets_exactly_the_newest_1024_and_the_message() {
+    if is_beyond_the_rung("counters in the order of the closes") {
+        return;
+    }
     let _turn = turn();
     let mut consumer = Consumer::started(&[]);
     let connections = NumberedConnections::new();
