@@ -13,7 +13,7 @@ use crate::netlink::diag::Destroyed;
 const WAIT: Duration = Duration::from_millis(50);
 
 /// It waits no longer than this. The kernel sends notifications from a work queue of its own, which falls behind where
-/// all processors are busy: with 10,000 connections a second on two of them, by 130 ms.
+/// all processors are busy: with 10,000 connections a second on two of them, by 130 ms, and more where that goes on.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Closes that wait at the same time, at most.

@@ -19,7 +19,7 @@ use crate::api_traffic::{
 use crate::api_watcher::{
     CLOSES, Direction, Event, FAILED, GIVEN_UP, Kind, OLDER, STATES, STATES_AND_CLOSES, Watcher, states,
 };
-use crate::consumer::{is_beyond_the_rung, patience, turn};
+use crate::consumer::{is_beyond_the_rung, patience, rung_is_tracepoint, turn};
 use crate::traffic::{Connection, V4, V6, closed_port, own_comm, set_linger_0};
 
 // ---- Payload and counters
@@ -39,6 +39,16 @@ const ORDERLY_ENDS: [fn(Connection); 4] = [
     },
 ];
 
+/// The payload; without the peer's FIN where that is taken for a byte, as a plain tracepoint may do at the end that has
+/// closed first.
+fn payload_but_fin(event: &Event, received: u64) -> [u64; 3] {
+    let [mut told, sent, acked] = event.payload();
+    if rung_is_tracepoint() && event.old_state == "FIN_WAIT2" && told == received + 1 {
+        told = received;
+    }
+    [told, sent, acked]
+}
+
 #[test]
 fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
     let _turn = turn();
@@ -53,8 +63,8 @@ fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
                 end(connection);
                 let [client, server] = watcher.closes(0, cookies);
                 let [up, down] = [up as u64, down as u64];
-                assert_eq!(client.payload(), [down, up, up], "end {number}: {client:#?}");
-                assert_eq!(server.payload(), [up, down, down], "end {number}: {server:#?}");
+                assert_eq!(payload_but_fin(&client, down), [down, up, up], "end {number}: {client:#?}");
+                assert_eq!(payload_but_fin(&server, up), [up, down, down], "end {number}: {server:#?}");
                 for event in [&client, &server] {
                     assert_eq!((event.flags, event.error), (0, 0), "{event:#?}");
                     assert_eq!((event.segs_retransmitted, event.bytes_retransmitted), (0, 0), "{event:#?}");
