@@ -1,4 +1,4 @@
-//! Compiles and embeds the BPF program, and gives the shared library the name, flags and needs that its
+//! Compiles and embeds the BPF programs, and gives the shared library the name, flags and needs that its
 //! consumers rely on.
 
 use std::env;
@@ -6,15 +6,17 @@ use std::path::PathBuf;
 
 use libbpf_cargo::SkeletonBuilder;
 
-const PROGRAM: &str = "bpf/tcp_event.bpf.c";
+const PROGRAMS: [&str; 2] = ["tcp_event", "tcp_event_tracepoint"];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    SkeletonBuilder::new()
-        .source(PROGRAM)
-        .clang_args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Ibpf"])
-        .build_and_generate(out.join("tcp_event.skel.rs"))
-        .expect("clang could not compile the BPF program");
+    for program in PROGRAMS {
+        SkeletonBuilder::new()
+            .source(format!("bpf/{program}.bpf.c"))
+            .clang_args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Ibpf"])
+            .build_and_generate(out.join(format!("{program}.skel.rs")))
+            .expect("clang could not compile the BPF program");
+    }
     println!("cargo:rerun-if-changed=bpf");
 
     // rustc gives a cdylib no SONAME.

@@ -37,6 +37,11 @@
 #define TCPEVENT_PROBE_TP_BTF 2
 
 /**
+ * The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see README.md.
+ */
+#define TCPEVENT_PROBE_TRACEPOINT 3
+
+/**
  * An event's kind: a state has changed.
  */
 #define TCPEVENT_KIND_STATE 1
@@ -365,7 +370,7 @@ struct tcpevent_statistics {
      */
     size_t size;
     /**
-     * The probe in force: TCPEVENT_PROBE_KPROBE or _TP_BTF; 0 where none is needed (snapshots only).
+     * The probe in force: TCPEVENT_PROBE_KPROBE, _TP_BTF or _TRACEPOINT; 0 where none is needed (snapshots only).
      */
     uint32_t probe;
     /**

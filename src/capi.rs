@@ -43,6 +43,8 @@ pub const TCPEVENT_PROBE_AUTO: u32 = 0;
 pub const TCPEVENT_PROBE_KPROBE: u32 = 1;
 /// The probe: the typed tracepoint inet_sock_set_state.
 pub const TCPEVENT_PROBE_TP_BTF: u32 = 2;
+/// The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see README.md.
+pub const TCPEVENT_PROBE_TRACEPOINT: u32 = 3;
 
 /// An event's kind: a state has changed.
 pub const TCPEVENT_KIND_STATE: u8 = 1;
@@ -214,7 +216,7 @@ pub struct tcpevent_event {
 pub struct tcpevent_statistics {
     /// sizeof(struct tcpevent_statistics), set by the caller. The library sets it to the bytes it has filled.
     pub size: usize,
-    /// The probe in force: TCPEVENT_PROBE_KPROBE or _TP_BTF; 0 where none is needed (snapshots only).
+    /// The probe in force: TCPEVENT_PROBE_KPROBE, _TP_BTF or _TRACEPOINT; 0 where none is needed (snapshots only).
     pub probe: u32,
     /// Events that the queue can hold.
     pub queue_slots: u32,
@@ -593,8 +595,9 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
         TCPEVENT_PROBE_AUTO => None,
         TCPEVENT_PROBE_KPROBE => Some(Rung::Kprobe),
         TCPEVENT_PROBE_TP_BTF => Some(Rung::TpBtf),
+        TCPEVENT_PROBE_TRACEPOINT => Some(Rung::Tracepoint),
         other => {
-            return Err(wrong("probe", &other, "TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE or TCPEVENT_PROBE_TP_BTF"));
+            return Err(wrong("probe", &other, "TCPEVENT_PROBE_AUTO, _KPROBE, _TP_BTF or _TRACEPOINT"));
         }
     };
     let queue_slots = match options.queue_slots as usize {
@@ -733,6 +736,7 @@ impl From<WatchStatistics> for tcpevent_statistics {
                 None => TCPEVENT_PROBE_AUTO,
                 Some(Rung::Kprobe) => TCPEVENT_PROBE_KPROBE,
                 Some(Rung::TpBtf) => TCPEVENT_PROBE_TP_BTF,
+                Some(Rung::Tracepoint) => TCPEVENT_PROBE_TRACEPOINT,
             },
             queue_slots: u32::try_from(of.queue_slots).unwrap_or(u32::MAX),
             queued: of.queued as u64,

@@ -57,7 +57,7 @@ pub fn collect(
 ) -> libbpf_rs::Result<()> {
     let batch = RefCell::new(Vec::new());
     let mut builder = RingBufferBuilder::new();
-    builder.add(&probe.skeleton.maps.records, |bytes| {
+    builder.add(probe.records(), |bytes| {
         // A panic must not unwind into libbpf.
         match catch_unwind(|| decode(bytes)) {
             Ok(Some(decoded)) => batch.borrow_mut().push(decoded),
@@ -68,7 +68,7 @@ pub fn collect(
         0
     })?;
     let ring = builder.build()?;
-    let mut reader = Reader { ring, batch: &batch, completion, owners: None };
+    let mut reader = Reader { ring, batch: &batch, completer: Completer::new(completion) };
 
     when_reading(probe);
     let mut pace = Pace::default();
@@ -79,7 +79,7 @@ pub fn collect(
             Next::Sleep => {
                 // The probe looks at the flag after it has committed a record; this looks at the ring after it has
                 // set the flag. One of the two sees the other.
-                let flag = probe.variables().reader_sleeps;
+                let flag = probe.variables().expect("the ring's program has them").reader_sleeps;
                 flag.store(1, Ordering::SeqCst);
                 fence(Ordering::SeqCst);
                 let woken =
@@ -103,8 +103,7 @@ pub fn collect(
 struct Reader<'run, 'cb> {
     ring: RingBuffer<'cb>,
     batch: &'run RefCell<Vec<Decoded>>,
-    completion: &'run Completion<'run>,
-    owners: Option<(Instant, Owners)>,
+    completer: Completer<'run>,
 }
 
 impl Reader<'_, '_> {
@@ -116,29 +115,48 @@ impl Reader<'_, '_> {
         let found = batch.len();
         if found > 0 {
             let clock = WallClock::now();
-            for Decoded { mut event, unowned_inode } in batch.drain(..) {
-                event.time_ns = clock.wall_ns(event.monotonic_ns);
-                if let Some(inode) = unowned_inode {
-                    self.find_owner(&mut event, inode);
-                    // The probe has let it pass, because it did not know.
-                    if !self.completion.filter.fits_owner(&event) {
-                        continue;
-                    }
-                }
-                // Before it can be read: no statistics may show more delivered than seen.
-                let counter = match event.kind {
-                    Kind::Close => &self.completion.counters.closes,
-                    Kind::State | Kind::Snapshot => &self.completion.counters.states,
-                };
-                counter.fetch_add(1, Ordering::Relaxed);
-                self.completion.sink.put_change(event);
+            for decoded in batch.drain(..) {
+                self.completer.queue(decoded, &clock);
             }
-            self.completion.sink.put_all();
+            self.completer.completion.sink.put_all();
         }
         // The batch keeps its memory for the next one, but not that of a rare flood.
         batch.shrink_to(1024);
         self.batch.replace(batch);
         found
+    }
+}
+
+/// Completes what was decoded, and queues it.
+pub struct Completer<'run> {
+    completion: &'run Completion<'run>,
+    owners: Option<(Instant, Owners)>,
+}
+
+impl<'run> Completer<'run> {
+    /// For a run.
+    pub fn new(completion: &'run Completion<'run>) -> Self {
+        Self { completion, owners: None }
+    }
+
+    /// Queues an event, where it is wanted.
+    pub fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
+        let Decoded { mut event, unowned_inode, .. } = decoded;
+        event.time_ns = clock.wall_ns(event.monotonic_ns);
+        if let Some(inode) = unowned_inode {
+            self.find_owner(&mut event, inode);
+            // The probe has let it pass, because it did not know.
+            if !self.completion.filter.fits_owner(&event) {
+                return;
+            }
+        }
+        // Before it can be read: no statistics may show more delivered than seen.
+        let counter = match event.kind {
+            Kind::Close => &self.completion.counters.closes,
+            Kind::State | Kind::Snapshot => &self.completion.counters.states,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.completion.sink.put_change(event);
     }
 
     /// No process was seen to act on the endpoint: whoever holds its inode is the owner.

@@ -63,6 +63,24 @@ pub struct Decoded {
     pub event: Event,
     /// No process was seen to act on the endpoint: look its inode up, where this is not 0.
     pub unowned_inode: Option<u64>,
+    /// On close: the peer's FIN is in `bytes_received`.
+    pub fin_received: bool,
+}
+
+/// Bytes of a plain record.
+pub const RECORD_LEN: usize = size_of::<Record>();
+
+/// Bytes of a detailed one.
+pub const DETAILED_RECORD_LEN: usize = RECORD_LEN + size_of::<Detail>();
+
+/// Where a connection is that sends.
+pub struct Sequence {
+    /// The first byte that is not acknowledged.
+    pub acked: u32,
+    /// The first one that is not sent.
+    pub sent: u32,
+    /// The first one that is not there yet.
+    pub written: u32,
 }
 
 /// Decodes one record, of either kind. `None` where it is too short or holds what no probe of this library writes.
@@ -100,11 +118,13 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         comm: record.comm,
         ..Event::of(Kind::Close)
     };
+    let mut fin_received = false;
     if !rest.is_empty() {
         let (detail, _) = Detail::read_from_prefix(rest).ok()?;
         add_detail(&mut event, record.birth_ns, &detail)?;
+        fin_received = detail.flags & FIN_RECEIVED != 0;
     }
-    Some(Decoded { unowned_inode: (origin == Origin::Guess).then_some(record.inode), event })
+    Some(Decoded { unowned_inode: (origin == Origin::Guess).then_some(record.inode), event, fin_received })
 }
 
 /// `None` where there is no such direction.
@@ -156,22 +176,23 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     event.min_rtt_us = if detail.min_rtt_us == u32::MAX { 0 } else { detail.min_rtt_us };
     event.payload_received = event.bytes_received.saturating_sub(has(FIN_RECEIVED).into());
     event.payload_sent = detail.bytes_sent.saturating_sub(detail.bytes_retrans);
-    event.payload_acked = payload_acked(event, detail, failed);
+    let sequence = Sequence { acked: detail.snd_una, sent: detail.snd_nxt, written: detail.write_seq };
+    event.payload_acked = payload_acked(event, &sequence, failed);
     Some(())
 }
 
 /// Sequence numbers count SYN and FIN as a byte each, and so does `bytes_acked`.
-fn payload_acked(event: &Event, detail: &Detail, failed: bool) -> u64 {
+pub fn payload_acked(event: &Event, sequence: &Sequence, failed: bool) -> u64 {
     let fin_queued = matches!(event.old_state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
-    let fin_sent = fin_queued && detail.snd_nxt == detail.write_seq;
-    let fin_acked = fin_queued && detail.snd_una == detail.write_seq;
+    let fin_sent = fin_queued && sequence.sent == sequence.written;
+    let fin_acked = fin_queued && sequence.acked == sequence.written;
     let syn_acked = match event.direction {
         Direction::Connected => !failed,
         // The kernel begins to count behind the SYN.
         Direction::Accepted => false,
         // Whatever is acknowledged beyond what was sent.
         Direction::Unknown => {
-            let in_flight = u64::from(detail.snd_nxt.wrapping_sub(detail.snd_una));
+            let in_flight = u64::from(sequence.sent.wrapping_sub(sequence.acked));
             event.bytes_acked + in_flight > event.payload_sent + u64::from(fin_sent)
         }
     };
@@ -260,7 +281,7 @@ mod tests {
             && (bytes.len() == RECORD || bytes[RECORD + 33] <= 2);
         let closed = decode(bytes);
         prop_assert_eq!(closed.is_some(), valid);
-        if let Some(Decoded { event, unowned_inode }) = closed {
+        if let Some(Decoded { event, unowned_inode, .. }) = closed {
             prop_assert_eq!(&event.monotonic_ns.to_ne_bytes(), &bytes[..8]);
             prop_assert_eq!(&event.pid.to_ne_bytes(), &bytes[48..52]);
             prop_assert_eq!(&event.comm, &bytes[96..112]);

@@ -187,7 +187,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// An address as [`Prefix`] has it.
-fn normal_form(family: u16, addr: &[u8; 16]) -> u128 {
+pub fn normal_form(family: u16, addr: &[u8; 16]) -> u128 {
     let addr = u128::from_be_bytes(*addr);
     if i32::from(family) == libc::AF_INET { 0xffff << 32 | addr >> 96 } else { addr }
 }

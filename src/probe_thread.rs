@@ -1,5 +1,6 @@
 //! The life of a probe, from its start to its end, on the thread that owns it.
 
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -9,6 +10,7 @@ use crate::counters::Counters;
 use crate::descriptors::StandardStreams;
 use crate::error::Error;
 use crate::netlink::owners::HolderIterator;
+use crate::perf_collector;
 use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Variables};
 use crate::settings::{ProbeSettings, Rung};
 use crate::sink::Sink;
@@ -27,8 +29,13 @@ pub struct Attached {
 struct Kernel {
     /// Until it is detached.
     fds: Option<ProbeFds>,
-    skipped_runs: u64,
-    /// Of the program's variables: mapped for as long as the probe lives.
+    /// What they told last.
+    by_fds: KernelCounters,
+    variables: Option<SharedCounters>,
+}
+
+/// Of the program's variables: mapped for as long as the probe lives.
+struct SharedCounters {
     lost_records: *const AtomicU64,
     lost_owners: *const AtomicU64,
     recovered: *const AtomicU64,
@@ -38,7 +45,7 @@ struct Kernel {
 unsafe impl Send for Kernel {}
 
 /// What the kernel's side has counted.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 pub struct KernelCounters {
     /// Records that found the ring full.
     pub lost_records: u64,
@@ -70,19 +77,26 @@ impl Attached {
 
 impl Kernel {
     fn of(probe: &Probe<'_>) -> Self {
-        let Variables { lost_records, lost_owners, recovered, .. } = probe.variables();
-        Self { fds: Some(probe.fds()), skipped_runs: 0, lost_records, lost_owners, recovered }
+        let variables = probe.variables().map(|variables| {
+            let Variables { lost_records, lost_owners, recovered, .. } = variables;
+            SharedCounters { lost_records, lost_owners, recovered }
+        });
+        Self { fds: Some(probe.fds()), by_fds: KernelCounters::default(), variables }
     }
 
     fn counters(&self) -> KernelCounters {
-        // SAFETY: the probe lives as long as this: see `run`.
-        let value = |counter: *const AtomicU64| unsafe { &*counter }.load(Ordering::Relaxed);
-        KernelCounters {
-            lost_records: value(self.lost_records),
-            lost_owners: value(self.lost_owners),
-            recovered: value(self.recovered),
-            skipped_runs: self.fds.map_or(self.skipped_runs, |fds| fds.skipped_runs()),
+        let mut counters = self.fds.map_or(self.by_fds, |fds| {
+            let (lost_records, lost_owners) = fds.lost();
+            KernelCounters { lost_records, lost_owners, recovered: 0, skipped_runs: fds.skipped_runs() }
+        });
+        if let Some(variables) = &self.variables {
+            // SAFETY: the probe lives as long as this: see `run`.
+            let value = |counter: *const AtomicU64| unsafe { &*counter }.load(Ordering::Relaxed);
+            counters.lost_records = value(variables.lost_records);
+            counters.lost_owners = value(variables.lost_owners);
+            counters.recovered = value(variables.recovered);
         }
+        counters
     }
 }
 
@@ -114,13 +128,19 @@ pub fn run(
         attached.fds.forget();
         attached.holders.set(None);
         if let Some(kernel) = &mut *attached.kernel.lock() {
-            kernel.skipped_runs = kernel.counters().skipped_runs;
+            kernel.by_fds = kernel.counters();
             kernel.fds = None;
         }
     };
     let completion = Completion { sink, filter: &settings.filter, holders: &attached.holders, counters };
-    let result = collector::collect(&mut probe, sleeper, &completion, when_reading, before_detach);
-    result.map_err(|error| probe::refused(settings, format!("the ring buffer cannot be read: {error}")))
+    let (buffer, result) = if probe.rung() == Rung::Tracepoint {
+        let further_fds = |fds: &[RawFd]| attached.fds.add(fds.iter().copied());
+        let run = perf_collector::Run { sleeper, completion: &completion, settings };
+        ("perf", run.collect(&mut probe, further_fds, when_reading, before_detach))
+    } else {
+        ("ring", collector::collect(&mut probe, sleeper, &completion, when_reading, before_detach))
+    };
+    result.map_err(|error| probe::refused(settings, format!("the {buffer} buffer cannot be read: {error}")))
 }
 
 /// Takes `Kernel` away, and adds what it has counted to the counters of all probes.

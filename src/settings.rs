@@ -15,17 +15,20 @@ pub enum Rung {
     Kprobe,
     /// The typed tracepoint `inet_sock_set_state`.
     TpBtf,
+    /// The plain tracepoint of the same name.
+    Tracepoint,
 }
 
 impl Rung {
     /// All rungs, in the order in which they are tried.
-    pub const LADDER: [Self; 2] = [Self::Kprobe, Self::TpBtf];
+    pub const LADDER: [Self; 3] = [Self::Kprobe, Self::TpBtf, Self::Tracepoint];
 
     /// The name that TCPEVENT_PROBE takes.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kprobe => "kprobe",
             Self::TpBtf => "tp_btf",
+            Self::Tracepoint => "tracepoint",
         }
     }
 }
@@ -108,7 +111,7 @@ impl Settings {
                 errors.push(Error::Setting { name, value, takes });
             }
         };
-        take("TCPEVENT_PROBE", "auto, kprobe or tp_btf", &mut |value| {
+        take("TCPEVENT_PROBE", "auto, kprobe, tp_btf or tracepoint", &mut |value| {
             settings.probe.rung = match value {
                 "auto" => None,
                 name => Some(Rung::LADDER.into_iter().find(|rung| rung.name() == name)?),

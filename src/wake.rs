@@ -98,8 +98,13 @@ pub enum Woken {
 impl Sleeper<'_> {
     /// Waits until told, until `other` is readable, or for a time.
     pub fn wait(&self, other: Option<RawFd>, time: Option<Duration>) -> Woken {
-        let mut fds = [self.fd.as_raw_fd(), other.unwrap_or(NO_FD)].map(|fd| libc::pollfd {
-            fd,
+        self.wait_for_any([other, None], time)
+    }
+
+    /// The same for any of two.
+    pub fn wait_for_any(&self, others: [Option<RawFd>; 2], time: Option<Duration>) -> Woken {
+        let mut fds = [Some(self.fd.as_raw_fd()), others[0], others[1]].map(|fd| libc::pollfd {
+            fd: fd.unwrap_or(NO_FD),
             events: libc::POLLIN,
             revents: 0,
         });

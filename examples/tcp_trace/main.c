@@ -167,6 +167,8 @@ static void tell_what_is_watched(struct monitor *monitor)
             probe = "kprobe";
         else if (statistics.probe == TCPEVENT_PROBE_TP_BTF)
             probe = "tp_btf";
+        else if (statistics.probe == TCPEVENT_PROBE_TRACEPOINT)
+            probe = "tracepoint";
     }
     if (monitor->alerts == NULL)
         log_notice(&monitor->log, LOG_NOTICE, "no Slack URL is set: failures are only logged");

@@ -169,7 +169,40 @@ pub fn parse_socket(payload: &[u8]) -> Option<Event> {
         return None;
     }
     let Attributes { info, cgroup } = Attributes::read(&payload[HEADER_LEN..]);
+    Some(event_of(&header, info?, cgroup))
+}
+
+/// A socket that is no more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Destroyed {
+    /// Its last counters. The state is most often CLOSE; neither inode nor user is there.
+    pub event: Event,
+    /// Bytes of its send queue at the end, FIN included.
+    pub not_acked: u32,
+    /// Those of them that were never sent.
+    pub not_sent: u32,
+    /// Bytes received that no process has read, FIN included.
+    pub not_read: u32,
+}
+
+/// Reads the payload of one socket's notification of its end. `None` where it is cut short, of another family, or has no
+/// tcp_info.
+pub fn parse_destroyed(payload: &[u8]) -> Option<Destroyed> {
+    let header = InetResponseHeader::parse(payload.get(..HEADER_LEN)?).ok()?;
+    if ![AF_INET, AF_INET6].contains(&header.family) {
+        return None;
+    }
+    let Attributes { info, cgroup } = Attributes::read(&payload[HEADER_LEN..]);
     let info = info?;
+    Some(Destroyed {
+        event: event_of(&header, info, cgroup),
+        not_acked: header.send_queue,
+        not_read: header.recv_queue,
+        not_sent: read_u32(info, tcp_info::NOTSENT_BYTES).unwrap_or(0),
+    })
+}
+
+fn event_of(header: &InetResponseHeader, info: &[u8], cgroup: Option<&[u8]>) -> Event {
     let word = |offset| read_u32(info, offset).unwrap_or(0);
     let long = |offset| read_u64(info, offset);
     let bytes_received = long(tcp_info::BYTES_RECEIVED).unwrap_or(0);
@@ -178,13 +211,13 @@ pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     let payload_sent = bytes_sent.unwrap_or(0).saturating_sub(bytes_retransmitted);
     let fin_received = matches!(header.state, state::CLOSE_WAIT | state::CLOSING | state::LAST_ACK);
     let min_rtt_us = word(tcp_info::MIN_RTT);
-    Some(Event {
+    Event {
         cookie: u64::from_ne_bytes(header.socket_id.cookie),
         cgroup: cgroup.and_then(|id| read_u64(id, 0)).unwrap_or(0),
         inode: header.inode.into(),
         payload_received: bytes_received.saturating_sub(fin_received.into()),
         payload_sent,
-        payload_acked: payload_sent.saturating_sub(in_flight(&header, word(tcp_info::NOTSENT_BYTES))),
+        payload_acked: payload_sent.saturating_sub(in_flight(header, word(tcp_info::NOTSENT_BYTES))),
         bytes_received,
         bytes_acked: long(tcp_info::BYTES_ACKED).unwrap_or(0),
         bytes_sent,
@@ -206,7 +239,7 @@ pub fn parse_socket(payload: &[u8]) -> Option<Event> {
         local_addr: octets(header.socket_id.source_address),
         remote_addr: octets(header.socket_id.destination_address),
         ..Event::of(Kind::Snapshot)
-    })
+    }
 }
 
 /// Payload that is sent and not acknowledged. The send queue is all that is not acknowledged, sent or not, FIN included;
@@ -447,6 +480,26 @@ mod tests {
     }
 
     #[test]
+    fn a_destroyed_socket_needs_no_inode() {
+        let mut bytes = socket(10, &attribute(2, &tcp_info(232)));
+        bytes[1] = state::CLOSE;
+        bytes[68..72].fill(0);
+        let destroyed = parse_destroyed(&bytes).unwrap();
+        assert_eq!((destroyed.not_acked, destroyed.not_sent, destroyed.not_read), (2_100, 100, 0));
+        let event = destroyed.event;
+        assert_eq!((event.family, event.local_port, event.remote_port), (10, 8080, 443));
+        assert_eq!((event.bytes_received, event.bytes_acked, event.bytes_sent), (70_000, 5_001, Some(74_536)));
+        assert_eq!((event.inode, event.cookie), (0, 0x0102_0304_0506_0708));
+        // Of Linux 4.9.
+        let destroyed = parse_destroyed(&socket(2, &attribute(2, &tcp_info(168)))).unwrap();
+        assert_eq!((destroyed.event.bytes_received, destroyed.event.bytes_sent), (70_000, None));
+        for len in 0..HEADER_LEN {
+            assert_eq!(parse_destroyed(&bytes[..len]), None, "{len} bytes");
+        }
+        assert_eq!(parse_destroyed(&socket(2, &attribute(8, &[0]))), None);
+    }
+
+    #[test]
     fn a_datagram_is_taken_apart() {
         let mut datagram = message(20, 2, 5, b"abcdef");
         datagram.extend(message(20, 2, 4, b"of another dump"));
@@ -547,9 +600,11 @@ mod tests {
             match reply {
                 Reply::Socket(payload) => {
                     prop_assert!(datagram.as_ptr_range().contains(&payload.as_ptr()) || payload.is_empty());
+                    let destroyed = parse_destroyed(payload);
                     if let Some(event) = parse_socket(payload) {
                         prop_assert!(event.inode != 0);
                         prop_assert!(event.family == 2 || event.family == 10);
+                        prop_assert_eq!(destroyed.map(|destroyed| destroyed.event), Some(event));
                     }
                 }
                 Reply::Done(errno) | Reply::Error(errno) => prop_assert!(*errno >= 0),

@@ -24,13 +24,13 @@ use crate::threads::no_descriptor;
 use crate::wake::{Sleeper, Waker, Woken};
 
 /// The kernel fills a dump's datagrams up to 32 KiB where the buffer has room for that.
-const BUFFER_LEN: usize = 1 << 16;
+pub(super) const BUFFER_LEN: usize = 1 << 16;
 
 /// Sockets of a sweep whose memory is worth giving back.
 const LARGE: usize = 1 << 14;
 
 /// A reply that takes longer is given up; the next sweep asks again.
-const REPLY_TIME: Duration = Duration::from_secs(5);
+pub(super) const REPLY_TIME: Duration = Duration::from_secs(5);
 
 /// What to tell of the process that holds a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -324,7 +324,7 @@ fn own_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-fn open_socket() -> io::Result<Socket> {
+pub(super) fn open_socket() -> io::Result<Socket> {
     let _streams = StandardStreams::hold();
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
@@ -333,7 +333,7 @@ fn open_socket() -> io::Result<Socket> {
 }
 
 /// Repeats a call that a signal interrupted. The thread blocks all signals, but a debugger may stop it.
-fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

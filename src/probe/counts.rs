@@ -43,9 +43,11 @@ impl<'probe> Variables<'probe> {
 /// Descriptors of the parts that count. Valid for as long as the probe is attached.
 #[derive(Clone, Copy)]
 pub struct ProbeFds {
-    main: RawFd,
-    main_link: RawFd,
-    owners: RawFd,
+    pub(super) main: RawFd,
+    pub(super) main_link: RawFd,
+    pub(super) owners: RawFd,
+    /// The map of `bpf/tcp_event_tracepoint.bpf.c` that counts what is lost.
+    pub(super) lost: Option<RawFd>,
 }
 
 impl ProbeFds {
@@ -54,6 +56,7 @@ impl ProbeFds {
             main: main.as_fd().as_raw_fd(),
             main_link: main_link.as_fd().as_raw_fd(),
             owners: skeleton.maps.owners.as_fd().as_raw_fd(),
+            lost: None,
         }
     }
 
@@ -72,6 +75,27 @@ impl ProbeFds {
             }
         });
         program + link
+    }
+
+    /// What a program without variables has lost: records, and owners that found the map full. 0 for others, whose
+    /// variables tell.
+    pub fn lost(&self) -> (u64, u64) {
+        (self.lost_of(LOST_RECORDS) + self.lost_of(LOST_FULL), self.lost_of(LOST_OWNERS))
+    }
+
+    /// Whether the program itself has counted records that found the buffer full.
+    pub fn counts_full(&self) -> bool {
+        self.lost_of(LOST_FULL) > 0
+    }
+
+    fn lost_of(&self, key: u32) -> u64 {
+        let mut count = 0u64;
+        let Some(map) = self.lost else {
+            return 0;
+        };
+        // SAFETY: a key and a value of the map's sizes.
+        let result = unsafe { libbpf_sys::bpf_map_lookup_elem(map, (&raw const key).cast(), (&raw mut count).cast()) };
+        if result == 0 { count } else { 0 }
     }
 
     /// Endpoints in the map of owners. 0 where this thread may not look.
@@ -97,6 +121,9 @@ impl ProbeFds {
                     std::ptr::null(),
                 )
             };
+            if result == -libc::EINVAL && first {
+                return self.tracked_one_by_one();
+            }
             // The end is an error too, and may come with the last ones.
             let ended = result == -libc::ENOENT;
             if result == 0 || ended {
@@ -108,10 +135,31 @@ impl ProbeFds {
         }
         tracked
     }
+
+    /// The same for kernels before 5.6. Entries that come and go meanwhile may make it begin again: it has an end.
+    fn tracked_one_by_one(&self) -> u64 {
+        let mut key = 0u64;
+        let mut from = std::ptr::null();
+        for tracked in 0..MOST_TRACKED {
+            // SAFETY: keys of the map's size; the one to begin at may be the one to fill.
+            if unsafe { libbpf_sys::bpf_map_get_next_key(self.owners, from, (&raw mut key).cast()) } != 0 {
+                return tracked;
+            }
+            from = (&raw const key).cast();
+        }
+        MOST_TRACKED
+    }
 }
 
-/// A value of the map of owners.
-type Owner = crate::skeleton::types::owner;
+/// Keys of that map: `enum tcp_lost` of `bpf/tcp_event_tracepoint.h`.
+const LOST_RECORDS: u32 = 0;
+const LOST_OWNERS: u32 = 1;
+const LOST_FULL: u32 = 2;
+
+/// A value of the map of owners: the larger one of either program's.
+type Owner = crate::tracepoint_skeleton::types::endpoint;
+
+const _: () = assert!(size_of::<Owner>() >= size_of::<crate::skeleton::types::owner>());
 
 /// Endpoints that the map of owners can hold: as in `bpf/tcp_event.bpf.c`.
 pub const MOST_TRACKED: u64 = 131_072;

@@ -3,13 +3,13 @@
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use libbpf_rs::skel::Skel;
 use libbpf_rs::{AsRawLibbpf, libbpf_sys};
 
 use super::Probe;
 
-/// A probe has at most 7 links, 6 programs and 9 maps.
-const MOST_FDS: usize = 24;
+/// A probe has at most 7 links, 2 perf events, 6 programs and 9 maps; and where it has a perf buffer, a perf event for
+/// each processor of up to 256.
+const MOST_FDS: usize = 25 + 256;
 
 /// No descriptor.
 const NO_FD: RawFd = -1;
@@ -27,14 +27,22 @@ impl BpfFds {
     /// A probe is attached.
     pub fn note(&self, probe: &Probe<'_>) {
         let links = probe.links.iter().map(|link| link.as_fd().as_raw_fd());
-        let links = links.chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd));
-        let object = probe.skeleton.object();
+        let links = links.chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd)).chain(probe.events.iter().copied());
+        let object = probe.object();
         // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.
         let programs =
             object.progs().map(|program| unsafe { libbpf_sys::bpf_program__fd(program.as_libbpf_object().as_ptr()) });
         let maps = object.maps().map(|map| map.as_fd().as_raw_fd());
         let fds = links.chain(programs).chain(maps).filter(|fd| *fd >= 0);
         for (place, fd) in self.0.iter().zip(fds) {
+            place.store(fd, Ordering::SeqCst);
+        }
+    }
+
+    /// There are some more, as long as there are places.
+    pub fn add(&self, fds: impl Iterator<Item = RawFd>) {
+        let free = self.0.iter().filter(|place| place.load(Ordering::SeqCst) == NO_FD);
+        for (place, fd) in free.zip(fds) {
             place.store(fd, Ordering::SeqCst);
         }
     }

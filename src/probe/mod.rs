@@ -3,16 +3,18 @@
 mod counts;
 mod fds;
 mod messages;
+mod perf_event;
 mod remedy;
+mod tracepoint;
 mod types;
 
 use std::io::Read;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, ProgramMut};
 
 pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
@@ -27,17 +29,29 @@ use crate::log::{self, Level};
 use crate::privilege::{self, Capability};
 use crate::settings::{ProbeSettings, Rung};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
+use crate::tracefs::TraceFs;
+use crate::tracepoint_skeleton::TcpEventTracepointSkel;
 
 /// A probe that is attached. Dropping it detaches and unloads everything.
 pub struct Probe<'obj> {
     // In the order of their attachment. Detached before the object they belong to is unloaded.
     links: Vec<Link>,
+    /// Perf events that the links close.
+    events: Vec<RawFd>,
     /// The link of the iterator over all open files.
     holders: Option<OwnedFd>,
     /// Maps and programs.
-    pub skeleton: TcpEventSkel<'obj>,
+    skeleton: Skeleton<'obj>,
     rung: Rung,
     fds: ProbeFds,
+}
+
+/// The maps and programs of a rung.
+enum Skeleton<'obj> {
+    /// Of `bpf/tcp_event.bpf.c`.
+    Core(Box<TcpEventSkel<'obj>>),
+    /// Of `bpf/tcp_event_tracepoint.bpf.c`.
+    Tracepoint(Box<TcpEventTracepointSkel<'obj>>),
 }
 
 /// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
@@ -103,6 +117,9 @@ impl<'obj> Probe<'obj> {
         types: Option<&KernelTypes>,
         places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
     ) -> Result<Self, String> {
+        if rung == Rung::Tracepoint {
+            return tracepoint::attach(settings, places);
+        }
         if rung == Rung::Kprobe && !kernel_has_kprobes() {
             return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
         }
@@ -175,16 +192,21 @@ impl<'obj> Probe<'obj> {
         }
 
         let mut links = Vec::new();
+        let mut events = Vec::new();
         let progs = &skeleton.progs;
         // Before the main program, so that no connection passes between the two unowned.
         if extras == Extras::AcceptGraft {
             links.push(explain(|| progs.accept_graft.attach()).map_err(Refusal::Accept)?);
         }
         if by_syscalls {
+            let tracefs = TraceFs::open().map_err(|error| {
+                Refusal::Accept(format!("tracefs cannot be opened: {}", perf_event::errno_name(&error)))
+            })?;
             for call in ["sys_exit_accept", "sys_exit_accept4"] {
-                let link =
-                    explain(|| progs.accept_syscall.attach_tracepoint(libbpf_rs::TracepointCategory::Syscalls, call));
-                links.push(link.map_err(Refusal::Accept)?);
+                let attachment = perf_event::attach(&progs.accept_syscall, &tracefs, "syscalls", call);
+                let attachment = attachment.map_err(Refusal::Accept)?;
+                links.push(attachment.link);
+                events.push(attachment.event);
             }
         }
         if by_io_uring {
@@ -193,8 +215,8 @@ impl<'obj> Probe<'obj> {
         let main = match (rung, detailed) {
             (Rung::Kprobe, false) => &progs.set_state_entry,
             (Rung::Kprobe, true) => &progs.set_state_entry_detailed,
-            (Rung::TpBtf, false) => &progs.set_state_tracepoint,
-            (Rung::TpBtf, true) => &progs.set_state_tracepoint_detailed,
+            (_, false) => &progs.set_state_tracepoint,
+            (_, true) => &progs.set_state_tracepoint_detailed,
         };
         let main_link = explain(|| main.attach()).map_err(Refusal::Main)?;
         let fds = ProbeFds::of(main, &main_link, &skeleton);
@@ -227,7 +249,7 @@ impl<'obj> Probe<'obj> {
                 }
             }
         }
-        Ok(Self { links, holders, skeleton, rung, fds })
+        Ok(Self { links, events, holders, skeleton: Skeleton::Core(Box::new(skeleton)), rung, fds })
     }
 
     /// Hands the iterator over all open files to somebody else.
@@ -251,9 +273,28 @@ impl<'obj> Probe<'obj> {
         while self.links.pop().is_some() {}
     }
 
-    /// The program's variables.
-    pub fn variables(&self) -> Variables<'_> {
-        Variables::of(&self.skeleton)
+    /// The map that the records go through: a ring buffer, or what a perf buffer is made of.
+    pub fn records(&self) -> &MapMut<'obj> {
+        match &self.skeleton {
+            Skeleton::Core(skeleton) => &skeleton.maps.records,
+            Skeleton::Tracepoint(skeleton) => &skeleton.maps.records,
+        }
+    }
+
+    /// The program's variables, where it has any.
+    pub fn variables(&self) -> Option<Variables<'_>> {
+        match &self.skeleton {
+            Skeleton::Core(skeleton) => Some(Variables::of(skeleton)),
+            Skeleton::Tracepoint(_) => None,
+        }
+    }
+
+    /// All maps and programs.
+    fn object(&self) -> &libbpf_rs::Object {
+        match &self.skeleton {
+            Skeleton::Core(skeleton) => skeleton.object(),
+            Skeleton::Tracepoint(skeleton) => skeleton.object(),
+        }
     }
 }
 

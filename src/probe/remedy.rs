@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::tracepoint::{FILTER_CAUSE, FILTER_REMEDY, TRACEFS_CAUSE};
 use super::types::KERNEL_BTF;
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
@@ -27,6 +28,8 @@ fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
     let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     if privilege::in_user_namespace() {
         ("run outside of user namespaces: capabilities in one do not count for BPF", libc::EPERM)
+    } else if cause.contains(FILTER_CAUSE) {
+        (FILTER_REMEDY, libc::EOPNOTSUPP)
     } else if privilege::missing(&[Capability::BPF, Capability::PERFMON]).is_some() {
         ("run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)", libc::EPERM)
     } else if cause.contains("EACCES") && privilege::perf_events_are_restricted() {
@@ -34,6 +37,12 @@ fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
     } else if lockdown.contains("[confidentiality]") {
         let remedy = "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown";
         (remedy, libc::EPERM)
+    } else if cause.contains(TRACEFS_CAUSE) {
+        if privilege::missing(&[Capability::DAC_READ_SEARCH]).is_some() {
+            ("run as root, or grant CAP_DAC_READ_SEARCH: tracefs is root's own", libc::EPERM)
+        } else {
+            ("mount it: mount -t tracefs none /sys/kernel/tracing", libc::EOPNOTSUPP)
+        }
     } else if settings.btf.is_none() && !Path::new(KERNEL_BTF).exists() {
         let remedy =
             "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";

@@ -67,6 +67,8 @@ static uint32_t chosen_probe(void)
         return TCPEVENT_PROBE_KPROBE;
     if (name != NULL && strcmp(name, "tp_btf") == 0)
         return TCPEVENT_PROBE_TP_BTF;
+    if (name != NULL && strcmp(name, "tracepoint") == 0)
+        return TCPEVENT_PROBE_TRACEPOINT;
     return TCPEVENT_PROBE_AUTO;
 }
 
@@ -134,7 +136,7 @@ static void refuse_options(void)
     REFUSED_WITH(events, 8, "events");
     REFUSED_WITH(events, TCPEVENT_CLOSES | 0x80000000u, "events");
     REFUSED_WITH(events, UINT32_MAX, "events");
-    REFUSED_WITH(probe, 3, "probe");
+    REFUSED_WITH(probe, 4, "probe");
     REFUSED_WITH(probe, UINT32_MAX, "probe");
     REFUSED_WITH(queue_slots, 1048577, "queue_slots");
     REFUSED_WITH(queue_slots, UINT32_MAX, "queue_slots");
@@ -242,7 +244,7 @@ static void open_at_the_limits(void)
         CHECK(tcpevent_open(NULL, &handle) == 0);
         CHECK(tcpevent_get_statistics(handle, &statistics) == 0);
         CHECK(statistics.queue_slots == 1024);
-        CHECK(statistics.probe == TCPEVENT_PROBE_KPROBE || statistics.probe == TCPEVENT_PROBE_TP_BTF);
+        CHECK(statistics.probe >= TCPEVENT_PROBE_KPROBE && statistics.probe <= TCPEVENT_PROBE_TRACEPOINT);
         CHECK(tcpevent_close(handle) == 0);
     }
 

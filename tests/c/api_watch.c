@@ -207,7 +207,9 @@ static uint32_t default_probe(void)
         return TCPEVENT_PROBE_KPROBE;
     if (strcmp(name, "tp_btf") == 0)
         return TCPEVENT_PROBE_TP_BTF;
-    fprintf(stderr, "api_watch: TCPEVENT_PROBE=%s: it takes auto, kprobe or tp_btf\n", name);
+    if (strcmp(name, "tracepoint") == 0)
+        return TCPEVENT_PROBE_TRACEPOINT;
+    fprintf(stderr, "api_watch: TCPEVENT_PROBE=%s: it takes auto, kprobe, tp_btf or tracepoint\n", name);
     exit(1);
 }
 

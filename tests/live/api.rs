@@ -35,7 +35,13 @@ fn the_log_goes_to_the_program_at_the_level_it_asks_for() {
     let _turn = turn();
     let (lines, _) = run_script(watcher(), "open 0 log=2\nstatistics 0\nclose 0\n");
     let (of_log, others): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.starts_with("log "));
-    let probe = if others[1].contains(" probe=1 ") { "kprobe" } else { "tp_btf" };
+    let probe = if others[1].contains(" probe=1 ") {
+        "kprobe"
+    } else if others[1].contains(" probe=3 ") {
+        "tracepoint"
+    } else {
+        "tp_btf"
+    };
     assert!(of_log.contains(&&format!("log 2 attached by {probe}")), "{of_log:?}");
     assert!(of_log.iter().all(|line| line.starts_with("log 2 ")), "{of_log:?}");
 

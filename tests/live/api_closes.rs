@@ -19,7 +19,7 @@ use crate::api_traffic::{
 use crate::api_watcher::{
     CLOSES, Direction, Event, FAILED, GIVEN_UP, Kind, OLDER, STATES, STATES_AND_CLOSES, Watcher, states,
 };
-use crate::consumer::{patience, turn};
+use crate::consumer::{is_beyond_the_rung, patience, rung_is_tracepoint, turn};
 use crate::traffic::{Connection, V4, V6, closed_port, own_comm, set_linger_0};
 
 // ---- Payload and counters
@@ -39,6 +39,16 @@ const ORDERLY_ENDS: [fn(Connection); 4] = [
     },
 ];
 
+/// The payload; without the peer's FIN where that is taken for a byte, as a plain tracepoint may do at the end that has
+/// closed first.
+fn payload_but_fin(event: &Event, received: u64) -> [u64; 3] {
+    let [mut told, sent, acked] = event.payload();
+    if rung_is_tracepoint() && event.old_state == "FIN_WAIT2" && told == received + 1 {
+        told = received;
+    }
+    [told, sent, acked]
+}
+
 #[test]
 fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
     let _turn = turn();
@@ -53,8 +63,8 @@ fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
                 end(connection);
                 let [client, server] = watcher.closes(0, cookies);
                 let [up, down] = [up as u64, down as u64];
-                assert_eq!(client.payload(), [down, up, up], "end {number}: {client:#?}");
-                assert_eq!(server.payload(), [up, down, down], "end {number}: {server:#?}");
+                assert_eq!(payload_but_fin(&client, down), [down, up, up], "end {number}: {client:#?}");
+                assert_eq!(payload_but_fin(&server, up), [up, down, down], "end {number}: {server:#?}");
                 for event in [&client, &server] {
                     assert_eq!((event.flags, event.error), (0, 0), "{event:#?}");
                     assert_eq!((event.segs_retransmitted, event.bytes_retransmitted), (0, 0), "{event:#?}");
@@ -82,6 +92,9 @@ fn check_counters(event: &Event, info: &anu_tcp_info) {
 
 #[test]
 fn counters_are_those_of_tcp_info_just_before_a_reset() {
+    if is_beyond_the_rung("the counters of who resets") {
+        return;
+    }
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     for at in [V4(), V6()] {
@@ -104,6 +117,9 @@ fn counters_are_those_of_tcp_info_just_before_a_reset() {
 
 #[test]
 fn a_close_with_unread_data_is_a_reset_of_which_only_the_other_end_has_an_error() {
+    if is_beyond_the_rung("the counters of sockets that are still held") {
+        return;
+    }
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let mut connection = Connection::open(V4(), V4());
@@ -122,6 +138,9 @@ fn a_close_with_unread_data_is_a_reset_of_which_only_the_other_end_has_an_error(
 
 #[test]
 fn an_end_that_sends_to_one_that_is_gone_has_a_broken_pipe() {
+    if is_beyond_the_rung("the counters of sockets that are still held") {
+        return;
+    }
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let connection = Connection::open(V4(), V4());
@@ -179,6 +198,9 @@ fn across(network: &Network) -> (TcpStream, TcpStream) {
 
 #[test]
 fn a_lost_syn_and_lost_data_count_as_sent_again_and_not_as_payload() {
+    if is_beyond_the_rung("the counters of other network namespaces") {
+        return;
+    }
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -253,6 +275,9 @@ fn send_with_syn(network: &Network, data: &[u8]) -> (TcpListener, TcpStream) {
 
 #[test]
 fn data_in_a_syn_is_payload() {
+    if is_beyond_the_rung("the counters of other network namespaces") {
+        return;
+    }
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -273,6 +298,9 @@ fn data_in_a_syn_is_payload() {
 
 #[test]
 fn a_connection_that_is_accepted_before_its_handshake_is_over_is_none_of_before() {
+    if is_beyond_the_rung("the counters of sockets that are still held") {
+        return;
+    }
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(STATES);
@@ -301,6 +329,9 @@ fn a_connection_that_is_accepted_before_its_handshake_is_over_is_none_of_before(
 
 #[test]
 fn a_refused_connect_has_failed_with_econnrefused() {
+    if is_beyond_the_rung("the cookie of an attempt that has failed") {
+        return;
+    }
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     for to in [V4(), V6()] {
@@ -327,6 +358,9 @@ fn set_user_timeout(socket: &impl AsRawFd, milliseconds: i32) {
 
 #[test]
 fn connects_and_connections_that_the_network_ends_have_its_errors() {
+    if is_beyond_the_rung("why a connection has ended") {
+        return;
+    }
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -429,6 +463,9 @@ fn check_given_up(close: &Event, pid: u32, how: &str) {
 
 #[test]
 fn an_attempt_that_the_kernel_cannot_begin_has_failed_without_error() {
+    if is_beyond_the_rung("the cookie of an attempt that has failed") {
+        return;
+    }
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -465,6 +502,9 @@ fn abort_by_ss(socket: &impl AsRawFd, local_port: u16) -> bool {
 
 #[test]
 fn a_connection_that_root_aborts_has_econnaborted_and_was_not_given_up() {
+    if is_beyond_the_rung("why a connection has ended") {
+        return;
+    }
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -497,6 +537,9 @@ fn a_connection_that_root_aborts_has_econnaborted_and_was_not_given_up() {
 
 #[test]
 fn a_connection_older_than_the_probe_says_so_and_has_its_payload_all_the_same() {
+    if is_beyond_the_rung("who has reset a connection") {
+        return;
+    }
     let _turn = turn();
     let mut connections = [V4(), V6()].map(|at| Connection::open(at, at));
     for connection in &mut connections {

@@ -6,9 +6,10 @@ use std::mem::{MaybeUninit, zeroed};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tcpEvent::abi::anu_tcp_info;
 
 use crate::consumer::patience;
@@ -34,8 +35,30 @@ pub fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
 
 /// The kernel's number of a socket. It gets one now where it had none: so the test asks only after the library has had
 /// its chance to see to that.
-pub fn cookie(socket: &impl AsRawFd) -> u64 {
-    option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
+pub fn cookie(socket: &impl AsFd) -> u64 {
+    let cookie = option(&socket.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE);
+    let socket = SockRef::from(socket);
+    let address = |address: io::Result<socket2::SockAddr>| address.ok().and_then(|address| address.as_socket());
+    let endpoint = (address(socket.local_addr()), address(socket.peer_addr()));
+    endpoints().push((cookie, endpoint.0, endpoint.1));
+    cookie
+}
+
+type Endpoints = Vec<(u64, Option<SocketAddr>, Option<SocketAddr>)>;
+
+fn endpoints() -> MutexGuard<'static, Endpoints> {
+    static ENDPOINTS: Mutex<Endpoints> = Mutex::new(Vec::new());
+    ENDPOINTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The cookie that was asked for of the socket with this endpoint, last of all: for a probe that does not tell it.
+pub fn cookie_at(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
+    let is = |known: Option<SocketAddr>, address: SocketAddr| {
+        known.is_none_or(|known| known == address || (address.port() == 0 && known.ip() == address.ip()))
+    };
+    let endpoints = endpoints();
+    let found = endpoints.iter().rev().find(|(_, own, peer)| own.is_some() && is(*own, local) && is(*peer, remote));
+    found.map(|(cookie, ..)| *cookie)
 }
 
 /// Of the client's end and of the server's.

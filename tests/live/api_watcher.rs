@@ -6,8 +6,8 @@ use std::process::Command;
 use std::str::{FromStr, Split};
 use std::time::{Duration, Instant};
 
-use crate::api_traffic::cookies_of;
-use crate::consumer::{Consumer, c_program, patience};
+use crate::api_traffic::{cookie_at, cookies_of};
+use crate::consumer::{Consumer, c_program, patience, rung_is_tracepoint};
 use crate::traffic::{Connection, V4};
 
 pub const STATES: &str = "events=1";
@@ -380,6 +380,12 @@ impl Watcher {
             let read = self.read(handle, 1000, i64::try_from(left).unwrap());
             assert!(read.result > 0, "{what} did not come ({}); there were {events:#?}", read.result);
             events.extend(read.events);
+            // Cookies may be asked for later than their events have come.
+            if rung_is_tracepoint() {
+                events.iter_mut().filter(|event| event.cookie == 0).for_each(|event| {
+                    event.cookie = cookie_at(event.local, event.remote).unwrap_or(0);
+                });
+            }
         }
         events
     }

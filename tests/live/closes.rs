@@ -5,14 +5,17 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process;
 use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, Event, slowness, turn};
+use crate::consumer::{Consumer, Event, is_beyond_the_rung, rung_is_tracepoint, sees_accepts, slowness, turn};
 use crate::traffic::{Connection, DUAL, NumberedConnections, V4, V6, closed_port, own_comm, wall_ns};
 
 /// What every event of this process must say.
 fn check_common(event: &Event, family: u16, local: &str, remote: &str, from_ns: u64) {
-    assert_eq!(event.pid, process::id(), "{event:?}");
+    // Nobody was seen to accept it, and it was reset.
+    if sees_accepts() || event.pid != 0 {
+        assert_eq!(event.pid, process::id(), "{event:?}");
+        assert_eq!(event.task, own_comm(), "{event:?}");
+    }
     assert_eq!(event.uid, 0, "{event:?}");
-    assert_eq!(event.task, own_comm(), "{event:?}");
     assert_eq!(event.family, family, "{event:?}");
     assert_eq!((event.local.as_str(), event.remote.as_str()), (local, remote), "{event:?}");
     assert!((from_ns..=wall_ns()).contains(&event.time_ns), "{event:?} is not since {from_ns}");
@@ -125,7 +128,8 @@ fn a_reset_connection_counts_no_fin() {
     });
     check_common(&client, 2, "127.0.0.1", "127.0.0.1", from);
     check_common(&server, 2, "127.0.0.1", "127.0.0.1", from);
-    assert_eq!(bytes(&client), (7, 301));
+    // Its own reset takes away by what its counters would be known.
+    assert_eq!(bytes(&client), if rung_is_tracepoint() { (0, 0) } else { (7, 301) });
     // Whether the client has acknowledged the 7 bytes before its reset is up to its delayed acknowledgement.
     assert_eq!(server.rx, 300);
     assert!([0, 7].contains(&server.tx), "{server:?}");
@@ -165,6 +169,9 @@ fn a_listener_that_closes_is_no_event() {
 
 #[test]
 fn a_stalled_consumer_gets_exactly_the_newest_1024_and_the_message() {
+    if is_beyond_the_rung("counters in the order of the closes") {
+        return;
+    }
     let _turn = turn();
     let mut consumer = Consumer::started(&[]);
     let connections = NumberedConnections::new();

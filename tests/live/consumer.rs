@@ -21,6 +21,25 @@ pub fn soak() -> bool {
     std::env::var_os("TCPEVENT_SOAK").is_some()
 }
 
+/// Whether the probe is the one that sees no more of a socket than a plain tracepoint tells.
+pub fn rung_is_tracepoint() -> bool {
+    std::env::var("TCPEVENT_PROBE").is_ok_and(|rung| rung == "tracepoint")
+}
+
+/// Whether a test must be left out, for it is about what that probe does not know.
+pub fn is_beyond_the_rung(what: &str) -> bool {
+    let is_beyond = rung_is_tracepoint();
+    if is_beyond {
+        eprintln!("skipped: a plain tracepoint does not tell {what}");
+    }
+    is_beyond
+}
+
+/// Whether the probe sees who accepts. That one takes a kprobe for it.
+pub fn sees_accepts() -> bool {
+    !rung_is_tracepoint() || Path::new("/sys/kernel/tracing/kprobe_events").exists()
+}
+
 /// How long something that must happen is waited for.
 pub fn patience() -> Duration {
     Duration::from_secs(10) * slowness().div_ceil(4)

@@ -208,7 +208,7 @@ fn without_privilege_on_error_continue_keeps_the_process_and_its_snapshots() {
 #[test]
 fn a_bad_setting_is_an_error_that_names_it() {
     for (name, value, takes) in [
-        ("TCPEVENT_PROBE", "best", "auto, kprobe or tp_btf"),
+        ("TCPEVENT_PROBE", "best", "auto, kprobe, tp_btf or tracepoint"),
         ("TCPEVENT_QUEUE", "0", "a number of slots from 1 to 1048576"),
         ("TCPEVENT_NETLINK_INTERVAL", "soon", "seconds from 0.1 to 86400, or 0 for off"),
         ("TCPEVENT_ON_ERROR", "stop", "exit or continue"),
@@ -249,6 +249,19 @@ fn without_btf_the_line_names_the_variable() {
     let _turn = turn();
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount --bind /mnt /sys/kernel/btf && exec \"$0\""]);
-    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0");
+    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", "tp_btf");
     expect_failure(command, "set TCPEVENT_BTF to a BTF file for it");
+}
+
+#[test]
+fn without_btf_the_tracepoint_is_taken_and_a_line_says_what_it_lacks() {
+    let _turn = turn();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind /mnt /sys/kernel/btf && exec \"$0\""]);
+    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", "auto");
+    let mut consumer = Consumer::from(command);
+    consumer.start();
+    let lines = consumer.stderr();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].starts_with("libtcpEvent: warn: attached by a plain tracepoint: "), "{lines:?}");
 }

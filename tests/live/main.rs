@@ -19,5 +19,6 @@ mod names;
 mod owners;
 mod privileges;
 mod snapshots;
+mod tracepoint;
 mod traffic;
 mod truth;

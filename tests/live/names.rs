@@ -1,6 +1,6 @@
 //! Commands of any bytes: a process calls itself what it likes, and its name reaches the consumer as it is.
 
-use crate::consumer::{Consumer, turn};
+use crate::consumer::{Consumer, sees_accepts, turn};
 use crate::traffic::{Peer, set_linger_0};
 
 /// A name as the consumer prints it: it puts a question mark for a control character.
@@ -34,6 +34,10 @@ fn names_of_control_bytes_and_broken_utf8_come_whole_and_end() {
         set_linger_0(&client);
         drop(client);
         let close = consumer.event("the close", |event| event.ports() == ports && event.task != snapshot.task);
+        if !sees_accepts() {
+            assert_eq!((close.pid, close.uid, close.task.as_str()), (0, 0, ""));
+            continue;
+        }
         assert_eq!((close.pid, close.uid), (peer.pid(), 1002));
         assert_eq!(close.task, printed(&comm[..comm.len().min(15)]));
     }

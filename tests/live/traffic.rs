@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::consumer::{Event, c_program};
+use crate::consumer::{Event, c_program, rung_is_tracepoint, sees_accepts};
 
 pub const V4: fn() -> SocketAddr = || (Ipv4Addr::LOCALHOST, 0).into();
 pub const V6: fn() -> SocketAddr = || (Ipv6Addr::LOCALHOST, 0).into();
@@ -165,12 +165,17 @@ impl NumberedConnections {
         let address: Ipv4Addr = if is_client { &event.local } else { &event.remote }.parse().ok()?;
         let number = address.to_bits().checked_sub(0x7f01_0000)?;
         let bytes = Self::bytes(number) as u64;
-        if is_client {
+        if is_client && rung_is_tracepoint() {
+            // Its own reset takes away by what its counters would be known.
+            assert_eq!((event.rx, event.tx), (0, 0), "{event:?}");
+        } else if is_client {
             assert_eq!((event.rx, event.tx), (1, bytes + 1), "{event:?}");
-        } else {
+        } else if event.rx != 0 || !rung_is_tracepoint() {
+            // Where all processors are busy for long, the counters of some come too late.
             assert_eq!(event.rx, bytes, "{event:?}");
         }
-        assert_eq!((event.pid, event.uid, event.family), (process::id(), 0, 2), "{event:?}");
+        let pid = if is_client || sees_accepts() { process::id() } else { 0 };
+        assert_eq!((event.pid, event.uid, event.family), (pid, 0, 2), "{event:?}");
         Some((number, is_client))
     }
 }

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/*
+ * What user space tells tcp_event_tracepoint.bpf.c, and what that counts.
+ */
+#ifndef TCPEVENT_TRACEPOINT_H
+#define TCPEVENT_TRACEPOINT_H
+
+/* Where the tracepoints have their fields, in bytes from the start of the record; and which events are wanted. */
+struct tcp_tracepoint {
+	__u16 sk;
+	__u16 old_state;
+	__u16 new_state;
+	__u16 local_port;
+	__u16 remote_port;
+	__u16 local_v4;
+	__u16 remote_v4;
+	__u16 local_v6;
+	__u16 remote_v6;
+	__u16 family; /* 0: not there */
+	__u16 protocol;
+	__u16 reset_sk; /* of tcp_receive_reset */
+	__u8 protocol_size; /* 0: not there */
+	__u8 wanted; /* enum tcp_wanted */
+	__u8 detailed;
+	__u8 reserved;
+};
+
+/* Keys of `lost`. */
+enum tcp_lost {
+	/* Records for which there was no buffer on this processor. */
+	TCP_LOST_RECORDS = 0,
+	TCP_LOST_OWNERS = 1,
+	/* Records that found the buffer full, as far as the kernel tells the program (before Linux 5.0 it does not). */
+	TCP_LOST_FULL = 2,
+	TCP_LOST_KINDS = 3,
+};
+
+#endif

@@ -1,0 +1,244 @@
+//! The last rung: a plain tracepoint, for kernels without type information or without a ring buffer.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, OpenObject};
+use zerocopy::{Immutable, IntoBytes};
+
+use super::messages::explain;
+use super::perf_event::{self, errno_name};
+use super::{Probe, ProbeFds, Skeleton, kernel_has_kprobes};
+use crate::log::{self, Level};
+use crate::settings::{ProbeSettings, Rung};
+use crate::tracefs::{Format, TraceFs};
+use crate::tracepoint_skeleton::TcpEventTracepointSkelBuilder;
+
+/// What the user can do about a filter that asks for what this rung cannot know.
+pub(super) const FILTER_REMEDY: &str = "take netns and cgroup out of the filter, or use a kernel with type information";
+
+/// The cause that goes with it.
+pub(super) const FILTER_CAUSE: &str = "it knows neither network namespaces nor cgroups";
+
+/// The start of the cause where there is no tracefs.
+pub(super) const TRACEFS_CAUSE: &str = "tracefs cannot be opened";
+
+/// Where the changes of state are: the later name first.
+const CHANGES: [(&str, &str); 2] = [("sock", "inet_sock_set_state"), ("tcp", "tcp_set_state")];
+
+/// `struct tcp_tracepoint` of `bpf/tcp_event_tracepoint.h`.
+#[repr(C)]
+#[derive(Debug, Default, PartialEq, Eq, Immutable, IntoBytes)]
+struct Layout {
+    sk: u16,
+    old_state: u16,
+    new_state: u16,
+    local_port: u16,
+    remote_port: u16,
+    local_v4: u16,
+    remote_v4: u16,
+    local_v6: u16,
+    remote_v6: u16,
+    family: u16,
+    protocol: u16,
+    reset_sk: u16,
+    protocol_size: u8,
+    wanted: u8,
+    detailed: u8,
+    reserved: u8,
+}
+
+impl Layout {
+    /// Where the fields are. The error names the first one that is missing, or has another size than it should.
+    fn of(format: &Format) -> Result<Self, &'static str> {
+        let at = |name: &'static str, size| match format.field(name) {
+            Some(field) if field.size == size => Ok(field.offset),
+            _ => Err(name),
+        };
+        let pointer_size = u16::try_from(size_of::<usize>()).expect("it is 8");
+        let protocol = format.field("protocol").filter(|field| [1, 2].contains(&field.size));
+        Ok(Self {
+            sk: at("skaddr", pointer_size)?,
+            old_state: at("oldstate", 4)?,
+            new_state: at("newstate", 4)?,
+            local_port: at("sport", 2)?,
+            remote_port: at("dport", 2)?,
+            local_v4: at("saddr", 4)?,
+            remote_v4: at("daddr", 4)?,
+            local_v6: at("saddr_v6", 16)?,
+            remote_v6: at("daddr_v6", 16)?,
+            family: at("family", 2).unwrap_or(0),
+            protocol: protocol.map_or(0, |field| field.offset),
+            protocol_size: protocol.map_or(0, |field| if field.size == 2 { 2 } else { 1 }),
+            ..Self::default()
+        })
+    }
+}
+
+/// Attaches, with the kprobe that sees accepts, and without where that cannot be had.
+pub(super) fn attach<'obj>(
+    settings: &ProbeSettings,
+    places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
+) -> Result<Probe<'obj>, String> {
+    if settings.filter.netns.is_some() || settings.filter.cgroup.is_some() {
+        return Err(FILTER_CAUSE.to_owned());
+    }
+    let tracefs = TraceFs::open().map_err(|error| format!("{TRACEFS_CAUSE}: {}", errno_name(&error)))?;
+    let mut failure = String::new();
+    for with_accepts in [true, false] {
+        if with_accepts && !kernel_has_kprobes() {
+            continue;
+        }
+        let place = places.next().ok_or("no place for another try")?;
+        match try_attach(with_accepts, &tracefs, settings, place) {
+            Ok(probe) => {
+                tell_losses(settings, with_accepts);
+                return Ok(probe);
+            }
+            Err(refusal) => failure = refusal,
+        }
+        log::line(Level::Info, format_args!("tracepoint, accepts {with_accepts}, refused: {failure}"));
+    }
+    Err(failure)
+}
+
+fn try_attach<'obj>(
+    with_accepts: bool,
+    tracefs: &TraceFs,
+    settings: &ProbeSettings,
+    place: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<Probe<'obj>, String> {
+    let mut open = explain(|| TcpEventTracepointSkelBuilder::default().open(place))?;
+    let resets = tracefs.format("tcp", "tcp_receive_reset").ok();
+    let reset_sk = resets.and_then(|format| format.field("skaddr"));
+    open.progs.accept_graft.set_autoload(with_accepts);
+    open.progs.receive_reset.set_autoload(reset_sk.is_some());
+    let skeleton = explain(|| open.load())?;
+
+    let (category, name, format) = find_changes(tracefs)?;
+    let layout =
+        Layout::of(&format).map_err(|field| format!("the tracepoint {category}:{name} has no such {field}"))?;
+    let layout = Layout {
+        reset_sk: reset_sk.map_or(0, |field| field.offset),
+        wanted: u8::from(settings.states) | u8::from(settings.closes) << 1,
+        detailed: settings.detailed.into(),
+        ..layout
+    };
+    let maps = &skeleton.maps;
+    explain(|| maps.layout.update(&0u32.to_ne_bytes(), layout.as_bytes(), MapFlags::ANY))?;
+
+    let progs = &skeleton.progs;
+    let mut links = Vec::new();
+    let mut events = Vec::new();
+    // Before the main program, so that it misses nothing of what they tell.
+    if with_accepts {
+        links.push(explain(|| progs.accept_graft.attach())?);
+    }
+    if reset_sk.is_some() {
+        match perf_event::attach(&progs.receive_reset, tracefs, "tcp", "tcp_receive_reset") {
+            Ok(attachment) => {
+                links.push(attachment.link);
+                events.push(attachment.event);
+            }
+            Err(refusal) => log::line(Level::Info, format_args!("resets are not seen: {refusal}")),
+        }
+    }
+    let main = perf_event::attach(&progs.set_state, tracefs, category, name)?;
+    let fds = ProbeFds {
+        main: progs.set_state.as_fd().as_raw_fd(),
+        main_link: main.link.as_fd().as_raw_fd(),
+        owners: maps.owners.as_fd().as_raw_fd(),
+        lost: Some(maps.lost.as_fd().as_raw_fd()),
+    };
+    links.push(main.link);
+    events.push(main.event);
+    Ok(Probe {
+        links,
+        events,
+        holders: None,
+        skeleton: Skeleton::Tracepoint(Box::new(skeleton)),
+        rung: Rung::Tracepoint,
+        fds,
+    })
+}
+
+fn find_changes(tracefs: &TraceFs) -> Result<(&'static str, &'static str, Format), String> {
+    let mut refusals = Vec::new();
+    for (category, name) in CHANGES {
+        match tracefs.format(category, name) {
+            Ok(format) => return Ok((category, name, format)),
+            Err(error) => {
+                refusals.push(format!("the tracepoint {category}:{name} cannot be read: {}", errno_name(&error)));
+            }
+        }
+    }
+    Err(refusals.join(", "))
+}
+
+/// Says once what this rung cannot know. Whoever has asked for it knows.
+fn tell_losses(settings: &ProbeSettings, with_accepts: bool) {
+    let level = if settings.rung.is_some() { Level::Info } else { Level::Warn };
+    let accepts = if with_accepts { "" } else { "accepts, " };
+    log::line(
+        level,
+        format_args!(
+            "attached by a plain tracepoint: {accepts}inodes, network namespaces, cgroups and most errors are not known, \
+             and bytes are of this network namespace only"
+        ),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIELDS: [(&str, u16); 9] = [
+        ("const void * skaddr", 8),
+        ("int oldstate", 4),
+        ("int newstate", 4),
+        ("__u16 sport", 2),
+        ("__u16 dport", 2),
+        ("__u8 saddr[4]", 4),
+        ("__u8 daddr[4]", 4),
+        ("__u8 saddr_v6[16]", 16),
+        ("__u8 daddr_v6[16]", 16),
+    ];
+
+    fn format(fields: &[(&str, u16)]) -> Format {
+        let mut text = String::new();
+        let mut offset = 8;
+        for (declaration, size) in fields {
+            text += &format!("\tfield:{declaration};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
+            offset += size;
+        }
+        Format::parse(&text)
+    }
+
+    #[test]
+    fn the_layout_is_what_the_format_says() {
+        let layout = Layout::of(&format(&FIELDS)).unwrap();
+        assert_eq!((layout.sk, layout.old_state, layout.new_state), (8, 16, 20));
+        assert_eq!((layout.local_port, layout.remote_port, layout.local_v4, layout.remote_v4), (24, 26, 28, 32));
+        assert_eq!((layout.local_v6, layout.remote_v6), (36, 52));
+        assert_eq!((layout.family, layout.protocol, layout.protocol_size), (0, 0, 0));
+
+        let later = [FIELDS.as_slice(), &[("__u16 family", 2), ("__u8 protocol", 1)]].concat();
+        let layout = Layout::of(&format(&later)).unwrap();
+        assert_eq!((layout.family, layout.protocol, layout.protocol_size), (68, 70, 1));
+        let latest = [FIELDS.as_slice(), &[("__u16 family", 2), ("__u16 protocol", 2)]].concat();
+        assert_eq!(Layout::of(&format(&latest)).unwrap().protocol_size, 2);
+        assert_eq!(size_of::<Layout>(), 28);
+    }
+
+    #[test]
+    fn a_field_that_is_missing_or_of_another_size_is_named() {
+        for at in 0..FIELDS.len() {
+            let mut fields = FIELDS;
+            let name = fields[at].0.rsplit(' ').next().unwrap().split('[').next().unwrap();
+            fields[at].1 += 1;
+            assert_eq!(Layout::of(&format(&fields)), Err(name));
+        }
+        assert_eq!(Layout::of(&Format::default()), Err("skaddr"));
+    }
+}
