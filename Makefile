@@ -37,7 +37,7 @@ RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for one apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test soak bench micro tsan install uninstall clean help setup setup-test fmt lint headers FORCE
+.PHONY: all demo monitor test test-kernels soak bench micro tsan install uninstall clean help setup setup-test fmt lint headers FORCE
 
 all: $(PROGRAMS) ## build the library, the examples and tcp_trace (the default)
 
@@ -49,6 +49,11 @@ monitor: all ## show this host's connections until Ctrl-C (as root)
 
 test: setup-test all ## run all tests (as root)
 	$(CARGO) test --release --locked
+
+# By hand, as it takes hours. KERNELS, as in make test-kernels KERNELS=5.10: those alone.
+test-kernels: setup-test all ## the live tests under each kernel within reach, from 4.15 on, by each rung (as root, hours; MATRIX=--quick)
+	$(CARGO) test --release --locked --no-run --test live
+	tests/vm/matrix --json $(TARGET_DIR)/vm/matrix.json $(MATRIX) $(KERNELS)
 
 soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,000 restarts (as root, half an hour)
 	TCPEVENT_SOAK=1 $(CARGO) test --release --locked --test live -- --nocapture \

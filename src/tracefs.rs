@@ -172,23 +172,23 @@ print fmt: \"sport=%hu dport=%hu saddr=%pI4\", REC->sport, REC->dport, REC->sadd
 \tfield:__u8 daddr_v6[16];\toffset:56;\tsize:16;\tsigned:0;
 ";
 
-    fn at(offset: u16, size: u16) -> Option<Field> {
-        Some(Field { offset, size })
+    const fn at(offset: u16, size: u16) -> Field {
+        Field { offset, size }
     }
 
     #[test]
     fn the_format_of_each_kernel_is_read() {
         for (rest, family, protocol, local_v4, remote_v6) in [
             (OF_4_15, None, None, at(28, 4), at(52, 16)),
-            (OF_5_4, at(28, 2), at(30, 1), at(31, 4), at(55, 16)),
-            (OF_5_6, at(28, 2), at(30, 2), at(32, 4), at(56, 16)),
+            (OF_5_4, Some(at(28, 2)), Some(at(30, 1)), at(31, 4), at(55, 16)),
+            (OF_5_6, Some(at(28, 2)), Some(at(30, 2)), at(32, 4), at(56, 16)),
         ] {
             let format = Format::parse(&format!("name: inet_sock_set_state\nID: 2287\n{COMMON}{rest}"));
-            assert_eq!(format.field("skaddr"), at(8, 8));
-            assert_eq!(format.field("newstate"), at(20, 4));
-            assert_eq!(format.field("dport"), at(26, 2));
+            assert_eq!(format.field("skaddr"), Some(at(8, 8)));
+            assert_eq!(format.field("newstate"), Some(at(20, 4)));
+            assert_eq!(format.field("dport"), Some(at(26, 2)));
             assert_eq!((format.field("family"), format.field("protocol")), (family, protocol));
-            assert_eq!((format.field("saddr"), format.field("daddr_v6")), (local_v4, remote_v6));
+            assert_eq!((format.field("saddr"), format.field("daddr_v6")), (Some(local_v4), Some(remote_v6)));
             assert_eq!(format.field("REC->sport"), None);
         }
     }
@@ -205,7 +205,7 @@ print fmt: \"sport=%hu dport=%hu saddr=%pI4\", REC->sport, REC->dport, REC->sadd
         };
         assert!(tracefs.id("sock", "inet_sock_set_state").unwrap() > 0);
         let format = tracefs.format("sock", "inet_sock_set_state").unwrap();
-        assert_eq!(format.field("skaddr"), at(8, 8));
+        assert_eq!(format.field("skaddr"), Some(at(8, 8)));
         assert_eq!(format.field("saddr_v6").unwrap().size, 16);
         assert!(tracefs.id("sock", "no_such_tracepoint").is_err());
     }

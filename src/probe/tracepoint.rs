@@ -191,6 +191,8 @@ fn tell_losses(settings: &ProbeSettings, with_accepts: bool) {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use super::*;
 
     const FIELDS: [(&str, u16); 9] = [
@@ -209,7 +211,7 @@ mod tests {
         let mut text = String::new();
         let mut offset = 8;
         for (declaration, size) in fields {
-            text += &format!("\tfield:{declaration};\toffset:{offset};\tsize:{size};\tsigned:0;\n");
+            writeln!(text, "\tfield:{declaration};\toffset:{offset};\tsize:{size};\tsigned:0;").unwrap();
             offset += size;
         }
         Format::parse(&text)

@@ -79,6 +79,7 @@ static struct tcpevent_options options(void)
     memset(&all_default, 0, sizeof all_default);
     all_default.size = sizeof all_default;
     all_default.probe = chosen_probe();
+    all_default.btf_path = getenv("TCPEVENT_TEST_BTF");
     return all_default;
 }
 

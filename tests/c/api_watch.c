@@ -21,8 +21,8 @@
  *
  * An event is a line of tab-separated columns: "event", H, the thread, then all fields in the order of struct
  * tcpevent_event; states by name, bytes (reserved, addresses, comm) in hexadecimal. A line of the library's log is
- * "log LEVEL TEXT". Where the test has set TCPEVENT_PROBE, that rung is the default of `probe`: the library itself
- * does not look at the environment. SIGUSR2 and SIGHUP have handlers that do nothing, of which SIGHUP's is installed
+ * "log LEVEL TEXT". Where the test has set TCPEVENT_PROBE, that rung is the default of `probe`, and TCPEVENT_TEST_BTF
+ * that of `btf`: the library itself does not look at the environment. SIGUSR2 and SIGHUP have handlers that do nothing, of which SIGHUP's is installed
  * with SA_RESTART. Ends at the end of stdin.
  */
 #include <errno.h>
@@ -229,6 +229,7 @@ static void open_handle(char **rest)
     memset(&options, 0, sizeof options);
     options.size = sizeof options;
     options.probe = default_probe();
+    options.btf_path = getenv("TCPEVENT_TEST_BTF");
     if (filter != NULL) {
         *filter = '\0';
         options.filter = filter + strlen("filter=");

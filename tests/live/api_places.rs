@@ -18,11 +18,12 @@ use crate::traffic::{Connection, Peer, V4, own_comm, set_linger_0};
 
 #[test]
 fn each_end_is_of_the_process_that_has_acted_on_it_last() {
+    const UID: u32 = 1003;
+    const COMM: &str = "tev-api-peer";
+
     if is_beyond_the_rung("who has reset a connection") {
         return;
     }
-    const UID: u32 = 1003;
-    const COMM: &str = "tev-api-peer";
 
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);

@@ -52,10 +52,11 @@ fn check_sums(statistics: &HashMap<String, i64>) {
 
 #[test]
 fn a_full_queue_drops_the_oldest_closes_and_counts_them() {
+    const SLOTS: usize = 8;
+
     if is_beyond_the_rung("the cookie of an attempt that has failed") {
         return;
     }
-    const SLOTS: usize = 8;
 
     let _turn = turn();
     let mut watcher = Watcher::open(&format!("queue={SLOTS} {}", own_closes()));
@@ -287,10 +288,11 @@ fn any_signal_handler_ends_a_read_that_waits_and_a_stop_does_not() {
 
 #[test]
 fn each_event_goes_to_one_of_many_readers() {
+    const COUNT: usize = 2000;
+
     if is_beyond_the_rung("the cookie of an attempt that has failed") {
         return;
     }
-    const COUNT: usize = 2000;
 
     let _turn = turn();
     let count = COUNT / slowness() as usize;

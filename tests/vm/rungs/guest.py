@@ -1,0 +1,183 @@
+#!/usr/bin/python3
+"""Runs under the kernel in question, as root: tries each rung, and runs the live tests where it holds.
+
+Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (ways that the kernel's type information is
+had, of WAYS), `groups` (modules of the live tests; null for all), `limit` (seconds for a group), `btf_files` (a folder
+that has RELEASE.btf for kernels without type information), and `done` (what is known already, as lists of way, rung and
+group).
+
+Each thing found is a line of JSON behind MARK; all other lines are the tests' own. What is begun is said too, so that
+it is known what a kernel died of.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+MARK = "matrix: "
+KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
+
+# How a program has the kernel's type information: as the kernel shows it; not at all; from a file that TCPEVENT_BTF
+# names, while the kernel shows none.
+SHOWN, HIDDEN, FILE = WAYS = ("shown", "hidden", "file")
+
+# For a start. Under emulation it takes seconds.
+START_LIMIT = 120
+
+
+def say(**found):
+    print(MARK + json.dumps(found), flush=True)
+
+
+class Way:
+    """A way to run programs, as to the kernel's type information."""
+
+    def __init__(self, name, folder, btf_files):
+        self.name = name
+        self.empty = folder / "empty"
+        self.missing = None
+        self.variables = {}
+        if name == FILE:
+            file = folder / "kernel.btf"
+            theirs = btf_files / f"{os.uname().release}.btf"
+            source = KERNEL_BTF if KERNEL_BTF.exists() else theirs
+            if source.exists():
+                shutil.copyfile(source, file)
+                # The second is for the tests of the tcpevent_* functions, which read no environment.
+                self.variables = {"TCPEVENT_BTF": str(file), "TCPEVENT_TEST_BTF": str(file)}
+            else:
+                self.missing = f"the kernel has no type information, and there is no {theirs}"
+
+    def command(self, words):
+        if self.name == SHOWN or not KERNEL_BTF.parent.exists():
+            return words
+        return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /sys/kernel/btf && exec "$@"', self.empty, *words]
+
+    def environment(self, rung):
+        return {**os.environ, **self.variables, "TCPEVENT_PROBE": rung}
+
+
+def run(words, environment, limit):
+    """Status (None: it took too long) and lines, which are also passed on."""
+    process = subprocess.Popen([str(word) for word in words], env=environment, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    late = False
+
+    def end(*_):
+        nonlocal late
+        late = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(limit)
+    lines = []
+    for line in process.stdout:
+        text = line.decode(errors="backslashreplace").rstrip("\n")
+        lines.append(text)
+        print(text, flush=True)
+    process.wait()
+    signal.alarm(0)
+    # Children of a test that failed.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return None if late else process.returncode, lines
+
+
+def refusal(way, rung, library):
+    """None where the rung holds, or the library's line of why it does not."""
+    words = way.command([sys.executable, __file__, "--start", library])
+    status, lines = run(words, {**way.environment(rung), "TCPEVENT_LOG": "error"}, START_LIMIT)
+    if status == 0:
+        return None
+    if status is None:
+        return f"a start took more than {START_LIMIT} s"
+    return lines[-1] if lines else f"a start ended with status {status}"
+
+
+def start(library):
+    """A consumer that starts and stops. Where the start fails, the library ends the process."""
+    library = ctypes.CDLL(library)
+    library.AddProbe(None)
+    while not library.getStatus():
+        time.sleep(0.01)
+    library.cleanup()
+    while library.getStatus():
+        time.sleep(0.01)
+
+
+def tests_of(binary, wanted):
+    """Groups (the live tests' modules) and their tests."""
+    listed = subprocess.run([binary, "--list", "--format", "terse"], check=True, text=True, capture_output=True)
+    groups = {}
+    for line in listed.stdout.splitlines():
+        test, colon, _ = line.rpartition(": test")
+        group = test.split("::")[0]
+        if colon and (wanted is None or group in wanted):
+            groups.setdefault(group, []).append(test)
+    return groups
+
+
+def outcome(way, rung, binary, tests, limit):
+    """Of a group: how many tests have passed, those that failed, and how long it took."""
+    began = time.monotonic()
+    status, lines = run(way.command([binary, "--exact", *tests]), way.environment(rung), limit)
+    if any(line.startswith("test result: ") for line in lines):
+        # The last list of all: what a test's children write may stand between "test NAME ..." and "ok".
+        last = len(lines) - lines[::-1].index("failures:") if "failures:" in lines else len(lines)
+        failed = [test for test in tests if f"    {test}" in lines[last:]]
+    else:
+        failed = [test for test in tests if not any(re.fullmatch(rf"test {test} \.\.\. .*ok", line) for line in lines)]
+    found = {"passed": len(tests) - len(failed), "failed": failed, "seconds": round(time.monotonic() - began, 1)}
+    if status is None:
+        found["why"] = f"took more than {limit} s"
+    elif status < 0:
+        found["why"] = f"ended by signal {-status}"
+    return found
+
+
+def main(order):
+    done = {tuple(item) for item in order["done"]}
+    groups = tests_of(order["tests"], order["groups"])
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="tcpevent-matrix."))
+    folder.chmod(0o755)  # some tests are somebody else
+    (folder / "empty").mkdir()
+    try:
+        say(release=os.uname().release, has_btf=KERNEL_BTF.exists(), groups=list(groups))
+        ways = order["btf"]
+        if not KERNEL_BTF.exists():
+            # Nothing to be shown, nor to be hidden.
+            ways = dict.fromkeys(HIDDEN if name == SHOWN else name for name in ways)
+        for name in ways:
+            way = Way(name, folder, pathlib.Path(order["btf_files"]))
+            for rung in order["rungs"]:
+                key = {"btf": name, "rung": rung}
+                if (name, rung, None) not in done:
+                    say(**key, begun=None)
+                    why = way.missing or refusal(way, rung, order["library"])
+                    say(**key, missing=way.missing is not None, refused=why)
+                    if why is not None:
+                        continue
+                for group, tests in groups.items():
+                    if (name, rung, group) not in done:
+                        say(**key, begun=group)
+                        say(**key, group=group, **outcome(way, rung, order["tests"], tests, order["limit"]))
+        say(end=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--start":
+        start(sys.argv[2])
+    else:
+        main(json.loads(sys.argv[1]))
