@@ -6,14 +6,15 @@ use std::path::PathBuf;
 
 use libbpf_cargo::SkeletonBuilder;
 
-const PROGRAMS: [&str; 2] = ["tcp_event", "tcp_event_tracepoint"];
+/// Each with the instruction set of the oldest kernel that it is for: Linux 5.8, 4.15.
+const PROGRAMS: [(&str, &str); 2] = [("tcp_event", "-mcpu=v3"), ("tcp_event_tracepoint", "-mcpu=v1")];
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    for program in PROGRAMS {
+    for (program, instructions) in PROGRAMS {
         SkeletonBuilder::new()
             .source(format!("bpf/{program}.bpf.c"))
-            .clang_args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Ibpf"])
+            .clang_args([instructions, "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Ibpf"])
             .build_and_generate(out.join(format!("{program}.skel.rs")))
             .expect("clang could not compile the BPF program");
     }

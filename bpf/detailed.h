@@ -195,7 +195,7 @@ static __always_inline void report_change(struct sock *sk, struct owner *known, 
 	if (old_state == new_state || (new_state == TCP_SYN_RECV && old_state == TCP_LISTEN))
 		return;
 	if (new_state != TCP_CLOSE) {
-		known = bpf_map_lookup_elem(&owners, &KEY(sk));
+		known = owner_of(sk);
 		if (known && new_state == TCP_ESTABLISHED) {
 			known->established_ns = bpf_ktime_get_ns();
 			/* Accepted before its handshake was over: Fast Open. */

@@ -10,7 +10,7 @@
  * of endpoints that are older than the probe.
  *
  * The task on the CPU at TCP_CLOSE is often a bystander, because most endpoints close in softirq. The owner is
- * therefore noted whenever a process acts on the endpoint in its own context, and kept in `owners` until the close.
+ * therefore noted whenever a process acts on the endpoint in its own context, and kept until the close: see owners.h.
  */
 #include "core_types.h"
 
@@ -22,28 +22,27 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-struct owner {
-	__u64 birth_ns;
-	__u64 established_ns; /* this, state and direction: for the detailed programs */
-	__u32 pid;
-	__u32 uid;
-	char comm[TASK_COMM_LEN];
-	__u8 origin;
-	__u8 state; /* the last one that was reported */
-	__u8 direction;
-	__u8 pad[5];
-};
+/*
+ * Whether any pointer can be given a type, and the types' numbers among the kernel's: what has one is read by plain loads,
+ * and not by calls of helpers. Set where the kernel has bpf_rdonly_cast() (Linux 6.2).
+ */
+const volatile bool can_cast = false;
+const volatile __u32 type_of_sock = 0;
+const volatile __u32 type_of_tcp_sock = 0;
+const volatile __u32 type_of_socket = 0;
+const volatile __u32 type_of_file = 0;
+const volatile __u32 type_of_task_struct = 0;
 
 /*
- * Preallocated, so that an update fails for one reason only: more endpoints alive than entries. Not an LRU: that one
- * evicts live endpoints in batches.
+ * The kernel's bpf_rdonly_cast(), which costs nothing when it runs. User space makes it of this call when it loads the
+ * program (src/probe/instructions.rs): to look it up by name, libbpf would read all of the kernel's types.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
-	__type(key, __u64);
-	__type(value, struct owner);
-} owners SEC(".maps");
+#define RDONLY_CAST 0x7fffffff
+static void *(*const rdonly_cast)(const void *ptr, __u32 type) = (void *)RDONLY_CAST;
+
+#define CAST(name, ptr) ((struct name *)rdonly_cast(ptr, type_of_##name))
+
+#include "owners.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -95,89 +94,42 @@ struct done done[MOST_CPUS];
 
 /* For the statistics: what could not be kept, and what only the second look saw. */
 __u64 lost_records;
-__u64 lost_owners;
 __u64 recovered;
 
 /*
- * An endpoint's key in `owners`. A copy: kernels forget what a stack slot holds once its address goes to a helper, and
- * the verifier must still know the socket itself.
- */
-#define KEY(sk) ((__u64){(__u64)(sk)})
-
-/*
  * Reads a field of a socket: directly where the verifier knows the pointer's type, else through a probe read. Not for
- * fields that are pointers: for each such instruction the verifier looks through the names of all the kernel's types, four
- * times (btf_nested_type_is_trusted), which took a third of the start.
+ * fields that are pointers, but after CAST: for each such instruction the verifier looks through the names of all the
+ * kernel's types, four times (btf_nested_type_is_trusted), which took a third of the start.
  */
 #define FIELD(direct, ptr, field) ((direct) ? (ptr)->field : BPF_CORE_READ(ptr, field))
 
-/* Loads what can be loaded: with the usual mitigations a call of a helper costs more than all that it does. */
+/* Calls as few helpers as can be: with the usual mitigations a call costs more than all that it does. */
 static __always_inline void read_current(__u32 *pid, __u32 *uid, char *comm)
 {
 	struct task_struct *task;
 
-	*uid = bpf_get_current_uid_gid();
-	/* Since Linux 5.11. */
-	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
-		task = bpf_get_current_task_btf();
-		*pid = task->tgid;
-		*(__u64 *)comm = *(__u64 *)task->comm;
-		*(__u64 *)(comm + 8) = *(__u64 *)(task->comm + 8);
+	if (can_cast) {
+		task = CAST(task_struct, (void *)bpf_get_current_task());
+		*uid = task->cred->uid.val;
 	} else {
-		*pid = bpf_get_current_pid_tgid() >> 32;
-		bpf_get_current_comm(comm, TASK_COMM_LEN);
+		*uid = bpf_get_current_uid_gid();
+		/* Since Linux 5.11. */
+		if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+			*pid = bpf_get_current_pid_tgid() >> 32;
+			bpf_get_current_comm(comm, TASK_COMM_LEN);
+			return;
+		}
+		task = bpf_get_current_task_btf();
 	}
+	*pid = task->tgid;
+	*(__u64 *)comm = *(__u64 *)task->comm;
+	*(__u64 *)(comm + 8) = *(__u64 *)(task->comm + 8);
 }
 
 static __always_inline void set_actor(struct owner *owner, __u8 origin)
 {
 	read_current(&owner->pid, &owner->uid, owner->comm);
 	owner->origin = origin;
-}
-
-static __always_inline void insert(struct sock *sk, const struct owner *owner)
-{
-	if (bpf_map_update_elem(&owners, &KEY(sk), owner, BPF_ANY))
-		__sync_fetch_and_add(&lost_owners, 1);
-}
-
-/* A connection begins. Whatever the address of the socket stood for before is over. The plain programs report no age. */
-static __always_inline void born(struct sock *sk, __u8 origin, const bool detailed)
-{
-	struct owner owner = {.birth_ns = detailed ? bpf_ktime_get_ns() : 1};
-
-	owner.direction = origin == TCP_ORIGIN_CONNECT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
-	if (origin != TCP_ORIGIN_NONE)
-		set_actor(&owner, origin);
-	insert(sk, &owner);
-}
-
-/*
- * The same at a listener, for the plain programs: an endpoint that is in a process's hands already (Fast Open, or a
- * simultaneous open) stays there. Nothing is left here of an earlier socket at the same address: see left_over().
- */
-static __always_inline void born_unowned(struct sock *sk)
-{
-	struct owner owner = {.birth_ns = 1, .direction = TCP_DIRECTION_ACCEPTED};
-	long err = bpf_map_update_elem(&owners, &KEY(sk), &owner, BPF_NOEXIST);
-
-	if (err && err != -EEXIST)
-		__sync_fetch_and_add(&lost_owners, 1);
-}
-
-/* The current process acts on the endpoint. */
-static __always_inline void acted(struct sock *sk, __u8 origin)
-{
-	struct owner *known = bpf_map_lookup_elem(&owners, &KEY(sk));
-
-	if (known) {
-		set_actor(known, origin);
-	} else {
-		struct owner owner = {};
-
-		set_actor(&owner, origin);
-		insert(sk, &owner);
-	}
 }
 
 /*
@@ -207,6 +159,12 @@ static __always_inline void wake(void)
 	bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
 }
 
+/* NULL where no process holds it. */
+static __always_inline struct socket *socket_of(struct sock *sk)
+{
+	return can_cast ? CAST(sock, sk)->sk_socket : BPF_CORE_READ(sk, sk_socket);
+}
+
 static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, struct owner *known, int old_state,
 				       int new_state, const bool direct)
 {
@@ -221,7 +179,7 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	 */
 	current_acts = owned && !err;
 	if (!owned && !err && new_state == TCP_CLOSE && (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT))
-		current_acts = !BPF_CORE_READ(sk, sk_socket);
+		current_acts = !socket_of(sk);
 	/* A reader that processes its backlog is a process of the endpoint too; one that aborts it (ss -K) is not. */
 	if (!current_acts && !(known && known->origin) && owned && err != ECONNABORTED)
 		current_acts = true;
@@ -247,12 +205,14 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	}
 }
 
-/* 0 where no process holds the socket: a probe read from nowhere gives that. */
+/* 0 where no process holds the socket. (A read from nowhere gives 0.) */
 static __always_inline __u64 inode_of(struct sock *sk)
 {
-	struct socket *socket = BPF_CORE_READ(sk, sk_socket);
+	struct socket *socket = socket_of(sk);
 
-	return socket ? BPF_CORE_READ(socket, file, f_inode, i_ino) : 0;
+	if (!socket)
+		return 0;
+	return can_cast ? socket->file->f_inode->i_ino : BPF_CORE_READ(socket, file, f_inode, i_ino);
 }
 
 /* One end's address, 16 bytes in network byte order; an IPv4 address fills the first 4. */
@@ -291,6 +251,8 @@ static __always_inline struct tcp_sock *tcp_of(struct sock *sk, const bool direc
 
 	if (family != AF_INET && family != AF_INET6)
 		return 0;
+	if (can_cast)
+		return FIELD(direct, sk, sk_protocol) == IPPROTO_TCP ? CAST(tcp_sock, sk) : 0;
 	if (direct)
 		return bpf_skc_to_tcp_sock(sk);
 	return is_tcp(sk) ? (struct tcp_sock *)sk : 0;
@@ -366,35 +328,47 @@ static __always_inline bool is_done(struct sock *sk, int new_state)
 	return true;
 }
 
+/*
+ * A connection begins: whatever the address of its socket stood for before is over. Or a process acts on it. The plain
+ * programs report no age.
+ */
+static __always_inline void note_change(struct sock *sk, int new_state, const bool detailed)
+{
+	bool is_born = new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED;
+	struct owner *known = owner_of(sk), fresh = {}, *owner = known ? known : &fresh;
+
+	/*
+	 * At a listener. With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. (The
+	 * plain program at the tracepoint leaves nothing of an earlier socket at the same address: see left_over().)
+	 */
+	if (new_state == TCP_ESTABLISHED && (!detailed && look_at_end ? !!known : !!socket_of(sk)))
+		return;
+	if (is_born) {
+		owner->birth_ns = detailed ? bpf_ktime_get_ns() : 1;
+		owner->established_ns = 0;
+		owner->state = 0;
+		owner->direction = new_state == TCP_SYN_SENT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
+		owner->origin = TCP_ORIGIN_NONE;
+	}
+	if (new_state != TCP_ESTABLISHED)
+		set_actor(owner, new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE);
+	if (!known)
+		note_owner(sk, &fresh, new_state == TCP_ESTABLISHED ? BPF_NOEXIST : BPF_ANY);
+}
+
 static __always_inline int transition(struct sock *sk, int old_state, int new_state, const bool direct,
 				      const bool detailed)
 {
 	struct owner *known = 0;
 
-	switch (new_state) {
-	case TCP_SYN_SENT:
-		born(sk, TCP_ORIGIN_CONNECT, detailed);
-		break;
-	case TCP_ESTABLISHED:
-		if (old_state != TCP_SYN_RECV)
-			break;
-		if (direct && !detailed && look_at_end)
-			born_unowned(sk);
-		/* With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. */
-		else if (!BPF_CORE_READ(sk, sk_socket))
-			born(sk, TCP_ORIGIN_NONE, detailed);
-		break;
-	case TCP_FIN_WAIT1:
-	case TCP_LAST_ACK:
-		if (in_owner_context(sk, direct))
-			acted(sk, TCP_ORIGIN_CLOSE);
-		break;
-	case TCP_CLOSE:
+	if (new_state == TCP_CLOSE) {
 		/* A socket that was closed before changes nothing, and a listener is no connection. */
 		if (old_state == TCP_CLOSE || (old_state == TCP_LISTEN && !detailed))
 			return 0;
-		known = bpf_map_lookup_elem(&owners, &KEY(sk));
-		break;
+		known = owner_of(sk);
+	} else if (new_state == TCP_SYN_SENT || (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV) ||
+		   ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && in_owner_context(sk, direct))) {
+		note_change(sk, new_state, detailed);
 	}
 	if (detailed)
 		report_change(sk, known, old_state, new_state, direct);
@@ -402,7 +376,7 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 	else if (new_state == TCP_CLOSE && old_state != TCP_SYN_RECV)
 		report(sk, known, old_state, direct);
 	if (new_state == TCP_CLOSE && known)
-		bpf_map_delete_elem(&owners, &KEY(sk));
+		forget_owner(sk);
 	return 0;
 }
 
@@ -415,7 +389,12 @@ static __noinline int transition_detailed(struct sock *sk, int old_state, int ne
 SEC("kprobe/tcp_set_state")
 int BPF_KPROBE(set_state_entry, struct sock *sk, int state)
 {
-	transition(sk, BPF_CORE_READ(sk, __sk_common.skc_state), state, false, false);
+	int old_state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	if (can_cast)
+		transition(CAST(sock, sk), old_state, state, true, false);
+	else
+		transition(sk, old_state, state, false, false);
 	set_done(sk, state);
 	return 0;
 }
@@ -461,12 +440,12 @@ static __always_inline int left_over(struct sock *sk)
 
 	if (sk->__sk_common.skc_state != TCP_CLOSE)
 		return 0;
-	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	known = owner_of(sk);
 	if (!known)
 		return 0;
 	__sync_fetch_and_add(&recovered, 1);
 	report(sk, known, TCP_CLOSE, true);
-	bpf_map_delete_elem(&owners, &KEY(sk));
+	forget_owner(sk);
 	return 0;
 }
 
@@ -500,7 +479,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	/* Other changes are nothing to the plain programs: they save the look. */
 	if (!detailed && new_state != TCP_CLOSE && !born_passive && !(by_process && main_is_kprobe))
 		return false;
-	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	known = owner_of(sk);
 	if (new_state == TCP_CLOSE) {
 		/* The entry goes with the close. */
 		if (!known)
@@ -534,7 +513,7 @@ int BPF_PROG(set_state_again_detailed, struct sock *sk, int old_state, int new_s
 static __always_inline void forget_if_closed(struct sock *sk)
 {
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
-		bpf_map_delete_elem(&owners, &KEY(sk));
+		forget_owner(sk);
 }
 
 /*
@@ -548,7 +527,7 @@ static __always_inline void accepted_unknown(struct sock *sk)
 	if (!is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		return;
 	set_actor(&owner, TCP_ORIGIN_ACCEPT);
-	insert(sk, &owner);
+	note_owner(sk, &owner, BPF_ANY);
 	forget_if_closed(sk);
 }
 
@@ -564,7 +543,7 @@ int BPF_KPROBE(accept_graft, struct sock *sk)
 
 	if (!sk)
 		return 0;
-	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	known = owner_of(sk);
 	/* What is known need not be looked at: it is a TCP socket, and not closed. */
 	if (known)
 		set_actor(known, TCP_ORIGIN_ACCEPT);
@@ -584,8 +563,11 @@ static __always_inline struct inode *socket_inode_of(struct file *file)
 /* The protocol's socket behind a file that is a socket. Of any other file it is no socket of ours, or not to be read. */
 static __always_inline struct sock *sock_of(struct file *file)
 {
-	struct socket *socket = BPF_CORE_READ(file, private_data);
+	struct socket *socket;
 
+	if (can_cast)
+		return CAST(socket, CAST(file, file)->private_data)->sk;
+	socket = BPF_CORE_READ(file, private_data);
 	return BPF_CORE_READ(socket, sk);
 }
 
@@ -593,11 +575,11 @@ static __always_inline struct sock *sock_of(struct file *file)
 static __always_inline struct file *file_at(__s32 fd, const bool in_use)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct fdtable *fdt = BPF_CORE_READ(task, files, fdt);
-	struct file **slots = BPF_CORE_READ(fdt, fd);
+	struct fdtable *fdt = can_cast ? CAST(task_struct, task)->files->fdt : BPF_CORE_READ(task, files, fdt);
+	struct file **slots = can_cast ? fdt->fd : BPF_CORE_READ(fdt, fd);
 	struct file *file = 0;
 
-	if (fd < 0 || (!in_use && (__u32)fd >= BPF_CORE_READ(fdt, max_fds)))
+	if (fd < 0 || (!in_use && (__u32)fd >= (can_cast ? fdt->max_fds : BPF_CORE_READ(fdt, max_fds))))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
 	return file;
@@ -614,7 +596,7 @@ int accept_syscall(struct sys_exit_context *ctx)
 	if (!file)
 		return 0;
 	sk = sock_of(file);
-	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	known = owner_of(sk);
 	if (known)
 		set_actor(known, TCP_ORIGIN_ACCEPT);
 	else if (socket_inode_of(file) && sk)
@@ -636,7 +618,7 @@ int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cq
 	if (!file || !socket_inode_of(file))
 		return 0;
 	sk = sock_of(file);
-	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	known = owner_of(sk);
 	if (known && known->origin == TCP_ORIGIN_NONE)
 		set_actor(known, TCP_ORIGIN_ACCEPT);
 	return 0;
@@ -677,12 +659,12 @@ int adopt(struct bpf_iter__task_file *ctx)
 	owner.uid = BPF_CORE_READ(task, cred, uid.val);
 	owner.origin = TCP_ORIGIN_INODE;
 	BPF_CORE_READ_STR_INTO(&owner.comm, task, group_leader, comm);
-	known = bpf_map_lookup_elem(&owners, &KEY(sk));
+	known = owner_of(sk);
 	if (known && known->origin != TCP_ORIGIN_NONE)
 		return 0;
 	if (known)
 		owner.birth_ns = known->birth_ns;
-	insert(sk, &owner);
+	note_owner(sk, &owner, BPF_ANY);
 	forget_if_closed(sk);
 	return 0;
 }

@@ -90,8 +90,19 @@ impl<'btf> Type<'btf> {
     }
 }
 
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// A structure.
+    Struct,
+    /// Another name of a type.
+    Typedef,
+    /// A function.
+    Function,
+}
+
 /// Type information as it is.
-struct Btf<'btf> {
+pub struct Btf<'btf> {
     bytes: &'btf [u8],
     /// Where each type begins, by its ID; 0 is void.
     types: Vec<u32>,
@@ -101,8 +112,9 @@ struct Btf<'btf> {
 }
 
 impl<'btf> Btf<'btf> {
-    /// `wanted` are names of structures, unions, enumerations and typedefs.
-    fn read(bytes: &'btf [u8], wanted: &[Vec<u8>]) -> Option<Self> {
+    /// `wanted` are names of structures, unions, enumerations, typedefs and functions. `None` where `bytes` are not type
+    /// information as it is known here, of this machine's byte order.
+    pub fn read<'name>(bytes: &'btf [u8], wanted: impl IntoIterator<Item = &'name [u8]>) -> Option<Self> {
         let magic = u16::from_ne_bytes(*bytes.first_chunk()?);
         if magic != MAGIC || bytes[2..].first() != Some(&VERSION) {
             return None;
@@ -112,31 +124,52 @@ impl<'btf> Btf<'btf> {
         let part = |offset: usize, length: usize| behind.get(offset..offset.checked_add(length)?);
         let (types, strings) = (part(field(8)?, field(12)?)?, part(field(16)?, field(20)?)?);
 
-        // Few types begin as one of the wanted does.
+        // Few types begin with the same two letters as one of the wanted does.
         let mut by_first: [Vec<&[u8]>; 256] = [const { Vec::new() }; 256];
+        let mut second = [[0u64; 4]; 256];
         for name in wanted {
-            by_first[usize::from(*name.first()?)].push(name);
+            let [first, then] = *name.first_chunk()?;
+            by_first[usize::from(first)].push(name);
+            second[usize::from(first)][usize::from(then) / 64] |= 1 << (then % 64);
         }
         let is_wanted = |name: &[u8]| {
-            name.first().is_some_and(|first| {
-                by_first[usize::from(*first)]
-                    .iter()
-                    .any(|wanted| name.starts_with(wanted) && name.get(wanted.len()) == Some(&0))
+            name.first_chunk().is_some_and(|[first, then]| {
+                second[usize::from(*first)][usize::from(*then) / 64] & 1 << (then % 64) != 0
+                    && by_first[usize::from(*first)]
+                        .iter()
+                        .any(|wanted| name.starts_with(wanted) && name.get(wanted.len()) == Some(&0))
             })
         };
         let mut this = Self { bytes: types, types: vec![0], roots: Vec::new(), strings };
         let mut at = 0;
         while at < types.len() {
             let found = Type::read(&types[at..])?;
-            if matches!(found.kind(), kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::TYPEDEF)
-                && strings.get(found.word(0) as usize..).is_some_and(is_wanted)
-            {
+            let has_name = matches!(
+                found.kind(),
+                kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::TYPEDEF | kind::FUNC
+            );
+            if has_name && strings.get(found.word(0) as usize..).is_some_and(is_wanted) {
                 this.roots.push(u32::try_from(this.types.len()).ok()?);
             }
             this.types.push(u32::try_from(at).ok()?);
             at += found.0.len();
         }
         Some(this)
+    }
+
+    /// The ID of what has one of the names wanted.
+    pub fn id(&self, meaning: Meaning, name: &str) -> Option<u32> {
+        let kind = match meaning {
+            Meaning::Struct => kind::STRUCT,
+            Meaning::Typedef => kind::TYPEDEF,
+            Meaning::Function => kind::FUNC,
+        };
+        self.roots.iter().copied().find(|root| {
+            self.at(*root).is_some_and(|found| {
+                found.kind() == kind
+                    && self.name(found.word(0)).and_then(|name| name.strip_suffix(&[0])) == Some(name.as_bytes())
+            })
+        })
     }
 
     fn at(&self, id: u32) -> Option<Type<'btf>> {
@@ -152,62 +185,61 @@ impl<'btf> Btf<'btf> {
     }
 }
 
-/// Whether one of these types has this name.
-pub fn has(bytes: &[u8], name: &str) -> bool {
-    Btf::read(bytes, &[name.as_bytes().to_vec()]).is_some_and(|btf| !btf.roots.is_empty())
-}
-
-/// The types of these names, and all that they are made of. Pointers point at nothing: libbpf does not follow them.
-/// `None` where `bytes` are not type information as it is known here, of this machine's byte order.
-pub fn reduce(bytes: &[u8], wanted: &[Vec<u8>]) -> Option<Vec<u8>> {
-    let btf = Btf::read(bytes, wanted)?;
-    // The new ID of each type; 0 for those that are not taken.
-    let mut new_ids = vec![0u32; btf.types.len()];
-    let mut taken = Vec::new();
-    let mut take = |id: u32, taken: &mut Vec<u32>| {
-        let new_id = new_ids.get_mut(id as usize)?;
-        if id != 0 && *new_id == 0 {
-            taken.push(id);
-            *new_id = u32::try_from(taken.len()).ok()?;
-        }
-        Some(*new_id)
-    };
-    for root in &btf.roots {
-        take(*root, &mut taken)?;
-    }
-
-    let (mut types, mut strings) = (Vec::new(), vec![0]);
-    let mut next = 0;
-    while next < taken.len() {
-        let found = btf.at(taken[next])?;
-        next += 1;
-        let start = types.len();
-        types.extend_from_slice(found.0);
-        let mut set = |at: usize, value: u32| types[start + at..start + at + 4].copy_from_slice(&value.to_ne_bytes());
-        for at in found.name_places() {
-            let name = btf.name(found.word(at))?;
-            set(at, if name.len() > 1 { u32::try_from(strings.len()).ok()? } else { 0 });
-            if name.len() > 1 {
-                strings.extend_from_slice(name);
+impl Btf<'_> {
+    /// The types of the names wanted, and all that they are made of, as type information. Pointers point at nothing: libbpf
+    /// does not follow them. Functions are left out.
+    pub fn reduced(&self) -> Option<Vec<u8>> {
+        // The new ID of each type; 0 for those that are not taken.
+        let mut new_ids = vec![0u32; self.types.len()];
+        let mut taken = Vec::new();
+        let mut take = |id: u32, taken: &mut Vec<u32>| {
+            let new_id = new_ids.get_mut(id as usize)?;
+            if id != 0 && *new_id == 0 {
+                taken.push(id);
+                *new_id = u32::try_from(taken.len()).ok()?;
+            }
+            Some(*new_id)
+        };
+        for root in &self.roots {
+            if self.at(*root)?.kind() != kind::FUNC {
+                take(*root, &mut taken)?;
             }
         }
-        for at in found.part_places() {
-            set(at, take(found.word(at), &mut taken)?);
-        }
-        if found.kind() == kind::PTR {
-            set(8, 0);
-        }
-    }
 
-    let mut reduced = Vec::with_capacity(HEADER_LEN + types.len() + strings.len());
-    reduced.extend(MAGIC.to_ne_bytes());
-    reduced.extend([VERSION, 0]);
-    for value in [HEADER_LEN, 0, types.len(), types.len(), strings.len()] {
-        reduced.extend(u32::try_from(value).ok()?.to_ne_bytes());
+        let (mut types, mut strings) = (Vec::new(), vec![0]);
+        let mut next = 0;
+        while next < taken.len() {
+            let found = self.at(taken[next])?;
+            next += 1;
+            let start = types.len();
+            types.extend_from_slice(found.0);
+            let mut set =
+                |at: usize, value: u32| types[start + at..start + at + 4].copy_from_slice(&value.to_ne_bytes());
+            for at in found.name_places() {
+                let name = self.name(found.word(at))?;
+                set(at, if name.len() > 1 { u32::try_from(strings.len()).ok()? } else { 0 });
+                if name.len() > 1 {
+                    strings.extend_from_slice(name);
+                }
+            }
+            for at in found.part_places() {
+                set(at, take(found.word(at), &mut taken)?);
+            }
+            if found.kind() == kind::PTR {
+                set(8, 0);
+            }
+        }
+
+        let mut reduced = Vec::with_capacity(HEADER_LEN + types.len() + strings.len());
+        reduced.extend(MAGIC.to_ne_bytes());
+        reduced.extend([VERSION, 0]);
+        for value in [HEADER_LEN, 0, types.len(), types.len(), strings.len()] {
+            reduced.extend(u32::try_from(value).ok()?.to_ne_bytes());
+        }
+        reduced.extend(types);
+        reduced.extend(strings);
+        Some(reduced)
     }
-    reduced.extend(types);
-    reduced.extend(strings);
-    Some(reduced)
 }
 
 #[cfg(test)]
@@ -222,13 +254,17 @@ mod tests {
         std::fs::read("/sys/kernel/btf/vmlinux").expect("this kernel has type information")
     }
 
-    fn names(names: &[&str]) -> Vec<Vec<u8>> {
-        names.iter().map(|name| name.as_bytes().to_vec()).collect()
+    fn read<'btf>(bytes: &'btf [u8], names: &[&str]) -> Option<Btf<'btf>> {
+        Btf::read(bytes, names.iter().map(|name| name.as_bytes()))
+    }
+
+    fn reduce(bytes: &[u8], names: &[&str]) -> Option<Vec<u8>> {
+        read(bytes, names)?.reduced()
     }
 
     /// Each member of a structure of this name, and where it is.
     fn members(bytes: &[u8], name: &str) -> Vec<(Vec<u8>, u32)> {
-        let btf = Btf::read(bytes, &names(&[name])).unwrap();
+        let btf = read(bytes, &[name]).unwrap();
         let found = btf.at(btf.roots[0]).unwrap();
         (TYPE_LEN..found.0.len())
             .step_by(12)
@@ -240,7 +276,7 @@ mod tests {
     fn what_is_wanted_stays_as_it_is() {
         let kernel = kernel();
         let wanted = ["sock", "tcp_sock", "inet_connection_sock", "task_struct", "bpf_func_id"];
-        let reduced = reduce(&kernel, &names(&wanted)).unwrap();
+        let reduced = reduce(&kernel, &wanted).unwrap();
         assert!(reduced.len() < kernel.len() / 10, "{} of {} bytes", reduced.len(), kernel.len());
         for name in &wanted[..4] {
             assert_eq!(members(&reduced, name), members(&kernel, name), "{name}");
@@ -251,7 +287,7 @@ mod tests {
 
     #[test]
     fn libbpf_takes_it() {
-        let reduced = reduce(&kernel(), &names(&["sock", "tcp_sock", "socket", "cred", "bpf_func_id"])).unwrap();
+        let reduced = reduce(&kernel(), &["sock", "tcp_sock", "socket", "cred", "bpf_func_id"]).unwrap();
         let size = u32::try_from(reduced.len()).unwrap();
         // SAFETY: it reads `size` bytes, and what it gives is freed once.
         unsafe {
@@ -263,23 +299,35 @@ mod tests {
 
     #[test]
     fn a_name_that_the_kernel_has_not_is_left_out() {
-        let reduced = reduce(&kernel(), &names(&["tcp_sock_of_another_kernel"])).unwrap();
+        let reduced = reduce(&kernel(), &["tcp_sock_of_another_kernel"]).unwrap();
         assert_eq!(reduced.len(), HEADER_LEN + 1);
     }
 
     #[test]
-    fn a_tracepoint_is_a_typedef() {
-        let name = "btf_trace_inet_sock_set_state";
-        let reduced = reduce(&kernel(), &names(&[name, "sock"])).unwrap();
-        assert!(has(&reduced, name));
-        assert!(has(&reduced, "sock"));
-        assert!(!has(&reduced, "btf_trace_inet_sock"));
+    fn ids_are_the_kernels() {
+        let kernel = kernel();
+        let tracepoint = "btf_trace_inet_sock_set_state";
+        let btf = read(&kernel, &[tracepoint, "sock", "tcp_set_state"]).unwrap();
+        // SAFETY: it reads the bytes that it is given and the name, and what it gives is freed once.
+        let by_libbpf = |name: &str, kind| unsafe {
+            let name = std::ffi::CString::new(name).unwrap();
+            let types = libbpf_rs::libbpf_sys::btf__new(kernel.as_ptr().cast(), u32::try_from(kernel.len()).unwrap());
+            let id = libbpf_rs::libbpf_sys::btf__find_by_name_kind(types, name.as_ptr(), kind);
+            libbpf_rs::libbpf_sys::btf__free(types);
+            u32::try_from(id).ok()
+        };
+        assert_eq!(btf.id(Meaning::Typedef, tracepoint), by_libbpf(tracepoint, kind::TYPEDEF));
+        assert_eq!(btf.id(Meaning::Struct, "sock"), by_libbpf("sock", kind::STRUCT));
+        assert_eq!(btf.id(Meaning::Function, "tcp_set_state"), by_libbpf("tcp_set_state", kind::FUNC));
+        assert!(btf.id(Meaning::Struct, "sock").is_some());
+        assert_eq!(btf.id(Meaning::Struct, tracepoint), None);
+        assert_eq!(btf.id(Meaning::Typedef, "btf_trace_inet_sock"), None);
     }
 
     proptest! {
         #[test]
         fn hostile_bytes_are_reduced_or_refused(bytes in vec(any::<u8>(), 0..256)) {
-            let _ = reduce(&bytes, &names(&["sock"]));
+            let _ = reduce(&bytes, &["sock"]);
         }
 
         /// Real type information, small, with a few bytes set to others, and cut maybe.
@@ -289,14 +337,14 @@ mod tests {
             cut in prop_oneof![3 => Just(0usize), 1 => 0usize..2000],
         ) {
             static SMALL: std::sync::LazyLock<Vec<u8>> =
-                std::sync::LazyLock::new(|| reduce(&kernel(), &names(&["sock", "socket_state", "cred"])).unwrap());
+                std::sync::LazyLock::new(|| reduce(&kernel(), &["sock", "socket_state", "cred"]).unwrap());
             let mut bytes = SMALL.clone();
             for (at, to) in flips {
                 *at.get_mut(&mut bytes) = to;
             }
             bytes.truncate(bytes.len().saturating_sub(cut));
-            if let Some(reduced) = reduce(&bytes, &names(&["sock", "cred"])) {
-                prop_assert!(Btf::read(&reduced, &names(&["sock"])).is_some());
+            if let Some(reduced) = reduce(&bytes, &["sock", "cred"]) {
+                prop_assert!(read(&reduced, &["sock"]).is_some());
             }
         }
     }

@@ -755,7 +755,7 @@ impl From<WatchStatistics> for tcpevent_statistics {
             undecoded: counters.undecoded,
             guesses: counters.guesses,
             tracked: of.tracked,
-            tracked_most: of.rung.map_or(0, |_| probe::MOST_TRACKED),
+            tracked_most: of.rung.map_or(0, |_| probe::MOST_TRACKED.into()),
         }
     }
 }

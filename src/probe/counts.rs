@@ -45,6 +45,9 @@ impl<'probe> Variables<'probe> {
 pub struct ProbeFds {
     pub(super) main: RawFd,
     pub(super) main_link: RawFd,
+    /// The table of `bpf/owners.h`, where it is used.
+    pub(super) owner_sets: Option<RawFd>,
+    /// The map of owners, or of those that the table has no place for.
     pub(super) owners: RawFd,
     /// The map of `bpf/tcp_event_tracepoint.bpf.c` that counts what is lost.
     pub(super) lost: Option<RawFd>,
@@ -52,10 +55,13 @@ pub struct ProbeFds {
 
 impl ProbeFds {
     pub(super) fn of(main: &Program<'_>, main_link: &Link, skeleton: &TcpEventSkel<'_>) -> Self {
+        let maps = &skeleton.maps;
+        let has_sets = maps.rodata_data.as_deref().is_some_and(|constants| constants.can_cast);
         Self {
             main: main.as_fd().as_raw_fd(),
             main_link: main_link.as_fd().as_raw_fd(),
-            owners: skeleton.maps.owners.as_fd().as_raw_fd(),
+            owner_sets: has_sets.then(|| maps.owner_sets.as_fd().as_raw_fd()),
+            owners: maps.more_owners.as_fd().as_raw_fd(),
             lost: None,
         }
     }
@@ -98,8 +104,12 @@ impl ProbeFds {
         if result == 0 { count } else { 0 }
     }
 
-    /// Endpoints in the map of owners. 0 where this thread may not look.
+    /// Endpoints whose owners are kept. 0 where this thread may not look.
     pub fn tracked(&self) -> u64 {
+        self.owner_sets.map_or(0, tracked_in_sets) + self.tracked_in_map()
+    }
+
+    fn tracked_in_map(&self) -> u64 {
         const BATCH: u32 = 4096;
 
         // Of the values nobody wants anything, but the kernel gives them.
@@ -140,14 +150,14 @@ impl ProbeFds {
     fn tracked_one_by_one(&self) -> u64 {
         let mut key = 0u64;
         let mut from = std::ptr::null();
-        for tracked in 0..MOST_TRACKED {
+        for tracked in 0..MOST_TRACKED.into() {
             // SAFETY: keys of the map's size; the one to begin at may be the one to fill.
             if unsafe { libbpf_sys::bpf_map_get_next_key(self.owners, from, (&raw mut key).cast()) } != 0 {
                 return tracked;
             }
             from = (&raw const key).cast();
         }
-        MOST_TRACKED
+        MOST_TRACKED.into()
     }
 }
 
@@ -159,10 +169,41 @@ const LOST_FULL: u32 = 2;
 /// A value of the map of owners: the larger one of either program's.
 type Owner = crate::tracepoint_skeleton::types::endpoint;
 
+type OwnerSet = crate::skeleton::types::owner_set;
+
+/// As in `bpf/owners.h`.
+const OWNER_SETS: usize = 1 << 15;
+
 const _: () = assert!(size_of::<Owner>() >= size_of::<crate::skeleton::types::owner>());
 
-/// Endpoints that the map of owners can hold: as in `bpf/tcp_event.bpf.c`.
-pub const MOST_TRACKED: u64 = 131_072;
+/// Endpoints that can have an owner at the same time. With the table it is about as many: the fuller its sets, the more
+/// have no place there.
+pub const MOST_TRACKED: u32 = 131_072;
+
+/// Endpoints in the table of `bpf/owners.h`.
+fn tracked_in_sets(fd: RawFd) -> u64 {
+    // A set is a multiple of 8 bytes, and so they follow each other in the map without a gap.
+    let bytes = OWNER_SETS * size_of::<OwnerSet>();
+    // SAFETY: a new mapping, at a place that the kernel chooses.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
+    if start == libc::MAP_FAILED {
+        return 0;
+    }
+    let mut tracked = 0;
+    for set in 0..OWNER_SETS {
+        for place in 0..size_of_val(&OwnerSet::default().keys) / size_of::<u64>() {
+            // SAFETY: within the mapping, aligned; the kernel's program writes it as an atomic too.
+            let key = unsafe {
+                let set = start.cast::<OwnerSet>().add(set);
+                AtomicU64::from_ptr((&raw mut (*set).keys).cast::<u64>().add(place))
+            };
+            tracked += u64::from(key.load(std::sync::atomic::Ordering::Relaxed) > 1);
+        }
+    }
+    // SAFETY: the mapping is this function's own.
+    unsafe { libc::munmap(start, bytes) };
+    tracked
+}
 
 /// What the kernel has to tell of a program or link. All-zero bytes must be a valid `T`.
 fn info<T>(fd: RawFd) -> Option<T> {

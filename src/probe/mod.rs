@@ -2,6 +2,7 @@
 
 mod counts;
 mod fds;
+mod instructions;
 mod messages;
 mod perf_event;
 mod remedy;
@@ -15,14 +16,14 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, ProgramMut};
+use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, MapMut, ObjectBuilder, OpenObject, ProgramMut};
 
 pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
 pub use self::fds::BpfFds;
 use self::messages::explain;
 use self::remedy::PERF_EVENTS_REMEDY;
 pub use self::remedy::refused;
-use self::types::KernelTypes;
+use self::types::{ERROR_REPORT, KernelTypes};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
@@ -53,6 +54,9 @@ enum Skeleton<'obj> {
     /// Of `bpf/tcp_event_tracepoint.bpf.c`.
     Tracepoint(Box<TcpEventTracepointSkel<'obj>>),
 }
+
+/// What `accept` calls for the new socket, in the context of the process.
+const ACCEPT_GRAFT: &str = "security_sock_graft";
 
 /// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
 /// their owner by inode, once they close.
@@ -94,10 +98,11 @@ impl<'obj> Probe<'obj> {
             None => &Rung::LADDER,
         };
         let mut refusals = Vec::new();
-        let types = KernelTypes::reduced(settings, &mut places.of_types);
+        instructions::take_over();
+        let types = KernelTypes::read(settings, &mut places.of_types);
         let mut places = places.of_tries.iter_mut();
         for &rung in rungs {
-            match Self::attach_rung(rung, settings, types.as_ref(), &mut places) {
+            match Self::attach_rung(rung, settings, &types, &mut places) {
                 Ok(probe) => {
                     log::line(Level::Info, format_args!("attached by {}", rung.name()));
                     return Ok(probe);
@@ -114,7 +119,7 @@ impl<'obj> Probe<'obj> {
     fn attach_rung(
         rung: Rung,
         settings: &ProbeSettings,
-        types: Option<&KernelTypes>,
+        types: &KernelTypes,
         places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
     ) -> Result<Self, String> {
         if rung == Rung::Tracepoint {
@@ -155,7 +160,7 @@ impl<'obj> Probe<'obj> {
         rung: Rung,
         extras: Extras,
         settings: &ProbeSettings,
-        types: Option<&KernelTypes>,
+        types: &KernelTypes,
         place: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Refusal> {
         let by_syscalls = matches!(extras, Extras::AcceptSyscallsAndIoUring | Extras::AcceptSyscalls);
@@ -165,12 +170,12 @@ impl<'obj> Probe<'obj> {
         // Where the kernel tells of what becomes of a socket, that is all that the tracepoint's plain program needs.
         let again = if extras == Extras::Nothing {
             Again::Never
-        } else if !detailed && rung == Rung::TpBtf && types.is_some_and(|types| types.has_error_report) {
+        } else if !detailed && rung == Rung::TpBtf && types.fitting.target(ERROR_REPORT).is_some() {
             Again::AtEnd
         } else {
             Again::AtChanges
         };
-        let btf = types.map(KernelTypes::path);
+        let btf = types.path();
         let mut open = open(btf.as_deref().or(settings.btf.as_deref()), place).map_err(Refusal::Main)?;
         let progs = &mut open.progs;
         progs.set_state_entry.set_autoload(rung == Rung::Kprobe && !detailed);
@@ -185,8 +190,8 @@ impl<'obj> Probe<'obj> {
         progs.accept_syscall.set_autoload(by_syscalls);
         progs.accept_io_uring.set_autoload(by_io_uring);
         progs.adopt.set_autoload(with_again);
-        configure(&mut open, rung, again, settings).map_err(Refusal::Main)?;
-        let mut skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
+        configure(&mut open, rung, again, settings, types).map_err(Refusal::Main)?;
+        let mut skeleton = types.fitting.during(|| explain(|| open.load())).map_err(Refusal::Main)?;
         if detailed {
             explain(|| fill_lists(&mut skeleton, &settings.filter)).map_err(Refusal::Main)?;
         }
@@ -196,7 +201,7 @@ impl<'obj> Probe<'obj> {
         let progs = &skeleton.progs;
         // Before the main program, so that no connection passes between the two unowned.
         if extras == Extras::AcceptGraft {
-            links.push(explain(|| progs.accept_graft.attach()).map_err(Refusal::Accept)?);
+            links.push(explain(|| progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT)).map_err(Refusal::Accept)?);
         }
         if by_syscalls {
             let tracefs = TraceFs::open().map_err(|error| {
@@ -210,7 +215,7 @@ impl<'obj> Probe<'obj> {
             }
         }
         if by_io_uring {
-            links.push(explain(|| progs.accept_io_uring.attach()).map_err(Refusal::Accept)?);
+            links.push(explain(|| progs.accept_io_uring.attach_trace()).map_err(Refusal::Accept)?);
         }
         let main = match (rung, detailed) {
             (Rung::Kprobe, false) => &progs.set_state_entry,
@@ -218,7 +223,9 @@ impl<'obj> Probe<'obj> {
             (_, false) => &progs.set_state_tracepoint,
             (_, true) => &progs.set_state_tracepoint_detailed,
         };
-        let main_link = explain(|| main.attach()).map_err(Refusal::Main)?;
+        let attach =
+            || if rung == Rung::Kprobe { main.attach_kprobe(false, "tcp_set_state") } else { main.attach_trace() };
+        let main_link = explain(attach).map_err(Refusal::Main)?;
         let fds = ProbeFds::of(main, &main_link, &skeleton);
         let mut holders = None;
         links.push(main_link);
@@ -231,7 +238,7 @@ impl<'obj> Probe<'obj> {
                 Again::Never => &[],
             };
             for program in programs {
-                match explain(|| program.attach()) {
+                match explain(|| program.attach_trace()) {
                     Ok(link) => links.push(link),
                     Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
                 }
@@ -333,6 +340,7 @@ fn configure(
     rung: Rung,
     again: Again,
     settings: &ProbeSettings,
+    types: &KernelTypes,
 ) -> Result<(), String> {
     let filter = &settings.filter;
     let constants = open.maps.rodata_data.as_deref_mut().expect("the program has constants");
@@ -340,6 +348,14 @@ fn configure(
     constants.second_look = again == Again::AtChanges;
     constants.look_at_end = again == Again::AtEnd;
     constants.wanted = u8::from(settings.states) | u8::from(settings.closes) << 1;
+    constants.can_cast = types.casts.is_some();
+    [
+        constants.type_of_sock,
+        constants.type_of_tcp_sock,
+        constants.type_of_socket,
+        constants.type_of_file,
+        constants.type_of_task_struct,
+    ] = types.casts.unwrap_or_default();
     let lists = [
         filter.local_ports.is_some(),
         filter.remote_ports.is_some(),
@@ -357,6 +373,10 @@ fn configure(
     of_kernel.lists = lists.iter().rev().fold(0, |bits, list| bits << 1 | u8::from(*list));
 
     let maps = &mut open.maps;
+    if types.casts.is_none() {
+        explain(|| maps.owner_sets.set_autocreate(false))?;
+        explain(|| maps.more_owners.set_max_entries(MOST_TRACKED))?;
+    }
     if !settings.detailed {
         for map in [&mut maps.port_sets, &mut maps.local_prefixes, &mut maps.remote_prefixes] {
             explain(|| map.set_autocreate(false))?;
@@ -410,7 +430,7 @@ fn warn_of_unseen_accepts(refusals: &[String]) {
 
 /// Runs the iterator once over all open files. Returns its link, for more.
 fn adopt(skeleton: &TcpEventSkel<'_>) -> libbpf_rs::Result<OwnedFd> {
-    let link = skeleton.progs.adopt.attach()?;
+    let link = skeleton.progs.adopt.attach_iter_with_opts(IterOpts::None)?;
     let mut iterator = Iter::new(&link)?;
     let mut nothing = [0; 4096];
     while iterator.read(&mut nothing)? > 0 {}

@@ -9,7 +9,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::messages::explain;
 use super::perf_event::{self, errno_name};
-use super::{Probe, ProbeFds, Skeleton, kernel_has_kprobes};
+use super::{ACCEPT_GRAFT, Probe, ProbeFds, Skeleton, kernel_has_kprobes};
 use crate::log::{self, Level};
 use crate::settings::{ProbeSettings, Rung};
 use crate::tracefs::{Format, TraceFs};
@@ -133,7 +133,7 @@ fn try_attach<'obj>(
     let mut events = Vec::new();
     // Before the main program, so that it misses nothing of what they tell.
     if with_accepts {
-        links.push(explain(|| progs.accept_graft.attach())?);
+        links.push(explain(|| progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT))?);
     }
     if reset_sk.is_some() {
         match perf_event::attach(&progs.receive_reset, tracefs, "tcp", "tcp_receive_reset") {
@@ -148,6 +148,7 @@ fn try_attach<'obj>(
     let fds = ProbeFds {
         main: progs.set_state.as_fd().as_raw_fd(),
         main_link: main.link.as_fd().as_raw_fd(),
+        owner_sets: None,
         owners: maps.owners.as_fd().as_raw_fd(),
         lost: Some(maps.lost.as_fd().as_raw_fd()),
     };

@@ -1,4 +1,4 @@
-//! The kernel's types, as libbpf needs them to fit the programs to the kernel.
+//! The kernel's types: what the programs have of them, for libbpf to fit the programs to the kernel; and their numbers.
 
 use std::ffi::{CStr, c_void};
 use std::fs::{self, File};
@@ -11,54 +11,92 @@ use std::{ptr, slice};
 use libbpf_rs::skel::OpenSkel;
 use libbpf_rs::{AsRawLibbpf, OpenObject, libbpf_sys};
 
+use super::instructions::{self, Fitting};
 use super::open;
-use crate::btf;
+use crate::btf::{Btf, Meaning};
 use crate::settings::ProbeSettings;
 
 /// The kernel's type information.
 pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// What the kernel calls the tracepoint `inet_sk_error_report` (since Linux 5.14) among its types.
-const ERROR_REPORT: &str = "btf_trace_inet_sk_error_report";
+pub(super) const ERROR_REPORT: &str = "tp_btf/inet_sk_error_report";
 
-/// The kernel's types, reduced to those that the programs have.
+/// Sections of the programs that are for something which has a type in the kernel, and that type.
+const TARGETS: [(&str, Meaning, &str); 5] = [
+    ("tp_btf/inet_sock_set_state", Meaning::Typedef, "btf_trace_inet_sock_set_state"),
+    ("tp_btf/tcp_destroy_sock", Meaning::Typedef, "btf_trace_tcp_destroy_sock"),
+    (ERROR_REPORT, Meaning::Typedef, "btf_trace_inet_sk_error_report"),
+    ("tp_btf/io_uring_complete", Meaning::Typedef, "btf_trace_io_uring_complete"),
+    ("iter/task_file", Meaning::Function, "bpf_iter_task_file"),
+];
+
+const RDONLY_CAST: &str = "bpf_rdonly_cast";
+
+/// What pointers are cast to.
+const CASTS: [&str; 5] = ["sock", "tcp_sock", "socket", "file", "task_struct"];
+
+/// The kernel's types, as far as the programs need them.
+#[derive(Default)]
 pub(super) struct KernelTypes {
-    /// It has no name.
-    file: File,
-    /// Whether the kernel tells of the errors of sockets.
-    pub(super) has_error_report: bool,
+    /// Those that the programs have. It has no name.
+    reduced: Option<File>,
+    /// Numbers of types and functions.
+    pub(super) fitting: Fitting,
+    /// Numbers of the types of [`CASTS`], where pointers can be cast.
+    pub(super) casts: Option<[u32; CASTS.len()]>,
 }
 
 impl KernelTypes {
-    /// `None` where that is not possible, or the user has other types in mind: libbpf takes the kernel's own then, or says
-    /// what is wrong.
-    pub(super) fn reduced(settings: &ProbeSettings, place: &mut MaybeUninit<OpenObject>) -> Option<Self> {
-        if settings.btf.is_some() {
-            return None;
-        }
-        let mut names = names_of_types(place)?;
-        names.push(ERROR_REPORT.into());
-        let kernel = File::open(KERNEL_BTF).ok()?;
-        let reduced = match Mapped::of(&kernel) {
-            Some(kernel) => btf::reduce(kernel.bytes(), &names)?,
-            None => btf::reduce(&fs::read(KERNEL_BTF).ok()?, &names)?,
-        };
-        // SAFETY: a NUL-terminated name, for /proc/PID/fd.
-        let fd = unsafe { libc::memfd_create(c"tcpevent-btf".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return None;
-        }
-        // SAFETY: the kernel has just given it, to nobody else.
-        let mut file = unsafe { File::from_raw_fd(fd) };
-        file.write_all(&reduced).ok()?;
-        let this = Self { file, has_error_report: btf::has(&reduced, ERROR_REPORT) };
-        // Not every container has a /proc.
-        this.path().exists().then_some(this)
+    /// Empty where the kernel does not tell, or not in a way that is known here.
+    pub(super) fn read(settings: &ProbeSettings, place: &mut MaybeUninit<OpenObject>) -> Self {
+        let of_programs = if settings.btf.is_none() { names_of_types(place).unwrap_or_default() } else { Vec::new() };
+        Self::of_kernel(&of_programs).unwrap_or_default()
     }
 
-    pub(super) fn path(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    fn of_kernel(of_programs: &[Vec<u8>]) -> Option<Self> {
+        let kernel = File::open(KERNEL_BTF).ok()?;
+        let (mapped, copy);
+        let bytes = if let Some(kernel) = Mapped::of(&kernel) {
+            mapped = kernel;
+            mapped.bytes()
+        } else {
+            copy = fs::read(KERNEL_BTF).ok()?;
+            &copy
+        };
+        let names = TARGETS.map(|(_, _, name)| name);
+        let names = names.iter().chain(&[RDONLY_CAST]).chain(&CASTS).map(|name| name.as_bytes());
+        let btf = Btf::read(bytes, names.chain(of_programs.iter().map(Vec::as_slice)))?;
+
+        let targets = TARGETS.iter().filter_map(|(section, meaning, name)| Some((*section, btf.id(*meaning, name)?)));
+        let rdonly_cast = btf.id(Meaning::Function, RDONLY_CAST);
+        let casts = CASTS.map(|name| btf.id(Meaning::Struct, name).unwrap_or(0));
+        let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
+        let fitting = Fitting { targets: targets.collect(), rdonly_cast };
+        let reduced = if of_programs.is_empty() { None } else { btf.reduced().and_then(|bytes| in_memory(&bytes)) };
+        Some(Self { reduced, fitting, casts: rdonly_cast.map(|_| casts) })
     }
+
+    /// For libbpf. `None` where there are none, or the user has other types in mind: it takes the kernel's own then, or
+    /// says what is wrong.
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", self.reduced.as_ref()?.as_raw_fd()));
+        // Not every container has a /proc.
+        path.exists().then_some(path)
+    }
+}
+
+/// A file that is nowhere but in memory.
+fn in_memory(bytes: &[u8]) -> Option<File> {
+    // SAFETY: a NUL-terminated name, for /proc/PID/fd.
+    let fd = unsafe { libc::memfd_create(c"tcpevent-btf".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return None;
+    }
+    // SAFETY: the kernel has just given it, to nobody else.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    file.write_all(bytes).ok()?;
+    Some(file)
 }
 
 /// A file's bytes, without a copy. The kernel's type information can be mapped since Linux 6.16, and never changes.

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/*
+ * Who owns which endpoint, by the address of its socket. Part of tcp_event.bpf.c.
+ *
+ * Where pointers can be cast, that is a table of sets, looked through without a call of a helper: with the usual
+ * mitigations the kernel's hash map costs more than all else that the programs do, and takes three times as long to make.
+ * What a full set has no place for is in such a map, and so is everything on other kernels.
+ */
+#ifndef TCPEVENT_OWNERS_H
+#define TCPEVENT_OWNERS_H
+
+struct owner {
+	__u64 birth_ns;
+	__u64 established_ns; /* this, state and direction: for the detailed programs */
+	__u32 pid;
+	__u32 uid;
+	char comm[TASK_COMM_LEN];
+	__u8 origin;
+	__u8 state; /* the last one that was reported */
+	__u8 direction;
+	__u8 pad[5];
+};
+
+#define SET_BITS 15
+#define SET_PLACES 4
+
+/* Keys apart from owners, so that all of a set are in one cache line. (A socket is most often in the first place.) */
+struct owner_set {
+	__u64 keys[SET_PLACES]; /* sockets; 0: a free place; BUSY: one that is being filled */
+	struct owner owners[SET_PLACES];
+};
+
+/* No address of a socket. */
+#define BUSY 1ULL
+
+/* Mapped, so that user space can count; and because elements then begin at cache lines. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << SET_BITS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct owner_set);
+} owner_sets SEC(".maps");
+
+/*
+ * For the rest. Preallocated, so that an update fails for one reason only: more endpoints than entries. Not an LRU: that
+ * one evicts live endpoints in batches. Where there is no table, user space makes it larger.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, struct owner);
+} more_owners SEC(".maps");
+
+/* Entries of `more_owners` beside the table, so that nobody looks there in vain. */
+__u32 more_owners_count;
+
+__u64 lost_owners;
+
+/*
+ * A key for `more_owners`. A copy: kernels forget what a stack slot holds once its address goes to a helper, and the
+ * verifier must still know the socket itself.
+ */
+#define KEY(sk) ((__u64){(__u64)(sk)})
+
+/*
+ * A number for a socket. To the verifier an address is none, but the distance between two is. In assembly, as the compiler
+ * would take it apart.
+ */
+static __always_inline __u64 number_of(const struct sock *sk)
+{
+	__u64 number = (__u64)CAST(sock, sk);
+
+	asm volatile("%[number] -= %[base]" : [number] "+r"(number) : [base] "r"(&lost_owners));
+	return number;
+}
+
+/* Fibonacci hashing: the allocator aligns sockets, so that the lowest bits of their addresses say nothing. */
+static __always_inline struct owner_set *set_of(__u64 number)
+{
+	__u32 index = (__u32)number * 0x9e3779b1u >> (32 - SET_BITS);
+
+	return bpf_map_lookup_elem(&owner_sets, &index);
+}
+
+static __always_inline __u64 search(const struct owner_set *set, __u64 key, __u64 except)
+{
+#pragma unroll
+	for (__u64 i = 0; i < SET_PLACES; i++)
+		if (*(volatile __u64 *)&set->keys[i] == key && i != except)
+			return i;
+	return SET_PLACES;
+}
+
+/*
+ * Where in a set a key is, but for one place; SET_PLACES: nowhere. Nothing is added to it, which the verifier does not
+ * know: it would follow what comes after once for each place.
+ */
+static __always_inline __u64 place_of(const struct owner_set *set, __u64 key, __u64 except)
+{
+	__u64 place = search(set, key, except);
+	__u64 nothing = *(volatile __u64 *)&set->keys[0];
+
+	asm volatile("%[nothing] ^= %[nothing]\n"
+		     "%[place] += %[nothing]\n"
+		     : [place] "+r"(place), [nothing] "+r"(nothing));
+	return place;
+}
+
+/* The owner of an endpoint, to be read and written; or NULL. */
+static __always_inline struct owner *owner_of(const struct sock *sk)
+{
+	struct owner_set *set;
+	__u64 number, place;
+
+	if (!can_cast)
+		return bpf_map_lookup_elem(&more_owners, &KEY(sk));
+	number = number_of(sk);
+	set = set_of(number);
+	if (!set)
+		return 0;
+	place = place_of(set, number, SET_PLACES);
+	if (place < SET_PLACES)
+		return &set->owners[place];
+	return *(volatile __u32 *)&more_owners_count ? bpf_map_lookup_elem(&more_owners, &number) : 0;
+}
+
+/* A free place, taken; SET_PLACES where there is none, or another processor was faster. */
+static __always_inline __u64 take_place(struct owner_set *set)
+{
+	__u64 place = place_of(set, 0, SET_PLACES);
+
+	if (place < SET_PLACES && __sync_val_compare_and_swap(&set->keys[place], 0, BUSY))
+		return SET_PLACES;
+	return place;
+}
+
+/* Puts an owner into the table. False where its set is full. */
+static __always_inline bool put_into_set(struct owner_set *set, __u64 number, const struct owner *owner, __u64 flags)
+{
+	__u64 place, other;
+
+	place = take_place(set);
+	if (place >= SET_PLACES)
+		place = take_place(set);
+	if (place >= SET_PLACES)
+		return false;
+	set->owners[place] = *owner;
+	/* A barrier, so that of two who do this at least one sees the other. */
+	__sync_lock_test_and_set(&set->keys[place], number);
+	/*
+	 * What becomes of an endpoint is in order, but for this: a process may accept the connection while its handshake
+	 * still ends on another processor, and both find no entry. Whoever puts one with BPF_ANY has the last word.
+	 */
+	other = place_of(set, number, place);
+	if (other < SET_PLACES) {
+		if (flags == BPF_ANY)
+			set->owners[other] = *owner;
+		else
+			*(volatile __u64 *)&set->keys[place] = 0;
+	}
+	return true;
+}
+
+/* 0, or what the map of the rest has said. */
+static __noinline long put_owner(const struct sock *sk, const struct owner *owner, __u64 flags)
+{
+	struct owner_set *set;
+	struct owner *known;
+	__u64 number;
+	long err;
+
+	if (!can_cast)
+		return bpf_map_update_elem(&more_owners, &KEY(sk), owner, flags);
+	known = owner_of(sk);
+	if (known) {
+		if (flags == BPF_ANY)
+			*known = *owner;
+		return 0;
+	}
+	number = number_of(sk);
+	set = set_of(number);
+	if (set && put_into_set(set, number, owner, flags))
+		return 0;
+	err = bpf_map_update_elem(&more_owners, &number, owner, flags);
+	if (!err)
+		__sync_fetch_and_add(&more_owners_count, 1);
+	return err;
+}
+
+/* Notes an owner: BPF_ANY, or BPF_NOEXIST. */
+static __always_inline void note_owner(const struct sock *sk, const struct owner *owner, __u64 flags)
+{
+	long err = put_owner(sk, owner, flags);
+
+	if (err && err != -EEXIST)
+		__sync_fetch_and_add(&lost_owners, 1);
+}
+
+static __always_inline void forget_owner(const struct sock *sk)
+{
+	struct owner_set *set;
+	__u64 number;
+
+	if (!can_cast) {
+		bpf_map_delete_elem(&more_owners, &KEY(sk));
+		return;
+	}
+	number = number_of(sk);
+	set = set_of(number);
+	if (!set)
+		return;
+	/* All, where two have put it: see put_into_set(). */
+#pragma unroll
+	for (int i = 0; i < SET_PLACES; i++)
+		if (*(volatile __u64 *)&set->keys[i] == number)
+			*(volatile __u64 *)&set->keys[i] = 0;
+	if (*(volatile __u32 *)&more_owners_count && !bpf_map_delete_elem(&more_owners, &number))
+		__sync_fetch_and_add(&more_owners_count, -1);
+}
+
+#endif

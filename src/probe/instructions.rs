@@ -1,0 +1,166 @@
+//! The last change to the BPF programs' instructions, right before they go to the kernel: what libbpf would look up among
+//! all of the kernel's types, once for each program, and what an old kernel does not know.
+
+use std::cell::RefCell;
+use std::os::raw::{c_int, c_long};
+use std::sync::Once;
+
+use libbpf_rs::libbpf_sys::{
+    self, BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT, BPF_PROG_TYPE_TRACING,
+    BPF_TRACE_ITER, BPF_TRACE_RAW_TP, bpf_insn, bpf_prog_load_opts, bpf_program,
+};
+
+/// `RDONLY_CAST` of `bpf/tcp_event.bpf.c`.
+const RDONLY_CAST: i32 = 0x7fff_ffff;
+
+// include/uapi/linux/bpf.h
+const CALL: u8 = 0x85;
+const PSEUDO_KFUNC_CALL: u8 = 2;
+const ATOMIC: u8 = 0xc3;
+const ATOMIC_64: u8 = 0xdb;
+const FETCH: i32 = 1;
+const MOV_64: u8 = 0xb7;
+
+/// What the programs have to be changed by.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fitting {
+    /// The kernel's type of each tracepoint and iterator that a program is for, by the name of its section.
+    pub targets: Vec<(&'static str, u32)>,
+    /// The kernel's function `bpf_rdonly_cast`, where programs may call it and have atomic instructions (Linux 6.2).
+    pub rdonly_cast: Option<u32>,
+}
+
+thread_local! {
+    /// That of the load under way in this thread: libbpf hands its callbacks nothing of ours.
+    static FITTING: RefCell<Option<Fitting>> = const { RefCell::new(None) };
+}
+
+impl Fitting {
+    /// Loads programs. All those of this library's sections must be opened after the first call of [`take_over`].
+    pub(super) fn during<T>(&self, load: impl FnOnce() -> T) -> T {
+        FITTING.set(Some(self.clone()));
+        let loaded = load();
+        FITTING.set(None);
+        loaded
+    }
+
+    /// The number that a section's program is for.
+    pub(super) fn target(&self, section: &str) -> Option<u32> {
+        self.targets.iter().find(|(name, _)| *name == section).map(|(_, id)| *id)
+    }
+
+    fn fit(&self, instructions: &mut [bpf_insn]) {
+        for instruction in instructions {
+            match (instruction.code, self.rdonly_cast) {
+                (CALL, Some(function)) if instruction.imm == RDONLY_CAST => {
+                    instruction.set_src_reg(PSEUDO_KFUNC_CALL);
+                    instruction.imm = function.cast_signed();
+                }
+                // Not reached, but the kernel may know no atomic instructions that give the old value (before Linux
+                // 5.12), and looks at all instructions for what it does not know.
+                (ATOMIC | ATOMIC_64, None) if instruction.imm & FETCH != 0 => {
+                    *instruction = bpf_insn { code: MOV_64, ..bpf_insn::default() };
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Has libbpf call [`prepare`] for the programs of sections that begin like these.
+pub(super) fn take_over() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let options = libbpf_sys::libbpf_prog_handler_opts {
+            sz: size_of::<libbpf_sys::libbpf_prog_handler_opts>() as libbpf_sys::size_t,
+            prog_prepare_load_fn: Some(prepare),
+            ..Default::default()
+        };
+        // A program of type TRACING would make libbpf read all of the kernel's types.
+        for (section, kind) in [
+            (c"tp_btf+", BPF_PROG_TYPE_RAW_TRACEPOINT),
+            (c"iter+", BPF_PROG_TYPE_RAW_TRACEPOINT),
+            (c"kprobe+", BPF_PROG_TYPE_KPROBE),
+            (c"tracepoint+", BPF_PROG_TYPE_TRACEPOINT),
+        ] {
+            // SAFETY: a name, which is copied, and options of the size that they say. This library has a libbpf of its
+            // own, whose list of sections nobody else changes.
+            unsafe { libbpf_sys::libbpf_register_prog_handler(section.as_ptr(), kind, 0, &raw const options) };
+        }
+    });
+}
+
+/// libbpf is about to load a program, relocated.
+extern "C" fn prepare(program: *mut bpf_program, options: *mut bpf_prog_load_opts, _: c_long) -> c_int {
+    FITTING.with_borrow(|fitting| {
+        let Some(fitting) = fitting else {
+            return 0;
+        };
+        // SAFETY: libbpf's program and options, for the time of this call; the section's name and the instructions live as
+        // long as the program, and it makes a copy of the new ones.
+        unsafe {
+            let section = std::ffi::CStr::from_ptr(libbpf_sys::bpf_program__section_name(program));
+            let section = section.to_str().unwrap_or_default();
+            let is_iterator = section.starts_with("iter/");
+            if is_iterator || section.starts_with("tp_btf/") {
+                let Some(target) = fitting.target(section) else {
+                    return -libc::ESRCH;
+                };
+                libbpf_sys::bpf_program__set_type(program, BPF_PROG_TYPE_TRACING);
+                let attach_type = if is_iterator { BPF_TRACE_ITER } else { BPF_TRACE_RAW_TP };
+                libbpf_sys::bpf_program__set_expected_attach_type(program, attach_type);
+                (*options).expected_attach_type = attach_type;
+                (*options).attach_btf_id = target;
+            }
+            let count = libbpf_sys::bpf_program__insn_cnt(program);
+            let instructions = std::slice::from_raw_parts(libbpf_sys::bpf_program__insns(program), count as usize);
+            let mut instructions = instructions.to_vec();
+            fitting.fit(&mut instructions);
+            libbpf_sys::bpf_program__set_insns(program, instructions.as_mut_ptr(), count)
+        }
+    })
+}
+
+/// Whether this kernel takes a program of these instructions.
+fn is_taken(instructions: &[bpf_insn]) -> bool {
+    // SAFETY: as many instructions as it is told of, and no options.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            BPF_PROG_TYPE_KPROBE,
+            std::ptr::null(),
+            c"Dual MIT/GPL".as_ptr(),
+            instructions.as_ptr(),
+            instructions.len() as libbpf_sys::size_t,
+            std::ptr::null_mut(),
+        )
+    };
+    // SAFETY: the descriptor is this function's own.
+    fd >= 0 && unsafe { libc::close(fd) } == 0
+}
+
+fn instruction(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> bpf_insn {
+    let mut instruction = bpf_insn { code, off, imm, ..bpf_insn::default() };
+    instruction.set_dst_reg(dst);
+    instruction.set_src_reg(src);
+    instruction
+}
+
+const EXIT: u8 = 0x95;
+/// To where the frame pointer, register 10, points.
+const STORE_64: u8 = 0x7a;
+
+/// Whether a program may call `bpf_rdonly_cast`, and exchange what is in memory: by trial.
+pub(super) fn can_cast(function: u32, to: u32) -> bool {
+    const COMPARE_AND_EXCHANGE: i32 = 0xf1;
+    is_taken(&[
+        instruction(MOV_64, 1, 0, 0, 0),
+        instruction(MOV_64, 2, 0, 0, to.cast_signed()),
+        instruction(CALL, 0, PSEUDO_KFUNC_CALL, 0, function.cast_signed()),
+        instruction(STORE_64, 10, 0, -8, 0),
+        instruction(MOV_64, 0, 0, 0, 0),
+        instruction(MOV_64, 1, 0, 0, 1),
+        instruction(ATOMIC_64, 10, 1, -8, COMPARE_AND_EXCHANGE),
+        instruction(MOV_64, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+    ])
+}
