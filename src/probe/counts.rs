@@ -56,7 +56,7 @@ pub struct ProbeFds {
 impl ProbeFds {
     pub(super) fn of(main: &Program<'_>, main_link: &Link, skeleton: &TcpEventSkel<'_>) -> Self {
         let maps = &skeleton.maps;
-        let has_sets = maps.rodata_data.as_deref().is_some_and(|constants| constants.can_cast);
+        let has_sets = maps.rodata_data.as_ref().is_some_and(|constants| constants.can_cast);
         Self {
             main: main.as_fd().as_raw_fd(),
             main_link: main_link.as_fd().as_raw_fd(),

@@ -113,8 +113,8 @@ extern "C" fn prepare(program: *mut bpf_program, options: *mut bpf_prog_load_opt
                 (*options).attach_btf_id = target;
             }
             let count = libbpf_sys::bpf_program__insn_cnt(program);
-            let instructions = std::slice::from_raw_parts(libbpf_sys::bpf_program__insns(program), count as usize);
-            let mut instructions = instructions.to_vec();
+            let length = usize::try_from(count).unwrap_or_default();
+            let mut instructions = std::slice::from_raw_parts(libbpf_sys::bpf_program__insns(program), length).to_vec();
             fitting.fit(&mut instructions);
             libbpf_sys::bpf_program__set_insns(program, instructions.as_mut_ptr(), count)
         }

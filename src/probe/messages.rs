@@ -31,6 +31,7 @@ fn take_over_messages() {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "libbpf-rs hands a String")]
 fn take_message(level: PrintLevel, message: String) {
     let message = message.trim_end();
     log::line(Level::Debug, message);
