@@ -48,15 +48,15 @@ monitor: all ## show this host's connections until Ctrl-C (as root)
 	@build/tcp_table
 
 test: setup-test all ## run all tests (as root)
-	$(CARGO) test --release --locked
+	$(CARGO) test --profile tests --locked
 
 # By hand, as it takes hours. KERNELS, as in make test-kernels KERNELS=5.10: those alone.
 test-kernels: setup-test all ## the live tests under each kernel within reach, from 4.15 on, by each rung (as root, hours; MATRIX=--quick)
-	$(CARGO) test --release --locked --no-run --test live
+	$(CARGO) test --profile tests --locked --no-run --test live
 	tests/vm/matrix --json $(TARGET_DIR)/vm/matrix.json $(MATRIX) $(KERNELS)
 
 soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,000 restarts (as root, half an hour)
-	TCPEVENT_SOAK=1 $(CARGO) test --release --locked --test live -- --nocapture \
+	TCPEVENT_SOAK=1 $(CARGO) test --profile tests --locked --test live -- --nocapture \
 		nothing_is_lost cleanup_from_a_signal cycles_of_start
 
 bench: setup-test all ## what watching costs, beside tcplife, tcpstates and ss (as root, five minutes)
@@ -148,13 +148,13 @@ endef
 export PKG_CONFIG_FILE
 
 headers: | setup ## write include/*.h again from the Rust sources
-	UPDATE_HEADERS=1 $(CARGO) test --release --locked --test headers
+	UPDATE_HEADERS=1 $(CARGO) test --profile tests --locked --test headers
 
 fmt: | setup-test ## is the code formatted?
 	$(CARGO) fmt --check
 
 lint: | setup-test ## clippy, and shellcheck where there is one
-	$(CARGO) clippy --release --all-targets --locked -- -D warnings
+	$(CARGO) clippy --profile tests --all-targets --locked -- -D warnings
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS); shellcheck $(SCRIPTS); fi
 
 setup: ## install what a build needs, where it is missing (as root, by apt)

@@ -42,7 +42,7 @@ def kernels():
 
 def live_tests():
     """The newest build of the live tests."""
-    folder = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / "deps"
+    folder = ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "tests" / "deps"
     built = [path for path in folder.glob("live-*") if not path.suffix]
     if not built or not LIBRARY.exists():
         raise MatrixError("the live tests or the library are not built: run make test-kernels")
