@@ -12,7 +12,7 @@ use object::read::elf::{Dynamic, ElfFile64, FileHeader, ProgramHeader, Sym};
 use object::{Architecture, ImportFlags, NameOrOrdinal, Object, ObjectSection};
 
 /// What the documentation promises.
-const MOST_BYTES: usize = 1_150_000;
+const MOST_BYTES: usize = 1_450_000;
 
 static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/libtcpEvent.so");

@@ -21,8 +21,9 @@ use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, MapMut, ObjectBuilder, 
 pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
 pub use self::fds::BpfFds;
 use self::messages::explain;
-use self::remedy::PERF_EVENTS_REMEDY;
 pub use self::remedy::refused;
+use self::remedy::{PERF_EVENTS_REMEDY, TRACEFS_REMEDY};
+use self::tracepoint::TRACEFS_CAUSE;
 use self::types::{ERROR_REPORT, KernelTypes};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
@@ -204,9 +205,8 @@ impl<'obj> Probe<'obj> {
             links.push(explain(|| progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT)).map_err(Refusal::Accept)?);
         }
         if by_syscalls {
-            let tracefs = TraceFs::open().map_err(|error| {
-                Refusal::Accept(format!("tracefs cannot be opened: {}", perf_event::errno_name(&error)))
-            })?;
+            let tracefs = TraceFs::open()
+                .map_err(|error| Refusal::Accept(format!("{TRACEFS_CAUSE}: {}", perf_event::errno_name(&error))))?;
             for call in ["sys_exit_accept", "sys_exit_accept4"] {
                 let attachment = perf_event::attach(&progs.accept_syscall, &tracefs, "syscalls", call);
                 let attachment = attachment.map_err(Refusal::Accept)?;
@@ -417,7 +417,11 @@ fn fill_prefixes(map: &MapMut<'_>, prefixes: &[Prefix]) -> libbpf_rs::Result<()>
 fn warn_of_unseen_accepts(refusals: &[String]) {
     const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
 
-    if !refusals.iter().any(|refusal| refusal.contains("EACCES")) {
+    let says = |cause| refusals.iter().any(|refusal| refusal.contains(cause));
+    if !says("EACCES") {
+        if says(TRACEFS_CAUSE) {
+            log::line(Level::Warn, format_args!("{LOSS}: {TRACEFS_REMEDY}"));
+        }
         return;
     }
     if privilege::perf_events_are_restricted() {

@@ -19,6 +19,9 @@ pub fn refused(settings: &ProbeSettings, cause: String) -> Error {
 /// A kprobe is a perf event.
 pub(super) const PERF_EVENTS_REMEDY: &str = "run as root, grant CAP_SYS_ADMIN, or set kernel.perf_event_paranoid to 2";
 
+/// Whoever has CAP_SYS_ADMIN mounts it without being told (`tracefs.rs`).
+pub(super) const TRACEFS_REMEDY: &str = "mount tracefs: mount -t tracefs none /sys/kernel/tracing";
+
 /// What the user can most likely do about a kernel that refused every rung, and the errno that says so in short.
 fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
     // libbpf goes on where it gets no descriptor for some small thing, and fails for another reason later.
@@ -41,7 +44,7 @@ fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
         if privilege::missing(&[Capability::DAC_READ_SEARCH]).is_some() {
             ("run as root, or grant CAP_DAC_READ_SEARCH: tracefs is root's own", libc::EPERM)
         } else {
-            ("mount it: mount -t tracefs none /sys/kernel/tracing", libc::EOPNOTSUPP)
+            (TRACEFS_REMEDY, libc::EOPNOTSUPP)
         }
     } else if settings.btf.is_none() && !Path::new(KERNEL_BTF).exists() {
         let remedy =

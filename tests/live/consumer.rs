@@ -190,6 +190,12 @@ pub struct Consumer {
     kept: VecDeque<String>,
 }
 
+/// As systemd does.
+const TRACEFS: &str = "{ mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing; }";
+/// The second place has it too, where there is one.
+const NO_TRACEFS: &str = "mount -t tmpfs none /sys/kernel/tracing && \
+                          { [ ! -d /sys/kernel/debug ] || mount -t tmpfs none /sys/kernel/debug; }";
+
 impl Consumer {
     /// Runs `tests/c/consumer.c` with these variables set. Sweeps are off unless asked for.
     pub fn run(variables: &[(&str, &str)]) -> Self {
@@ -200,8 +206,19 @@ impl Consumer {
 
     /// The same as nobody, with these capabilities and no other (named as in `sys_ptrace`).
     pub fn with_capabilities(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::with_mounts(TRACEFS, capabilities, variables)
+    }
+
+    /// Likewise, where tracefs is mounted nowhere.
+    pub fn without_tracefs(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::with_mounts(NO_TRACEFS, capabilities, variables)
+    }
+
+    /// Likewise, with mounts that a shell makes for it alone.
+    fn with_mounts(mounts: &str, capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
         let program = copy_for_all("consumer");
-        let mut command = Command::new("setpriv");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &format!("{mounts} && exec \"$@\""), "sh", "setpriv"]);
         command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
         // They outlive the exec of a program without file capabilities only where they are ambient.
         let set: String = capabilities.iter().flat_map(|name| [",+", name]).collect();

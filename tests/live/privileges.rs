@@ -18,8 +18,8 @@ const PEER_ARGV0: &str = "tev-argv0";
 
 const NO_SNAPSHOTS: &str = "libtcpEvent: warn: snapshots miss the sockets of other users' processes: run as root, or \
                             grant ";
-const NO_ACCEPTS: &str = "libtcpEvent: warn: accepts are not seen, and a connection that its peer resets may come \
-                          without owner: run as root, ";
+const LOSS: &str =
+    "libtcpEvent: warn: accepts are not seen, and a connection that its peer resets may come without owner";
 const PERF_EVENTS: &str = "grant CAP_SYS_ADMIN, or set kernel.perf_event_paranoid to 2";
 
 const PARANOIA: &str = "/proc/sys/kernel/perf_event_paranoid";
@@ -132,16 +132,16 @@ impl Scene {
             assert_eq!(owner, (self.peer.pid(), PEER_UID, PEER_COMM), "{event:?}");
         }
     }
+}
 
-    /// It has said just these lines.
-    fn check_stderr(&mut self, expected: &[&str]) {
-        let until = Instant::now() + patience();
-        let mut lines = self.consumer.stderr();
-        while lines.len() < expected.len() && Instant::now() < until {
-            lines.extend(self.consumer.stderr());
-        }
-        assert_eq!(lines, expected);
+/// It has said just these lines.
+fn check_stderr(consumer: &mut Consumer, expected: &[&str]) {
+    let until = Instant::now() + patience();
+    let mut lines = consumer.stderr();
+    while lines.len() < expected.len() && Instant::now() < until {
+        lines.extend(consumer.stderr());
     }
+    assert_eq!(lines, expected);
 }
 
 /// The start fails, and the one line on stderr ends with this remedy.
@@ -165,7 +165,7 @@ fn the_smallest_set_gives_closes_and_snapshots_of_other_users_with_their_owners(
     let mut scene = Scene::new(&smallest, &[]);
     scene.check_snapshots();
     scene.check_closes();
-    scene.check_stderr(&[]);
+    check_stderr(&mut scene.consumer, &[]);
 }
 
 #[test]
@@ -185,11 +185,11 @@ fn without_a_probe_snapshots_of_other_users_are_missing_where_proc_is_closed_and
     {
         let mut scene = Scene::without_probe(capabilities);
         scene.check_no_snapshots();
-        scene.check_stderr(&[&format!("{NO_SNAPSHOTS}{missing}")]);
+        check_stderr(&mut scene.consumer, &[&format!("{NO_SNAPSHOTS}{missing}")]);
     }
     let mut scene = Scene::without_probe(&["dac_read_search", "sys_ptrace"]);
     scene.check_snapshots();
-    scene.check_stderr(&[]);
+    check_stderr(&mut scene.consumer, &[]);
 }
 
 #[test]
@@ -204,10 +204,26 @@ fn without_dac_read_search_accepts_may_be_missing_and_a_line_says_so() {
     scene.check_snapshots();
     scene.check_closes();
     if has_kprobes() {
-        scene.check_stderr(&[]);
+        check_stderr(&mut scene.consumer, &[]);
     } else {
-        scene.check_stderr(&[&format!("{NO_ACCEPTS}or grant CAP_DAC_READ_SEARCH")]);
+        check_stderr(&mut scene.consumer, &[&format!("{LOSS}: run as root, or grant CAP_DAC_READ_SEARCH")]);
     }
+}
+
+#[test]
+fn without_tracefs_accepts_may_be_missing_and_a_line_says_so() {
+    const REMEDY: &str = "mount tracefs: mount -t tracefs none /sys/kernel/tracing";
+    let _turn = turn();
+    let _perfmon = PerfmonCounts::ensure();
+    let variables = [("TCPEVENT_ON_ERROR", "continue")];
+    if rung_is_tracepoint() {
+        return check_failure(Consumer::without_tracefs(&SMALLEST, &variables), &format!("; {REMEDY}"));
+    }
+    let mut consumer = Consumer::without_tracefs(&SMALLEST, &variables);
+    consumer.start();
+    let line = format!("{LOSS}: {REMEDY}");
+    let lines = [line.as_str()];
+    check_stderr(&mut consumer, if has_kprobes() { &[] } else { &lines });
 }
 
 #[test]
@@ -244,5 +260,5 @@ fn where_perf_events_are_for_root_alone_a_line_says_so() {
     let mut scene = Scene::new(&SMALLEST, &[("TCPEVENT_PROBE", "auto")]);
     scene.check_snapshots();
     scene.check_closes();
-    scene.check_stderr(&[&format!("{NO_ACCEPTS}{PERF_EVENTS}")]);
+    check_stderr(&mut scene.consumer, &[&format!("{LOSS}: run as root, {PERF_EVENTS}")]);
 }
