@@ -55,7 +55,7 @@ static __always_inline bool has_prefix(void *list, struct sock *sk, __u16 family
 	__u8 *for_ipv4;
 
 	if (family == AF_INET) {
-		__u8 addr[16];
+		__u8 addr[16] __attribute__((aligned(4)));
 
 		read_address(addr, sk, family, remote, direct);
 		prefix.addr[10] = 0xff;
@@ -100,17 +100,17 @@ static __always_inline bool fits_owner(const struct tcp_record *record)
 static __always_inline bool is_end(const struct owner *known, int old_state)
 {
 	if (old_state == TCP_SYN_RECV)
-		return known && known->direction == TCP_DIRECTION_CONNECTED;
+		return known->direction == TCP_DIRECTION_CONNECTED;
 	return old_state != TCP_LISTEN;
 }
 
 static __always_inline bool has_failed(const struct owner *known, int old_state)
 {
 	/* From SYN_RECV: a simultaneous open. */
-	return old_state == TCP_SYN_SENT || (old_state == TCP_SYN_RECV && known && !known->established_ns);
+	return old_state == TCP_SYN_SENT || (old_state == TCP_SYN_RECV && !known->established_ns);
 }
 
-static __always_inline void report_detailed(struct sock *sk, struct owner *known, int old_state, int new_state,
+static __always_inline void report_detailed(struct sock *sk, const struct owner *known, int old_state, int new_state,
 					    const bool direct)
 {
 	bool ends = new_state == TCP_CLOSE && is_end(known, old_state);
@@ -138,12 +138,12 @@ static __always_inline void report_detailed(struct sock *sk, struct owner *known
 	}
 	fill_plain(&record->plain, sk, tp, old_state, direct);
 	record->cgroup = cgroup_of(sk);
-	record->established_ns = known ? known->established_ns : 0;
+	record->established_ns = known->established_ns;
 	record->cookie = cookie_of(sk, direct);
 	record->netns = netns_of(sk);
 	record->err = FIELD(direct, sk, sk_err);
 	record->new_state = new_state;
-	record->direction = known ? known->direction : TCP_DIRECTION_UNKNOWN;
+	record->direction = known->direction;
 	record->flags = 0;
 	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
 	if (ends) {
@@ -187,29 +187,33 @@ static __always_inline bool is_left_to_second_look(int old_state, int new_state)
 	       (new_state == TCP_SYN_SENT || (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV));
 }
 
-/* Any change of state. `known` is the owner of an endpoint that goes to TCP_CLOSE. */
+/* Any change of state. `known` is the owner of an endpoint that goes to TCP_CLOSE; of any other it is filled here. */
 static __always_inline void report_change(struct sock *sk, struct owner *known, int old_state, int new_state,
 					  const bool direct)
 {
+	struct owner *entry;
+
 	/* A connection that begins at a listener: it has no addresses yet, and may never be one. */
 	if (old_state == new_state || (new_state == TCP_SYN_RECV && old_state == TCP_LISTEN))
 		return;
 	if (new_state != TCP_CLOSE) {
-		known = owner_of(sk);
-		if (known && new_state == TCP_ESTABLISHED) {
-			known->established_ns = bpf_ktime_get_ns();
+		entry = owner_of(sk);
+		if (entry && new_state == TCP_ESTABLISHED) {
+			entry->established_ns = bpf_ktime_get_ns();
 			/* Accepted before its handshake was over: Fast Open. */
-			if (!known->birth_ns)
-				known->birth_ns = known->established_ns;
+			if (!entry->birth_ns)
+				entry->birth_ns = entry->established_ns;
 		}
 		if (is_left_to_second_look(old_state, new_state)) {
-			if (known && !direct)
+			if (entry && !direct)
 				return;
 			if (direct)
 				cookie_of(sk, direct);
 		}
-		if (known)
-			known->state = new_state;
+		if (entry) {
+			entry->state = new_state;
+			*known = *entry;
+		}
 	}
 	report_detailed(sk, known, old_state, new_state, direct);
 }

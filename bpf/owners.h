@@ -126,6 +126,19 @@ static __always_inline struct owner *owner_of(const struct sock *sk)
 	return *(volatile __u32 *)&more_owners_count ? bpf_map_lookup_elem(&more_owners, &number) : 0;
 }
 
+/*
+ * False where there is none. What is copied is no pointer that the verifier would follow once for each map that it may be
+ * of.
+ */
+static __always_inline bool copy_owner(struct owner *to, const struct sock *sk)
+{
+	const struct owner *known = owner_of(sk);
+
+	if (known)
+		*to = *known;
+	return known;
+}
+
 /* A free place, taken; SET_PLACES where there is none, or another processor was faster. */
 static __always_inline __u64 take_place(struct owner_set *set)
 {
@@ -163,22 +176,15 @@ static __always_inline bool put_into_set(struct owner_set *set, __u64 number, co
 	return true;
 }
 
-/* 0, or what the map of the rest has said. */
+/* Of an endpoint that has just been found to have none. 0, or what the map of the rest has said. */
 static __noinline long put_owner(const struct sock *sk, const struct owner *owner, __u64 flags)
 {
 	struct owner_set *set;
-	struct owner *known;
 	__u64 number;
 	long err;
 
 	if (!can_cast)
 		return bpf_map_update_elem(&more_owners, &KEY(sk), owner, flags);
-	known = owner_of(sk);
-	if (known) {
-		if (flags == BPF_ANY)
-			*known = *owner;
-		return 0;
-	}
 	number = number_of(sk);
 	set = set_of(number);
 	if (set && put_into_set(set, number, owner, flags))

@@ -165,8 +165,8 @@ static __always_inline struct socket *socket_of(struct sock *sk)
 	return can_cast ? CAST(sock, sk)->sk_socket : BPF_CORE_READ(sk, sk_socket);
 }
 
-static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, struct owner *known, int old_state,
-				       int new_state, const bool direct)
+static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, const struct owner *known,
+				       int old_state, int new_state, const bool direct)
 {
 	bool owned = in_owner_context(sk, direct);
 	int err = FIELD(direct, sk, sk_err);
@@ -181,18 +181,18 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	if (!owned && !err && new_state == TCP_CLOSE && (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT))
 		current_acts = !socket_of(sk);
 	/* A reader that processes its backlog is a process of the endpoint too; one that aborts it (ss -K) is not. */
-	if (!current_acts && !(known && known->origin) && owned && err != ECONNABORTED)
+	if (!current_acts && !known->origin && owned && err != ECONNABORTED)
 		current_acts = true;
 
 	/* Of any other change than the last one the owner is known by what it did before, and just now. */
-	if (new_state != TCP_CLOSE && known && known->origin)
+	if (new_state != TCP_CLOSE && known->origin)
 		current_acts = false;
 
-	record->birth_ns = known ? known->birth_ns : 0;
+	record->birth_ns = known->birth_ns;
 	if (current_acts) {
 		read_current(&record->pid, &record->uid, record->comm);
 		record->origin = new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE;
-	} else if (known && known->origin) {
+	} else if (known->origin) {
 		record->pid = known->pid;
 		record->uid = known->uid;
 		record->origin = known->origin;
@@ -215,15 +215,18 @@ static __always_inline __u64 inode_of(struct sock *sk)
 	return can_cast ? socket->file->f_inode->i_ino : BPF_CORE_READ(socket, file, f_inode, i_ino);
 }
 
-/* One end's address, 16 bytes in network byte order; an IPv4 address fills the first 4. */
-static __always_inline void read_address(__u8 *to, struct sock *sk, __u16 family, const bool remote, const bool direct)
+/*
+ * One end's address, 16 bytes in network byte order; an IPv4 address fills the first 4. By words: the compiler would go
+ * byte by byte.
+ */
+static __always_inline void read_address(void *to, struct sock *sk, __u16 family, const bool remote, const bool direct)
 {
-	struct in6_addr addr;
+	struct in6_addr addr = {};
+	__be32 *words = to;
 
-	__builtin_memset(to, 0, 16);
 	if (family == AF_INET) {
-		*(__be32 *)to = remote ? FIELD(direct, sk, __sk_common.skc_daddr)
-				       : FIELD(direct, sk, __sk_common.skc_rcv_saddr);
+		addr.in6_u.u6_addr32[0] = remote ? FIELD(direct, sk, __sk_common.skc_daddr)
+						 : FIELD(direct, sk, __sk_common.skc_rcv_saddr);
 	} else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
 		if (direct)
 			addr = remote ? sk->__sk_common.skc_v6_daddr : sk->__sk_common.skc_v6_rcv_saddr;
@@ -231,8 +234,9 @@ static __always_inline void read_address(__u8 *to, struct sock *sk, __u16 family
 			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_daddr);
 		else
 			BPF_CORE_READ_INTO(&addr, sk, __sk_common.skc_v6_rcv_saddr);
-		__builtin_memcpy(to, &addr, sizeof(addr));
 	}
+	for (int i = 0; i < 4; i++)
+		words[i] = addr.in6_u.u6_addr32[i];
 }
 
 static __always_inline bool is_tcp(struct sock *sk)
@@ -286,7 +290,7 @@ static __always_inline void fill_plain(struct tcp_record *record, struct sock *s
 	read_address(record->remote_addr, sk, record->family, true, direct);
 }
 
-static __always_inline void report(struct sock *sk, struct owner *known, int old_state, const bool direct)
+static __always_inline void report(struct sock *sk, const struct owner *known, int old_state, const bool direct)
 {
 	struct tcp_sock *tp = tcp_of(sk, direct);
 	struct tcp_record *record;
@@ -359,23 +363,24 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 static __always_inline int transition(struct sock *sk, int old_state, int new_state, const bool direct,
 				      const bool detailed)
 {
-	struct owner *known = 0;
+	struct owner known = {};
+	bool is_known = false;
 
 	if (new_state == TCP_CLOSE) {
 		/* A socket that was closed before changes nothing, and a listener is no connection. */
 		if (old_state == TCP_CLOSE || (old_state == TCP_LISTEN && !detailed))
 			return 0;
-		known = owner_of(sk);
+		is_known = copy_owner(&known, sk);
 	} else if (new_state == TCP_SYN_SENT || (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV) ||
 		   ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && in_owner_context(sk, direct))) {
 		note_change(sk, new_state, detailed);
 	}
 	if (detailed)
-		report_change(sk, known, old_state, new_state, direct);
+		report_change(sk, &known, old_state, new_state, direct);
 	/* A handshake that was aborted before it was complete is no connection yet. */
 	else if (new_state == TCP_CLOSE && old_state != TCP_SYN_RECV)
-		report(sk, known, old_state, direct);
-	if (new_state == TCP_CLOSE && known)
+		report(sk, &known, old_state, direct);
+	if (is_known)
 		forget_owner(sk);
 	return 0;
 }
@@ -436,15 +441,12 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
  */
 static __always_inline int left_over(struct sock *sk)
 {
-	struct owner *known;
+	struct owner known;
 
-	if (sk->__sk_common.skc_state != TCP_CLOSE)
-		return 0;
-	known = owner_of(sk);
-	if (!known)
+	if (sk->__sk_common.skc_state != TCP_CLOSE || !copy_owner(&known, sk))
 		return 0;
 	__sync_fetch_and_add(&recovered, 1);
-	report(sk, known, TCP_CLOSE, true);
+	report(sk, &known, TCP_CLOSE, true);
 	forget_owner(sk);
 	return 0;
 }
@@ -660,11 +662,14 @@ int adopt(struct bpf_iter__task_file *ctx)
 	owner.origin = TCP_ORIGIN_INODE;
 	BPF_CORE_READ_STR_INTO(&owner.comm, task, group_leader, comm);
 	known = owner_of(sk);
-	if (known && known->origin != TCP_ORIGIN_NONE)
-		return 0;
-	if (known)
-		owner.birth_ns = known->birth_ns;
-	note_owner(sk, &owner, BPF_ANY);
-	forget_if_closed(sk);
+	if (!known) {
+		note_owner(sk, &owner, BPF_ANY);
+		forget_if_closed(sk);
+	} else if (known->origin == TCP_ORIGIN_NONE) {
+		known->pid = owner.pid;
+		known->uid = owner.uid;
+		__builtin_memcpy(known->comm, owner.comm, sizeof(owner.comm));
+		known->origin = TCP_ORIGIN_INODE;
+	}
 	return 0;
 }

@@ -37,7 +37,7 @@ impl TraceFs {
                 .and_then(|_| open_folder(libc::AT_FDCWD, place))
             {
                 Ok(folder) => return Ok(Self(folder)),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refusal = error,
+                Err(error) if error.kind() != io::ErrorKind::NotFound => refusal = error,
                 Err(_) => {}
             }
         }

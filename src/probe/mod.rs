@@ -100,8 +100,8 @@ impl<'obj> Probe<'obj> {
         };
         let mut refusals = Vec::new();
         instructions::take_over();
-        let types = KernelTypes::read(settings, &mut places.of_types);
-        let mut places = places.of_tries.iter_mut();
+        let types = KernelTypes::read(settings);
+        let mut places = places.0.iter_mut();
         for &rung in rungs {
             match Self::attach_rung(rung, settings, &types, &mut places) {
                 Ok(probe) => {
@@ -306,15 +306,12 @@ impl<'obj> Probe<'obj> {
 }
 
 /// Places for the objects that [`Probe::attach`] makes.
-pub struct Places {
-    of_types: MaybeUninit<OpenObject>,
-    of_tries: [MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()],
-}
+pub struct Places([MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()]);
 
 impl Places {
     /// All empty.
     pub fn new() -> Self {
-        Self { of_types: MaybeUninit::uninit(), of_tries: [const { MaybeUninit::uninit() }; _] }
+        Self([const { MaybeUninit::uninit() }; _])
     }
 }
 
@@ -419,7 +416,7 @@ fn warn_of_unseen_accepts(refusals: &[String]) {
 
     let says = |cause| refusals.iter().any(|refusal| refusal.contains(cause));
     if !says("EACCES") {
-        if says(TRACEFS_CAUSE) {
+        if says(TRACEFS_CAUSE) && !says("EMFILE") {
             log::line(Level::Warn, format_args!("{LOSS}: {TRACEFS_REMEDY}"));
         }
         return;

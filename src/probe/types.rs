@@ -1,18 +1,13 @@
 //! The kernel's types: what the programs have of them, for libbpf to fit the programs to the kernel; and their numbers.
 
-use std::ffi::{CStr, c_void};
+use std::ffi::c_void;
 use std::fs::{self, File};
 use std::io::Write;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::PathBuf;
 use std::{ptr, slice};
 
-use libbpf_rs::skel::OpenSkel;
-use libbpf_rs::{AsRawLibbpf, OpenObject, libbpf_sys};
-
 use super::instructions::{self, Fitting};
-use super::open;
 use crate::btf::{Btf, Meaning};
 use crate::settings::ProbeSettings;
 
@@ -30,6 +25,9 @@ const TARGETS: [(&str, Meaning, &str); 5] = [
     ("tp_btf/io_uring_complete", Meaning::Typedef, "btf_trace_io_uring_complete"),
     ("iter/task_file", Meaning::Function, "bpf_iter_task_file"),
 ];
+
+/// Structures, unions and enumerations that the programs have.
+const OF_PROGRAMS: &[&str] = include!(concat!(env!("OUT_DIR"), "/tcp_event.types.rs"));
 
 const RDONLY_CAST: &str = "bpf_rdonly_cast";
 
@@ -49,12 +47,12 @@ pub(super) struct KernelTypes {
 
 impl KernelTypes {
     /// Empty where the kernel does not tell, or not in a way that is known here.
-    pub(super) fn read(settings: &ProbeSettings, place: &mut MaybeUninit<OpenObject>) -> Self {
-        let of_programs = if settings.btf.is_none() { names_of_types(place).unwrap_or_default() } else { Vec::new() };
-        Self::of_kernel(&of_programs).unwrap_or_default()
+    pub(super) fn read(settings: &ProbeSettings) -> Self {
+        let of_programs = if settings.btf.is_none() { OF_PROGRAMS } else { &[] };
+        Self::of_kernel(of_programs).unwrap_or_default()
     }
 
-    fn of_kernel(of_programs: &[Vec<u8>]) -> Option<Self> {
+    fn of_kernel(of_programs: &[&str]) -> Option<Self> {
         let kernel = File::open(KERNEL_BTF).ok()?;
         let (mapped, copy);
         let bytes = if let Some(kernel) = Mapped::of(&kernel) {
@@ -65,8 +63,8 @@ impl KernelTypes {
             &copy
         };
         let names = TARGETS.map(|(_, _, name)| name);
-        let names = names.iter().chain(&[RDONLY_CAST]).chain(&CASTS).map(|name| name.as_bytes());
-        let btf = Btf::read(bytes, names.chain(of_programs.iter().map(Vec::as_slice)))?;
+        let names = names.iter().chain(&[RDONLY_CAST]).chain(&CASTS).chain(of_programs).map(|name| name.as_bytes());
+        let btf = Btf::read(bytes, names)?;
 
         let targets = TARGETS.iter().filter_map(|(section, meaning, name)| Some((*section, btf.id(*meaning, name)?)));
         let rdonly_cast = btf.id(Meaning::Function, RDONLY_CAST);
@@ -126,24 +124,4 @@ impl Drop for Mapped {
         // SAFETY: the mapping is this one's own.
         unsafe { libc::munmap(self.start, self.length) };
     }
-}
-
-/// The names of structures, unions and enumerations that the programs have, without what stands for a version of one.
-fn names_of_types(place: &mut MaybeUninit<OpenObject>) -> Option<Vec<Vec<u8>>> {
-    let open = open(None, place).ok()?;
-    let mut names = Vec::new();
-    // SAFETY: the object lives, and so do its types and their names; each ID below the count has a type.
-    unsafe {
-        let btf = libbpf_sys::bpf_object__btf(open.open_object().as_libbpf_object().as_ptr());
-        for id in 1..libbpf_sys::btf__type_cnt(btf) {
-            let found = &*libbpf_sys::btf__type_by_id(btf, id);
-            let kinds = [libbpf_sys::BTF_KIND_STRUCT, libbpf_sys::BTF_KIND_UNION, libbpf_sys::BTF_KIND_ENUM];
-            if found.name_off != 0 && kinds.contains(&(found.info >> 24 & 0x1f)) {
-                let name = CStr::from_ptr(libbpf_sys::btf__name_by_offset(btf, found.name_off)).to_bytes();
-                let end = name.windows(3).position(|part| part == b"___").unwrap_or(name.len());
-                names.push(name[..end].to_vec());
-            }
-        }
-    }
-    Some(names)
 }

@@ -363,6 +363,7 @@ fn the_classic_functions_take_the_filter_from_the_environment() {
 
 #[test]
 fn a_bad_filter_in_the_environment_is_an_error_as_any_bad_setting() {
+    let _turn = turn();
     let bad = ("TCPEVENT_FILTER", "dport 443 host 10.0.0.1");
     let expected = "libtcpEvent: error: TCPEVENT_FILTER=\"dport 443 host 10.0.0.1\": word 3, \"host\", must be ";
     let mut consumer = Consumer::run(&[bad]);

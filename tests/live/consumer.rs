@@ -124,7 +124,8 @@ fn is_newer(file: &Path, than: &[&Path]) -> bool {
     time(file).is_some_and(|made| than.iter().all(|other| time(other).is_some_and(|changed| made > changed)))
 }
 
-/// The probe sees the whole host, so tests take turns.
+/// The probe sees the whole host, so tests take turns; also those that only start a process: for a moment it holds all that
+/// this one has open, and may be who closes a connection in truth.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)

@@ -152,6 +152,7 @@ fn cleanup_in_a_signal_handler_on_the_thread_that_dequeues() {
 
 #[test]
 fn print_char_array_prints_on_stdout_and_takes_null() {
+    let _turn = turn();
     let mut consumer = Consumer::run(&[]);
     consumer.tell("array");
     consumer.tell("array some text");
@@ -207,6 +208,7 @@ fn without_privilege_on_error_continue_keeps_the_process_and_its_snapshots() {
 
 #[test]
 fn a_bad_setting_is_an_error_that_names_it() {
+    let _turn = turn();
     for (name, value, takes) in [
         ("TCPEVENT_PROBE", "best", "auto, kprobe, tp_btf or tracepoint"),
         ("TCPEVENT_QUEUE", "0", "a number of slots from 1 to 1048576"),
