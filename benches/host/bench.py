@@ -9,7 +9,7 @@ import sys
 import time
 
 from . import figures, machine, report, rows
-from .programs import LIBRARY, BenchError, build
+from .programs import LIBRARY, BenchError, build, ensure_tracefs
 from .watchers import rungs, tcplife, tcpstates
 
 
@@ -91,6 +91,7 @@ def check():
         raise BenchError("needs root: BPF programs, network namespaces and sysctls are measured with")
     if not LIBRARY.exists():
         raise BenchError(f"{LIBRARY} is missing: run make")
+    ensure_tracefs()
     tcplife()
     tcpstates()
     figures.ss()

@@ -19,7 +19,10 @@ END_PATIENCE = 10.0
 
 CFLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-pthread")
 
+TRACEFS = pathlib.Path("/sys/kernel/tracing")
+
 PR_SET_PDEATHSIG = 1
+CLONE_NEWNS = 0x20000
 CLONE_NEWNET = 0x40000000
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -73,6 +76,17 @@ def network_of(pid):
 def enter(namespace):
     if libc.setns(namespace, CLONE_NEWNET) < 0:
         raise BenchError(f"setns: {os.strerror(ctypes.get_errno())}; run as root")
+
+
+def ensure_tracefs():
+    """The peers need it, and do not mount it: in a mount namespace of our own, where nobody else sees it."""
+    if (TRACEFS / "events").exists():
+        return
+    if libc.unshare(CLONE_NEWNS) < 0:
+        raise BenchError(f"unshare: {os.strerror(ctypes.get_errno())}; run as root")
+    for command in (["mount", "--make-rprivate", "/"], ["mount", "-t", "tracefs", "none", TRACEFS]):
+        if subprocess.run(command, check=False).returncode:
+            raise BenchError(f"tracefs cannot be mounted: mount -t tracefs none {TRACEFS}")
 
 
 def end_with_parent():

@@ -164,3 +164,61 @@ pub(super) fn can_cast(function: u32, to: u32) -> bool {
         instruction(EXIT, 0, 0, 0, 0),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMPARE_AND_EXCHANGE: i32 = 0xf1;
+    const ADD: i32 = 0;
+
+    fn program() -> Vec<bpf_insn> {
+        vec![
+            instruction(CALL, 0, 0, 0, RDONLY_CAST),
+            // A helper, and another program's function.
+            instruction(CALL, 0, 0, 0, 5),
+            instruction(CALL, 0, 1, 0, RDONLY_CAST - 1),
+            instruction(ATOMIC_64, 10, 1, -8, COMPARE_AND_EXCHANGE),
+            instruction(ATOMIC, 10, 1, -8, ADD | FETCH),
+            instruction(ATOMIC_64, 10, 1, -8, ADD),
+            instruction(EXIT, 0, 0, 0, 0),
+        ]
+    }
+
+    fn fitted(rdonly_cast: Option<u32>) -> Vec<bpf_insn> {
+        let mut instructions = program();
+        Fitting { rdonly_cast, ..Fitting::default() }.fit(&mut instructions);
+        instructions
+    }
+
+    /// Numbers of those that are not what they were.
+    fn changed(fitted: &[bpf_insn]) -> Vec<usize> {
+        let parts = |insn: &bpf_insn| (insn.code, insn.dst_reg(), insn.src_reg(), insn.off, insn.imm);
+        (0..fitted.len()).filter(|at| parts(&fitted[*at]) != parts(&program()[*at])).collect()
+    }
+
+    #[test]
+    fn the_placeholder_becomes_a_call_of_the_kernels_function() {
+        let fitted = fitted(Some(4711));
+        assert_eq!(changed(&fitted), [0]);
+        assert_eq!((fitted[0].code, fitted[0].src_reg(), fitted[0].imm), (CALL, PSEUDO_KFUNC_CALL, 4711));
+    }
+
+    #[test]
+    fn an_old_kernel_sees_no_atomic_instruction_that_gives_the_old_value() {
+        let fitted = fitted(None);
+        assert_eq!(changed(&fitted), [3, 4]);
+        for at in [3, 4] {
+            assert_eq!((fitted[at].code, fitted[at].dst_reg(), fitted[at].imm), (MOV_64, 0, 0));
+        }
+    }
+
+    /// As root only: others may load no programs.
+    #[test]
+    fn a_cast_is_taken_where_the_function_is_one() {
+        // SAFETY: it takes nothing and cannot fail.
+        if unsafe { libc::geteuid() } == 0 {
+            assert!(!can_cast(u32::MAX, 1));
+        }
+    }
+}
