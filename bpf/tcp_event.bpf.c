@@ -568,12 +568,15 @@ static __always_inline struct sock *sock_of(struct file *file)
 	struct socket *socket;
 
 	if (can_cast)
-		return CAST(socket, CAST(file, file)->private_data)->sk;
+		return CAST(socket, file->private_data)->sk;
 	socket = BPF_CORE_READ(file, private_data);
 	return BPF_CORE_READ(socket, sk);
 }
 
-/* The file that the current process has under a descriptor, or NULL. `in_use`: surely it is one. */
+/*
+ * The file that the current process has under a descriptor, or NULL. `in_use`: surely it is one. A pointer among others has
+ * no type of its own: it is read as that of a struct socket.
+ */
 static __always_inline struct file *file_at(__s32 fd, const bool in_use)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
@@ -583,6 +586,8 @@ static __always_inline struct file *file_at(__s32 fd, const bool in_use)
 
 	if (fd < 0 || (!in_use && (__u32)fd >= (can_cast ? fdt->max_fds : BPF_CORE_READ(fdt, max_fds))))
 		return 0;
+	if (can_cast)
+		return CAST(socket, (void *)(slots + fd) - bpf_core_field_offset(struct socket, file))->file;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
 	return file;
 }
