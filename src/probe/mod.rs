@@ -24,7 +24,7 @@ use self::messages::explain;
 pub use self::remedy::refused;
 use self::remedy::{PERF_EVENTS_REMEDY, TRACEFS_REMEDY};
 use self::tracepoint::TRACEFS_CAUSE;
-use self::types::{ERROR_REPORT, KernelTypes};
+use self::types::{ERROR_REPORT, KERNEL_BTF, KernelTypes, OPEN_FILES, SET_STATE};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
@@ -129,6 +129,10 @@ impl<'obj> Probe<'obj> {
         if rung == Rung::Kprobe && !kernel_has_kprobes() {
             return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
         }
+        if rung == Rung::TpBtf && types.fitting.target(SET_STATE).is_none() {
+            let it = if Path::new(KERNEL_BTF).exists() { "tracepoint inet_sock_set_state" } else { "type information" };
+            return Err(format!("the kernel shows no {it}"));
+        }
         // A kernel that cannot do the extras still does the main thing: the last try is without any.
         let mut failure = String::new();
         let mut accept_refusals = Vec::new();
@@ -166,10 +170,10 @@ impl<'obj> Probe<'obj> {
     ) -> Result<Self, Refusal> {
         let by_syscalls = matches!(extras, Extras::AcceptSyscallsAndIoUring | Extras::AcceptSyscalls);
         let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
-        let with_again = extras != Extras::Nothing;
+        let with_adopt = extras != Extras::Nothing && types.fitting.target(OPEN_FILES).is_some();
         let detailed = settings.detailed;
         // Where the kernel tells of what becomes of a socket, that is all that the tracepoint's plain program needs.
-        let again = if extras == Extras::Nothing {
+        let again = if extras == Extras::Nothing || types.fitting.target(SET_STATE).is_none() {
             Again::Never
         } else if !detailed && rung == Rung::TpBtf && types.fitting.target(ERROR_REPORT).is_some() {
             Again::AtEnd
@@ -190,7 +194,7 @@ impl<'obj> Probe<'obj> {
         progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
         progs.accept_syscall.set_autoload(by_syscalls);
         progs.accept_io_uring.set_autoload(by_io_uring);
-        progs.adopt.set_autoload(with_again);
+        progs.adopt.set_autoload(with_adopt);
         configure(&mut open, rung, again, settings, types).map_err(Refusal::Main)?;
         let mut skeleton = types.fitting.during(|| explain(|| open.load())).map_err(Refusal::Main)?;
         if detailed {
@@ -229,31 +233,27 @@ impl<'obj> Probe<'obj> {
         let fds = ProbeFds::of(main, &main_link, &skeleton);
         let mut holders = None;
         links.push(main_link);
-        if with_again {
-            // After the main program: they look at what that one has done.
-            let programs: &[&ProgramMut<'_>] = match again {
-                Again::AtChanges if detailed => &[&progs.set_state_again_detailed],
-                Again::AtChanges => &[&progs.set_state_again],
-                Again::AtEnd => &[&progs.close_at_error, &progs.close_at_destroy],
-                Again::Never => &[],
-            };
-            for program in programs {
-                match explain(|| program.attach_trace()) {
-                    Ok(link) => links.push(link),
-                    Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
-                }
+        // After the main program: they look at what that one has done.
+        let programs: &[&ProgramMut<'_>] = match again {
+            Again::AtChanges if detailed => &[&progs.set_state_again_detailed],
+            Again::AtChanges => &[&progs.set_state_again],
+            Again::AtEnd => &[&progs.close_at_error, &progs.close_at_destroy],
+            Again::Never => &[],
+        };
+        for program in programs {
+            match explain(|| program.attach_trace()) {
+                Ok(link) => links.push(link),
+                Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
             }
-            match explain(|| adopt(&skeleton)) {
-                Ok(link) => {
-                    holders = Some(link);
-                    Variables::of(&skeleton).adopted.store(1, Ordering::SeqCst);
-                }
-                Err(refusal) => {
-                    log::line(
-                        Level::Info,
-                        format_args!("connections older than the probe have no owner yet: {refusal}"),
-                    );
-                }
+        }
+        let adopted = if with_adopt { explain(|| adopt(&skeleton)) } else { Err("no iterator over files".to_owned()) };
+        match adopted {
+            Ok(link) => {
+                holders = Some(link);
+                Variables::of(&skeleton).adopted.store(1, Ordering::SeqCst);
+            }
+            Err(refusal) => {
+                log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
             }
         }
         Ok(Self { links, events, holders, skeleton: Skeleton::Core(Box::new(skeleton)), rung, fds })

@@ -8,7 +8,7 @@ use super::types::KERNEL_BTF;
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::privilege::{self, Capability};
-use crate::settings::ProbeSettings;
+use crate::settings::{ProbeSettings, Rung};
 
 /// The error for a cause, with its remedy.
 pub fn refused(settings: &ProbeSettings, cause: String) -> Error {
@@ -46,6 +46,8 @@ fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
         } else {
             (TRACEFS_REMEDY, libc::EOPNOTSUPP)
         }
+    } else if settings.rung == Some(Rung::TpBtf) && !Path::new(KERNEL_BTF).exists() {
+        ("leave TCPEVENT_PROBE at auto: tp_btf needs a kernel with CONFIG_DEBUG_INFO_BTF", libc::EOPNOTSUPP)
     } else if settings.btf.is_none() && !Path::new(KERNEL_BTF).exists() {
         let remedy =
             "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";

@@ -1,11 +1,13 @@
 //! The kernel's types: what the programs have of them, for libbpf to fit the programs to the kernel; and their numbers.
 
-use std::ffi::c_void;
+use std::ffi::{CString, c_void};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{ptr, slice};
+
+use libbpf_rs::libbpf_sys;
 
 use super::instructions::{self, Fitting};
 use crate::btf::{Btf, Meaning};
@@ -17,13 +19,19 @@ pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// What the kernel calls the tracepoint `inet_sk_error_report` (since Linux 5.14) among its types.
 pub(super) const ERROR_REPORT: &str = "tp_btf/inet_sk_error_report";
 
+/// Where changes of state are.
+pub(super) const SET_STATE: &str = "tp_btf/inet_sock_set_state";
+
+/// The iterator over all open files (since Linux 5.8).
+pub(super) const OPEN_FILES: &str = "iter/task_file";
+
 /// Sections of the programs that are for something which has a type in the kernel, and that type.
 const TARGETS: [(&str, Meaning, &str); 5] = [
-    ("tp_btf/inet_sock_set_state", Meaning::Typedef, "btf_trace_inet_sock_set_state"),
+    (SET_STATE, Meaning::Typedef, "btf_trace_inet_sock_set_state"),
     ("tp_btf/tcp_destroy_sock", Meaning::Typedef, "btf_trace_tcp_destroy_sock"),
     (ERROR_REPORT, Meaning::Typedef, "btf_trace_inet_sk_error_report"),
     ("tp_btf/io_uring_complete", Meaning::Typedef, "btf_trace_io_uring_complete"),
-    ("iter/task_file", Meaning::Function, "bpf_iter_task_file"),
+    (OPEN_FILES, Meaning::Function, "bpf_iter_task_file"),
 ];
 
 /// Structures, unions and enumerations that the programs have.
@@ -46,10 +54,26 @@ pub(super) struct KernelTypes {
 }
 
 impl KernelTypes {
-    /// Empty where the kernel does not tell, or not in a way that is known here.
+    /// Empty where the kernel does not tell.
     pub(super) fn read(settings: &ProbeSettings) -> Self {
         let of_programs = if settings.btf.is_none() { OF_PROGRAMS } else { &[] };
-        Self::of_kernel(of_programs).unwrap_or_default()
+        Self::of_kernel(of_programs).unwrap_or_else(Self::by_libbpf)
+    }
+
+    /// For kernels whose types are written in a way that is not known here: libbpf takes its time.
+    fn by_libbpf() -> Self {
+        if !Path::new(KERNEL_BTF).exists() {
+            return Self::default();
+        }
+        let targets = TARGETS.iter().filter_map(|(section, ..)| {
+            let (kind, name) = section.split_once('/')?;
+            let attach_type = if kind == "iter" { libbpf_sys::BPF_TRACE_ITER } else { libbpf_sys::BPF_TRACE_RAW_TP };
+            let name = CString::new(name).ok()?;
+            // SAFETY: a NUL-terminated name.
+            let id = unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), attach_type) };
+            Some((*section, u32::try_from(id).ok()?))
+        });
+        Self { fitting: Fitting { targets: targets.collect(), rdonly_cast: None }, ..Self::default() }
     }
 
     fn of_kernel(of_programs: &[&str]) -> Option<Self> {
@@ -123,5 +147,20 @@ impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: the mapping is this one's own.
         unsafe { libc::munmap(self.start, self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libbpf_finds_the_same_targets() {
+        if !Path::new(KERNEL_BTF).exists() {
+            return eprintln!("skipped: the kernel shows no types");
+        }
+        let targets = KernelTypes::of_kernel(&[]).unwrap().fitting.targets;
+        assert_eq!(targets, KernelTypes::by_libbpf().fitting.targets);
+        assert!(targets.iter().any(|(section, _)| *section == SET_STATE));
     }
 }

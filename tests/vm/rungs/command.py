@@ -8,13 +8,10 @@ import sys
 import time
 
 from . import results
-from .guest import WAYS
+from .guest import QUICK, WAYS
 from .machines import HERE, ROOT, Machine, MatrixError, kernels, live_tests
 
 RUNGS = ("kprobe", "tp_btf", "tracepoint")
-
-# A group of each interface, short and yet about all that a kernel can do differently.
-QUICK = ("closes", "api_states")
 
 
 def arguments(words, known):
