@@ -146,6 +146,11 @@ struct tcp_sock {
 	__u32 write_seq;
 };
 
+/* net/mptcp/protocol.h, where the kernel has MPTCP */
+struct mptcp_sock {
+	struct sock *first;
+};
+
 /* include/uapi/linux/bpf.h, of which some values tell what the kernel can do */
 enum bpf_func_id {
 	BPF_FUNC_get_current_task_btf = 158,
@@ -171,6 +176,7 @@ struct cred {
 };
 
 struct task_struct {
+	unsigned int flags;
 	struct task_struct *group_leader;
 	int tgid;
 	const struct cred *cred;

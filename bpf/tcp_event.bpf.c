@@ -132,13 +132,21 @@ static __always_inline void set_actor(struct owner *owner, __u8 origin)
 	owner->origin = origin;
 }
 
+static __always_inline bool is_kernel_thread(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return (can_cast ? CAST(task_struct, task)->flags : BPF_CORE_READ(task, flags)) & PF_KTHREAD;
+}
+
 /*
  * True where the current process is in a system call on this very socket: lock_sock() has set sk_lock.owned. Softirq
- * leaves an owned socket alone (the packet goes to its backlog), so the current task is no bystander then.
+ * leaves an owned socket alone (the packet goes to its backlog), so the current task is no bystander then. A thread of the
+ * kernel is: MPTCP has one end the TCP connections of what a process has closed (mptcp_worker).
  */
 static __always_inline bool in_owner_context(struct sock *sk, const bool direct)
 {
-	return FIELD(direct, sk, sk_lock.owned) != 0;
+	return FIELD(direct, sk, sk_lock.owned) != 0 && !is_kernel_thread();
 }
 
 /*
@@ -517,15 +525,36 @@ static __always_inline void forget_if_closed(struct sock *sk)
 }
 
 /*
- * The current process has taken a connection that is not known from a listener: it is older than the probe, or was missed.
+ * The TCP connection that a process holds by a socket of MPTCP: the first one, which is there from the handshake on. Of any
+ * other socket, that itself.
  */
-static __always_inline void accepted_unknown(struct sock *sk)
+static __always_inline struct sock *connection_of(struct sock *sk)
 {
-	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED};
+	struct mptcp_sock *msk = (struct mptcp_sock *)sk;
+
+	/* sk_protocol is no bit field where there is MPTCP. */
+	if (!bpf_core_field_exists(msk->first) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_MPTCP)
+		return sk;
+	return BPF_CORE_READ(msk, first);
+}
+
+/*
+ * The current process has taken a connection that is not known from a listener: it is older than the probe, or was missed;
+ * or it is MPTCP's.
+ */
+static __always_inline void accepted_unknown(struct sock *taken)
+{
+	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED}, *known;
+	struct sock *sk = connection_of(taken);
 
 	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
-	if (!is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+	if (!sk || !is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		return;
+	known = sk == taken ? 0 : owner_of(sk);
+	if (known) {
+		set_actor(known, TCP_ORIGIN_ACCEPT);
+		return;
+	}
 	set_actor(&owner, TCP_ORIGIN_ACCEPT);
 	note_owner(sk, &owner, BPF_ANY);
 	forget_if_closed(sk);
@@ -618,7 +647,9 @@ int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cq
 	if (!file || !socket_inode_of(file))
 		return 0;
 	sk = sock_of(file);
-	known = owner_of(sk);
+	if (!sk)
+		return 0;
+	known = owner_of(connection_of(sk));
 	if (known && known->origin == TCP_ORIGIN_NONE)
 		set_actor(known, TCP_ORIGIN_ACCEPT);
 	return 0;
@@ -650,6 +681,8 @@ int adopt(struct bpf_iter__task_file *ctx)
 	if (*(volatile __u32 *)&adopted)
 		return 0;
 	sk = sock_of(file);
+	if (sk)
+		sk = connection_of(sk);
 	if (!sk || !is_tcp(sk))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);

@@ -124,9 +124,20 @@ static __always_inline void born(const struct change *change, __u8 origin)
 	insert(change->sk, &owner);
 }
 
+/* A thread of the kernel that does other people's work, as to end the TCP connections of MPTCP. Its name must do. */
+static __always_inline bool is_worker(void)
+{
+	char comm[TASK_COMM_LEN] = "";
+
+	bpf_get_current_comm(comm, sizeof(comm));
+	return *(__u64 *)comm == *(const __u64 *)"kworker/";
+}
+
 /* The current process acts on the endpoint. */
 static __always_inline void acted(const struct change *change, struct endpoint *known)
 {
+	if (is_worker())
+		return;
 	if (known) {
 		set_actor(known, TCP_ORIGIN_CLOSE);
 	} else {
