@@ -175,13 +175,37 @@ struct cred {
 	kuid_t uid;
 };
 
+struct pid_namespace {
+	struct ns_common ns;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+};
+
 struct task_struct {
 	unsigned int flags;
 	struct task_struct *group_leader;
+	struct pid *thread_pid;
 	int tgid;
 	const struct cred *cred;
 	char comm[TASK_COMM_LEN];
 	struct files_struct *files;
+};
+
+struct pid_link {
+	struct pid *pid;
+};
+
+/* Before Linux 4.19. */
+struct task_struct___with_links {
+	struct pid_link pids[1];
 };
 
 #pragma clang attribute pop

@@ -43,6 +43,7 @@ static void *(*const rdonly_cast)(const void *ptr, __u32 type) = (void *)RDONLY_
 #define CAST(name, ptr) ((struct name *)rdonly_cast(ptr, type_of_##name))
 
 #include "owners.h"
+#include "pid_namespace.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -115,13 +116,13 @@ static __always_inline void read_current(__u32 *pid, __u32 *uid, char *comm)
 		*uid = bpf_get_current_uid_gid();
 		/* Since Linux 5.11. */
 		if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
-			*pid = bpf_get_current_pid_tgid() >> 32;
+			*pid = current_process_id();
 			bpf_get_current_comm(comm, TASK_COMM_LEN);
 			return;
 		}
 		task = bpf_get_current_task_btf();
 	}
-	*pid = task->tgid;
+	*pid = pid_namespace ? id_in_namespace(task) : (__u32)task->tgid;
 	*(__u64 *)comm = *(__u64 *)task->comm;
 	*(__u64 *)(comm + 8) = *(__u64 *)(task->comm + 8);
 }
@@ -499,7 +500,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 		return true;
 	if (by_process && main_is_kprobe) {
 		origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
-		if (!known || known->origin != origin || known->pid != (__u32)(bpf_get_current_pid_tgid() >> 32))
+		if (!known || known->origin != origin || known->pid != current_process_id())
 			return true;
 	}
 	return detailed && known && is_unreported(known, old_state, new_state);
@@ -676,8 +677,9 @@ int adopt(struct bpf_iter__task_file *ctx)
 	if (!inode)
 		return 0;
 	holder.inode = BPF_CORE_READ(inode, i_ino);
-	holder.pid = task->tgid;
-	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
+	holder.pid = pid_namespace ? id_in_namespace(task) : (__u32)task->tgid;
+	if (holder.pid)
+		bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
 	if (*(volatile __u32 *)&adopted)
 		return 0;
 	sk = sock_of(file);
@@ -688,7 +690,7 @@ int adopt(struct bpf_iter__task_file *ctx)
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_LISTEN || state == TCP_CLOSE)
 		return 0;
-	owner.pid = task->tgid;
+	owner.pid = holder.pid;
 	owner.uid = BPF_CORE_READ(task, cred, uid.val);
 	owner.origin = TCP_ORIGIN_INODE;
 	BPF_CORE_READ_STR_INTO(&owner.comm, task, group_leader, comm);

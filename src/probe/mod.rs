@@ -27,6 +27,7 @@ use self::types::{ERROR_REPORT, KernelTypes};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
+use crate::pid_namespace::PidNamespace;
 use crate::privilege::{self, Capability};
 use crate::settings::{ProbeSettings, Rung};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
@@ -356,6 +357,7 @@ fn configure(
         constants.type_of_file,
         constants.type_of_task_struct,
     ] = types.casts.unwrap_or_default();
+    constants.pid_namespace = PidNamespace::find().map_or(0, |namespace| namespace.inode);
     let lists = [
         filter.local_ports.is_some(),
         filter.remote_ports.is_some(),

@@ -72,7 +72,7 @@ impl KernelTypes {
         let rdonly_cast = btf.id(Meaning::Function, RDONLY_CAST);
         let casts = CASTS.map(|name| btf.id(Meaning::Struct, name).unwrap_or(0));
         let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
-        let fitting = Fitting { targets: targets.collect(), rdonly_cast };
+        let fitting = Fitting { targets: targets.collect(), rdonly_cast, ..Fitting::default() };
         let reduced = if of_programs.is_empty() { None } else { btf.reduced().and_then(|bytes| in_memory(&bytes)) };
         Some(Self { reduced, fitting, casts: rdonly_cast.map(|_| casts) })
     }

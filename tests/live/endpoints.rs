@@ -110,14 +110,17 @@ fn of_several_listeners_at_a_port_the_process_that_accepts_is_the_owner() {
 fn close_into_time_wait(server_first: bool) -> (u16, u16) {
     let connection = Connection::open(V4(), V4());
     let ports = connection.ports();
-    if server_first { connection.close_server_first() } else { connection.close_client_first() }
+    if server_first {
+        connection.close_server_first()
+    } else {
+        connection.close_client_first()
+    }
     ports
 }
 
 fn events_of(consumer: &mut Consumer, endpoints: &[(u16, u16)]) -> Vec<Event> {
-    let is_known = |event: &Event| {
-        endpoints.iter().any(|ports| event.ports() == *ports || event.ports() == (ports.1, ports.0))
-    };
+    let is_known =
+        |event: &Event| endpoints.iter().any(|ports| event.ports() == *ports || event.ports() == (ports.1, ports.0));
     consumer.events_until_silence().into_iter().filter(is_known).collect()
 }
 

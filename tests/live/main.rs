@@ -13,6 +13,7 @@ mod api_traffic;
 mod api_watcher;
 mod closes;
 mod consumer;
+mod containers;
 mod endpoints;
 mod host;
 mod lifecycle;
