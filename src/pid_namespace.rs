@@ -18,15 +18,19 @@ pub struct PidNamespace {
 impl PidNamespace {
     /// `None`: the initial one, or /proc does not tell.
     pub fn find() -> Option<Self> {
-        let status = fs::read_to_string("/proc/self/status").ok()?;
         // Whoever is in a new namespace may have kept the old /proc. Names are looked up there, so that its IDs are taken.
-        let path = if is_own(&status) { "/proc/self/ns/pid" } else { "/proc/1/ns/pid" };
+        let path = if proc_is_own() { "/proc/self/ns/pid" } else { "/proc/1/ns/pid" };
         let file = fs::metadata(path).ok().filter(|file| file.ino() != PROC_PID_INIT_INO)?;
         Some(Self { device: file.dev(), inode: file.ino().try_into().ok()? })
     }
 }
 
-/// Whether a /proc shows the process's own PID namespace: there is one ID for each namespace from that of /proc on.
+/// Whether /proc is that of the library's own PID namespace. True where there is none.
+pub fn proc_is_own() -> bool {
+    fs::read_to_string("/proc/self/status").map_or(true, |status| is_own(&status))
+}
+
+/// There is one ID for each namespace, from that of /proc to the process's own.
 fn is_own(status: &str) -> bool {
     let ids = status.lines().find_map(|line| line.strip_prefix("NStgid:"));
     ids.is_none_or(|ids| ids.split_whitespace().count() == 1)

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::event::COMM_LEN;
+use crate::pid_namespace;
 
 /// Process by socket inode, as it was at one moment.
 ///
@@ -46,9 +47,10 @@ impl HolderIterator {
         Self(Mutex::new(None))
     }
 
-    /// Takes over a link to the iterator's program.
+    /// Takes over a link to the iterator's program. It lists processes of the own PID namespace: where /proc shows more, that
+    /// is read.
     pub fn set(&self, link: Option<OwnedFd>) {
-        *self.0.lock() = link;
+        *self.0.lock() = link.filter(|_| pid_namespace::proc_is_own());
     }
 
     /// A run of the iterator. `None` where there is none, or it cannot run.
