@@ -21,14 +21,14 @@ use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, MapMut, ObjectBuilder, 
 pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
 pub use self::fds::BpfFds;
 use self::messages::explain;
-use self::remedy::PERF_EVENTS_REMEDY;
 pub use self::remedy::refused;
+use self::remedy::{PERF_EVENTS_REMEDY, SECCOMP_REMEDY};
 use self::types::{ERROR_REPORT, KernelTypes};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
 use crate::pid_namespace::PidNamespace;
-use crate::privilege::{self, Capability};
+use crate::privilege::{self, Capability, FilteredCall};
 use crate::settings::{ProbeSettings, Rung};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
 use crate::tracefs::TraceFs;
@@ -419,6 +419,12 @@ fn fill_prefixes(map: &MapMut<'_>, prefixes: &[Prefix]) -> libbpf_rs::Result<()>
 fn warn_of_unseen_accepts(refusals: &[String]) {
     const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
 
+    if refusals.iter().any(|refusal| refusal.contains("perf event"))
+        && privilege::seccomp_refuses(FilteredCall::PerfEventOpen)
+    {
+        log::line(Level::Warn, format_args!("{LOSS}: {SECCOMP_REMEDY}"));
+        return;
+    }
     if !refusals.iter().any(|refusal| refusal.contains("EACCES")) {
         return;
     }
