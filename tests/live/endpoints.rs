@@ -3,14 +3,16 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{self, Command};
+use std::time::Instant;
 
 use socket2::{Domain, Socket, Type};
 
 use crate::api_network::{Host, Network};
-use crate::api_traffic::begin_connect;
-use crate::consumer::{Consumer, Event, rung_is_tracepoint, sees_accepts, turn};
+use crate::api_traffic::{begin_connect, option};
+use crate::consumer::{Consumer, Event, patience, rung_is_tracepoint, sees_accepts, turn};
 use crate::owners::{RUNS, Truths, check_but, consumer, run, scenario};
 use crate::traffic::{Connection, V4};
 
@@ -64,6 +66,72 @@ fn mptcp_gives_one_close_for_each_end_of_a_subflow() {
     }
 }
 
+/// The kernel itself opens further connections, between other addresses, and accepts them: no process has done anything to
+/// those.
+#[test]
+fn a_connection_that_mptcp_has_joined_by_itself_gives_one_close_for_each_end() {
+    const IPPROTO_MPTCP: i32 = 262;
+    const SOL_MPTCP: i32 = 284;
+    const MPTCP_INFO: i32 = 1;
+    const MORE_V4: &str = "198.51.100.4";
+
+    let _turn = turn();
+    let network = Network::new();
+    let ip = |host: &Host, arguments: &str| {
+        Command::new("ip").args(["-n", host.name]).args(arguments.split(' ')).status().unwrap().success()
+    };
+    assert!(ip(&network.here, &format!("addr add {MORE_V4}/24 dev tev0")));
+    if ![&network.here, &network.there].iter().all(|host| ip(host, "mptcp limits set subflows 2"))
+        || !ip(&network.here, &format!("mptcp endpoint add {MORE_V4} dev tev0 subflow"))
+    {
+        eprintln!("skipped: this kernel has no MPTCP");
+        return;
+    }
+    let mut consumer = Consumer::started(&[]);
+    consumer.tell("consume 1");
+    let socket = || Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into())).unwrap();
+    let there = SocketAddr::new(Network::THERE_V4.parse().unwrap(), 0);
+    let listener = network.there.run(|| {
+        let listener = socket();
+        listener.bind(&there.into()).unwrap();
+        listener.listen(8).unwrap();
+        listener
+    });
+    let address = listener.local_addr().unwrap();
+    let mut client = network.here.run(|| {
+        let client = socket();
+        client.connect(&address).unwrap();
+        client
+    });
+    let (mut server, _) = listener.accept().unwrap();
+    client.write_all(b"x").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+    server.write_all(b"x").unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    // The first field of struct mptcp_info: connections beside the first one.
+    let joined = |socket: &Socket| option::<[u8; 64]>(socket, SOL_MPTCP, MPTCP_INFO)[0];
+    let until = Instant::now() + patience();
+    while joined(&client) == 0 || joined(&server) == 0 {
+        assert!(Instant::now() < until, "nothing has joined");
+        std::thread::yield_now();
+    }
+    let port = address.as_socket().unwrap().port();
+    drop((client, server, listener));
+    let mut ends = Vec::new();
+    while ends.len() < 4 {
+        ends.push(consumer.event("an end", |event| [event.local_port, event.remote_port].contains(&port)));
+    }
+    for end in &ends {
+        println!("{end:?}");
+    }
+    let mut local: Vec<_> = ends.iter().map(|event| (event.local.as_str(), event.remote.as_str())).collect();
+    local.sort_unstable();
+    let [here, there] = [Network::HERE_V4, Network::THERE_V4];
+    assert_eq!(local, [(here, there), (there, here), (there, MORE_V4), (MORE_V4, there)], "{ends:#?}");
+    let more: Vec<_> = consumer.events_until_silence();
+    assert!(!more.iter().any(|event| [event.local_port, event.remote_port].contains(&port)), "{more:#?}");
+}
+
 #[test]
 fn fast_open_gives_one_close_for_each_end() {
     let _turn = turn();
@@ -111,9 +179,9 @@ fn close_into_time_wait(server_first: bool) -> (u16, u16) {
     let connection = Connection::open(V4(), V4());
     let ports = connection.ports();
     if server_first {
-        connection.close_server_first()
+        connection.close_server_first();
     } else {
-        connection.close_client_first()
+        connection.close_client_first();
     }
     ports
 }
