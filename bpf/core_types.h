@@ -130,6 +130,7 @@ struct minmax {
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u8 is_mptcp : 1; /* where the kernel has MPTCP */
 	__u64 bytes_received;
 	__u64 bytes_acked;
 	__u64 bytes_sent;

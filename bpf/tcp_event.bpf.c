@@ -337,6 +337,15 @@ static __always_inline bool is_done(struct sock *sk, int new_state)
 	return true;
 }
 
+/* One that MPTCP opens beside the first one: it is of whoever holds that, and not of the thread that does it. */
+static __always_inline bool is_joined_by_kernel(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+	return bpf_core_field_exists(tp->is_mptcp) && is_kernel_thread() &&
+	       BPF_CORE_READ_BITFIELD_PROBED(tp, is_mptcp);
+}
+
 /*
  * A connection begins: whatever the address of its socket stood for before is over. Or a process acts on it. The plain
  * programs report no age.
@@ -359,7 +368,7 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 		owner->direction = new_state == TCP_SYN_SENT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
 		owner->origin = TCP_ORIGIN_NONE;
 	}
-	if (new_state != TCP_ESTABLISHED)
+	if (new_state != TCP_ESTABLISHED && !(new_state == TCP_SYN_SENT && is_joined_by_kernel(sk)))
 		set_actor(owner, new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE);
 	if (!known)
 		note_owner(sk, &fresh, new_state == TCP_ESTABLISHED ? BPF_NOEXIST : BPF_ANY);
