@@ -53,6 +53,7 @@ enum {
 	AF_INET = 2,
 	AF_INET6 = 10,
 	IPPROTO_TCP = 6,
+	IPPROTO_MPTCP = 262,
 };
 
 /* include/net/tcp_states.h */
@@ -96,5 +97,8 @@ typedef enum {
 } socket_state;
 
 #define TASK_COMM_LEN 16
+
+/* include/linux/sched.h: a bit of task_struct.flags */
+#define PF_KTHREAD 0x200000
 
 #endif

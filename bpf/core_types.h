@@ -130,6 +130,7 @@ struct minmax {
 
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
+	__u8 is_mptcp : 1; /* where the kernel has MPTCP */
 	__u64 bytes_received;
 	__u64 bytes_acked;
 	__u64 bytes_sent;
@@ -144,6 +145,11 @@ struct tcp_sock {
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;
+};
+
+/* net/mptcp/protocol.h, where the kernel has MPTCP */
+struct mptcp_sock {
+	struct sock *first;
 };
 
 /* include/uapi/linux/bpf.h, of which some values tell what the kernel can do */
@@ -170,12 +176,37 @@ struct cred {
 	kuid_t uid;
 };
 
+struct pid_namespace {
+	struct ns_common ns;
+};
+
+struct upid {
+	int nr;
+	struct pid_namespace *ns;
+};
+
+struct pid {
+	unsigned int level;
+	struct upid numbers[1];
+};
+
 struct task_struct {
+	unsigned int flags;
 	struct task_struct *group_leader;
+	struct pid *thread_pid;
 	int tgid;
 	const struct cred *cred;
 	char comm[TASK_COMM_LEN];
 	struct files_struct *files;
+};
+
+struct pid_link {
+	struct pid *pid;
+};
+
+/* Before Linux 4.19. */
+struct task_struct___with_links {
+	struct pid_link pids[1];
 };
 
 #pragma clang attribute pop

@@ -43,6 +43,7 @@ static void *(*const rdonly_cast)(const void *ptr, __u32 type) = (void *)RDONLY_
 #define CAST(name, ptr) ((struct name *)rdonly_cast(ptr, type_of_##name))
 
 #include "owners.h"
+#include "pid_namespace.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -103,42 +104,61 @@ __u64 recovered;
  */
 #define FIELD(direct, ptr, field) ((direct) ? (ptr)->field : BPF_CORE_READ(ptr, field))
 
-/* Calls as few helpers as can be: with the usual mitigations a call costs more than all that it does. */
-static __always_inline void read_current(__u32 *pid, __u32 *uid, char *comm)
+static __always_inline struct task_struct *current_task(void)
 {
-	struct task_struct *task;
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
+	return can_cast ? CAST(task_struct, task) : task;
+}
+
+/* A thread of the kernel's own. */
+static __always_inline bool is_kernel_thread(struct task_struct *task)
+{
+	return (can_cast ? task->flags : BPF_CORE_READ(task, flags)) & PF_KTHREAD;
+}
+
+/*
+ * Who the current process is. Calls as few helpers as can be: with the usual mitigations a call costs more than all that it
+ * does.
+ */
+static __always_inline void read_current(struct task_struct *task, __u32 *pid, __u32 *uid, char *comm)
+{
 	if (can_cast) {
-		task = CAST(task_struct, (void *)bpf_get_current_task());
 		*uid = task->cred->uid.val;
 	} else {
 		*uid = bpf_get_current_uid_gid();
 		/* Since Linux 5.11. */
 		if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
-			*pid = bpf_get_current_pid_tgid() >> 32;
+			*pid = current_process_id();
 			bpf_get_current_comm(comm, TASK_COMM_LEN);
 			return;
 		}
 		task = bpf_get_current_task_btf();
 	}
-	*pid = task->tgid;
+	*pid = pid_namespace ? id_in_namespace(task) : (__u32)task->tgid;
 	*(__u64 *)comm = *(__u64 *)task->comm;
 	*(__u64 *)(comm + 8) = *(__u64 *)(task->comm + 8);
 }
 
-static __always_inline void set_actor(struct owner *owner, __u8 origin)
+static __always_inline void set_actor(struct owner *owner, struct task_struct *task, __u8 origin)
 {
-	read_current(&owner->pid, &owner->uid, owner->comm);
+	read_current(task, &owner->pid, &owner->uid, owner->comm);
 	owner->origin = origin;
+}
+
+static __always_inline bool is_locked_by_process(struct sock *sk, const bool direct)
+{
+	return FIELD(direct, sk, sk_lock.owned) != 0;
 }
 
 /*
  * True where the current process is in a system call on this very socket: lock_sock() has set sk_lock.owned. Softirq
- * leaves an owned socket alone (the packet goes to its backlog), so the current task is no bystander then.
+ * leaves an owned socket alone (the packet goes to its backlog), so the current task is no bystander then. A thread of the
+ * kernel is: MPTCP has one end the TCP connections of what a process has closed (mptcp_worker).
  */
 static __always_inline bool in_owner_context(struct sock *sk, const bool direct)
 {
-	return FIELD(direct, sk, sk_lock.owned) != 0;
+	return is_locked_by_process(sk, direct) && !is_kernel_thread(current_task());
 }
 
 /*
@@ -190,7 +210,7 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 
 	record->birth_ns = known->birth_ns;
 	if (current_acts) {
-		read_current(&record->pid, &record->uid, record->comm);
+		read_current(current_task(), &record->pid, &record->uid, record->comm);
 		record->origin = new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE;
 	} else if (known->origin) {
 		record->pid = known->pid;
@@ -332,6 +352,22 @@ static __always_inline bool is_done(struct sock *sk, int new_state)
 	return true;
 }
 
+static __always_inline bool is_of_mptcp(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+	return bpf_core_field_exists(tp->is_mptcp) && BPF_CORE_READ_BITFIELD_PROBED(tp, is_mptcp);
+}
+
+/*
+ * Whether a thread of the kernel acts for a process: it ends what that has closed, or opens another connection of MPTCP
+ * beside the first one. Whose that is, is known by other means.
+ */
+static __always_inline bool acts_for_another(struct task_struct *task, struct sock *sk, int new_state)
+{
+	return is_kernel_thread(task) && (new_state != TCP_SYN_SENT || is_of_mptcp(sk));
+}
+
 /*
  * A connection begins: whatever the address of its socket stood for before is over. Or a process acts on it. The plain
  * programs report no age.
@@ -340,6 +376,7 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 {
 	bool is_born = new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED;
 	struct owner *known = owner_of(sk), fresh = {}, *owner = known ? known : &fresh;
+	struct task_struct *task;
 
 	/*
 	 * At a listener. With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. (The
@@ -354,8 +391,13 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 		owner->direction = new_state == TCP_SYN_SENT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
 		owner->origin = TCP_ORIGIN_NONE;
 	}
-	if (new_state != TCP_ESTABLISHED)
-		set_actor(owner, new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE);
+	if (new_state != TCP_ESTABLISHED) {
+		task = current_task();
+		if (!acts_for_another(task, sk, new_state))
+			set_actor(owner, task, new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE);
+		else if (!is_born)
+			return;
+	}
 	if (!known)
 		note_owner(sk, &fresh, new_state == TCP_ESTABLISHED ? BPF_NOEXIST : BPF_ANY);
 }
@@ -372,7 +414,7 @@ static __always_inline int transition(struct sock *sk, int old_state, int new_st
 			return 0;
 		is_known = copy_owner(&known, sk);
 	} else if (new_state == TCP_SYN_SENT || (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV) ||
-		   ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && in_owner_context(sk, direct))) {
+		   ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct))) {
 		note_change(sk, new_state, detailed);
 	}
 	if (detailed)
@@ -493,7 +535,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 		return true;
 	if (by_process && main_is_kprobe) {
 		origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
-		if (!known || known->origin != origin || known->pid != (__u32)(bpf_get_current_pid_tgid() >> 32))
+		if (!known || known->origin != origin || known->pid != current_process_id())
 			return true;
 	}
 	return detailed && known && is_unreported(known, old_state, new_state);
@@ -519,16 +561,37 @@ static __always_inline void forget_if_closed(struct sock *sk)
 }
 
 /*
- * The current process has taken a connection that is not known from a listener: it is older than the probe, or was missed.
+ * The TCP connection that a process holds by a socket of MPTCP: the first one, which is there from the handshake on. Of any
+ * other socket, that itself.
  */
-static __always_inline void accepted_unknown(struct sock *sk)
+static __always_inline struct sock *connection_of(struct sock *sk)
 {
-	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED};
+	struct mptcp_sock *msk = (struct mptcp_sock *)sk;
+
+	/* sk_protocol is no bit field where there is MPTCP. */
+	if (!bpf_core_field_exists(msk->first) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_MPTCP)
+		return sk;
+	return BPF_CORE_READ(msk, first);
+}
+
+/*
+ * The current process has taken a connection that is not known from a listener: it is older than the probe, or was missed;
+ * or it is MPTCP's.
+ */
+static __always_inline void accepted_unknown(struct sock *taken)
+{
+	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED}, *known;
+	struct sock *sk = connection_of(taken);
 
 	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
-	if (!is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+	if (!sk || !is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		return;
-	set_actor(&owner, TCP_ORIGIN_ACCEPT);
+	known = sk == taken ? 0 : owner_of(sk);
+	if (known) {
+		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
+		return;
+	}
+	set_actor(&owner, current_task(), TCP_ORIGIN_ACCEPT);
 	note_owner(sk, &owner, BPF_ANY);
 	forget_if_closed(sk);
 }
@@ -548,7 +611,7 @@ int BPF_KPROBE(accept_graft, struct sock *sk)
 	known = owner_of(sk);
 	/* What is known need not be looked at: it is a TCP socket, and not closed. */
 	if (known)
-		set_actor(known, TCP_ORIGIN_ACCEPT);
+		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
 	else
 		accepted_unknown(sk);
 	return 0;
@@ -574,13 +637,12 @@ static __always_inline struct sock *sock_of(struct file *file)
 }
 
 /*
- * The file that the current process has under a descriptor, or NULL. `in_use`: surely it is one. A pointer among others has
+ * The file that a process has under a descriptor, or NULL. `in_use`: surely it is one. A pointer among others has
  * no type of its own: it is read as that of a struct socket.
  */
-static __always_inline struct file *file_at(__s32 fd, const bool in_use)
+static __always_inline struct file *file_at(struct task_struct *task, __s32 fd, const bool in_use)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct fdtable *fdt = can_cast ? CAST(task_struct, task)->files->fdt : BPF_CORE_READ(task, files, fdt);
+	struct fdtable *fdt = can_cast ? task->files->fdt : BPF_CORE_READ(task, files, fdt);
 	struct file **slots = can_cast ? fdt->fd : BPF_CORE_READ(fdt, fd);
 	struct file *file = 0;
 
@@ -596,16 +658,21 @@ static __always_inline struct file *file_at(__s32 fd, const bool in_use)
 SEC("tracepoint/syscalls/sys_exit_accept4")
 int accept_syscall(struct sys_exit_context *ctx)
 {
-	struct file *file = ctx->ret < 0 ? 0 : file_at(ctx->ret, true);
+	struct task_struct *task;
 	struct owner *known;
+	struct file *file;
 	struct sock *sk;
 
+	if (ctx->ret < 0)
+		return 0;
+	task = current_task();
+	file = file_at(task, ctx->ret, true);
 	if (!file)
 		return 0;
 	sk = sock_of(file);
 	known = owner_of(sk);
 	if (known)
-		set_actor(known, TCP_ORIGIN_ACCEPT);
+		set_actor(known, task, TCP_ORIGIN_ACCEPT);
 	else if (socket_inode_of(file) && sk)
 		accepted_unknown(sk);
 	return 0;
@@ -618,16 +685,19 @@ int accept_syscall(struct sys_exit_context *ctx)
 SEC("tp_btf/io_uring_complete")
 int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cqe)
 {
-	struct file *file = file_at(cqe->res, false);
+	struct task_struct *task = current_task();
+	struct file *file = file_at(task, cqe->res, false);
 	struct owner *known;
 	struct sock *sk;
 
 	if (!file || !socket_inode_of(file))
 		return 0;
 	sk = sock_of(file);
-	known = owner_of(sk);
+	if (!sk)
+		return 0;
+	known = owner_of(connection_of(sk));
 	if (known && known->origin == TCP_ORIGIN_NONE)
-		set_actor(known, TCP_ORIGIN_ACCEPT);
+		set_actor(known, task, TCP_ORIGIN_ACCEPT);
 	return 0;
 }
 
@@ -652,17 +722,20 @@ int adopt(struct bpf_iter__task_file *ctx)
 	if (!inode)
 		return 0;
 	holder.inode = BPF_CORE_READ(inode, i_ino);
-	holder.pid = task->tgid;
-	bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
+	holder.pid = pid_namespace ? id_in_namespace(task) : (__u32)task->tgid;
+	if (holder.pid)
+		bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
 	if (*(volatile __u32 *)&adopted)
 		return 0;
 	sk = sock_of(file);
+	if (sk)
+		sk = connection_of(sk);
 	if (!sk || !is_tcp(sk))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_LISTEN || state == TCP_CLOSE)
 		return 0;
-	owner.pid = task->tgid;
+	owner.pid = holder.pid;
 	owner.uid = BPF_CORE_READ(task, cred, uid.val);
 	owner.origin = TCP_ORIGIN_INODE;
 	BPF_CORE_READ_STR_INTO(&owner.comm, task, group_leader, comm);

@@ -25,7 +25,8 @@ struct endpoint {
 	__u8 origin;
 	__u8 state;
 	__u8 direction;
-	__u8 pad[5];
+	__u8 pad;
+	__u32 initial_pid; /* as the initial PID namespace has it */
 };
 
 struct {
@@ -96,9 +97,31 @@ static __always_inline void count_lost(__u32 kind)
 		__sync_fetch_and_add(count, 1);
 }
 
-static __always_inline void set_actor(struct endpoint *owner, __u8 origin)
+/* include/uapi/linux/bpf.h */
+struct bpf_pidns_info {
+	__u32 pid;
+	__u32 tgid;
+};
+
+/*
+ * The ID of the current process in the consumer's PID namespace. The helper tells it of processes in just that one; user space
+ * takes its call away where the kernel has none (before Linux 5.7).
+ */
+static __always_inline __u32 current_process_id(const struct tcp_tracepoint *at)
 {
-	owner->pid = bpf_get_current_pid_tgid() >> 32;
+	struct bpf_pidns_info ids = {};
+
+	if (!at->pid_namespace)
+		return bpf_get_current_pid_tgid() >> 32;
+	if (bpf_get_ns_current_pid_tgid(at->pid_namespace_device, at->pid_namespace, &ids, sizeof(ids)))
+		return 0;
+	return ids.tgid;
+}
+
+static __always_inline void set_actor(const struct tcp_tracepoint *at, struct endpoint *owner, __u8 origin)
+{
+	owner->pid = current_process_id(at);
+	owner->initial_pid = bpf_get_current_pid_tgid() >> 32;
 	owner->uid = bpf_get_current_uid_gid();
 	owner->origin = origin;
 	bpf_get_current_comm(owner->comm, sizeof(owner->comm));
@@ -111,7 +134,7 @@ static __always_inline void insert(__u64 sk, const struct endpoint *owner)
 }
 
 /* A connection begins. Whatever the address of the socket stood for before is over. */
-static __always_inline void born(const struct change *change, __u8 origin)
+static __always_inline void born(const struct tcp_tracepoint *at, const struct change *change, __u8 origin)
 {
 	struct endpoint owner = {.state = change->new_state};
 
@@ -120,19 +143,30 @@ static __always_inline void born(const struct change *change, __u8 origin)
 	if (change->new_state != TCP_SYN_RECV)
 		owner.birth_ns = change->now;
 	if (origin != TCP_ORIGIN_NONE)
-		set_actor(&owner, origin);
+		set_actor(at, &owner, origin);
 	insert(change->sk, &owner);
 }
 
-/* The current process acts on the endpoint. */
-static __always_inline void acted(const struct change *change, struct endpoint *known)
+/* A thread of the kernel that does other people's work, as to end the TCP connections of MPTCP. Its name must do. */
+static __always_inline bool is_worker(void)
 {
+	char comm[TASK_COMM_LEN] = "";
+
+	bpf_get_current_comm(comm, sizeof(comm));
+	return *(__u64 *)comm == *(const __u64 *)"kworker/";
+}
+
+/* The current process acts on the endpoint. */
+static __always_inline void acted(const struct tcp_tracepoint *at, const struct change *change, struct endpoint *known)
+{
+	if (is_worker())
+		return;
 	if (known) {
-		set_actor(known, TCP_ORIGIN_CLOSE);
+		set_actor(at, known, TCP_ORIGIN_CLOSE);
 	} else {
 		struct endpoint owner = {.state = change->new_state};
 
-		set_actor(&owner, TCP_ORIGIN_CLOSE);
+		set_actor(at, &owner, TCP_ORIGIN_CLOSE);
 		insert(change->sk, &owner);
 	}
 }
@@ -145,15 +179,15 @@ static __always_inline bool is_end(const struct endpoint *known, int old_state)
 	return old_state != TCP_LISTEN;
 }
 
-static __always_inline void fill_owner(struct tcp_record *record, const struct endpoint *known,
-				       const struct change *change)
+static __always_inline void fill_owner(struct tcp_record *record, const struct tcp_tracepoint *at,
+				       const struct endpoint *known, const struct change *change)
 {
 	/* Only the process itself makes a socket listen, or a listening one end. */
 	bool current_acts = change->new_state == TCP_LISTEN || change->old_state == TCP_LISTEN;
 
 	record->birth_ns = known ? known->birth_ns : 0;
 	if (current_acts) {
-		record->pid = bpf_get_current_pid_tgid() >> 32;
+		record->pid = current_process_id(at);
 		record->uid = bpf_get_current_uid_gid();
 		record->origin = change->new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE;
 		bpf_get_current_comm(record->comm, sizeof(record->comm));
@@ -206,7 +240,7 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 	case TCP_SYN_RECV:
 		if (by_reset)
 			record->err = change->old_state == TCP_SYN_SENT ? ECONNREFUSED : ECONNRESET;
-		else if (record->plain.local_port && known && known->pid == current_pid)
+		else if (record->plain.local_port && known && known->initial_pid == current_pid)
 			record->flags |= TCP_FLAG_BEING_CLOSED;
 		else
 			/* By the network, for an unknown reason, or for want of a local port. */
@@ -253,7 +287,7 @@ static __always_inline void report(void *ctx, const struct tcp_tracepoint *at, c
 	if (!at->detailed && change->old_state == TCP_SYN_RECV)
 		return;
 	fill_plain(&record.plain, ctx, at, change);
-	fill_owner(&record.plain, known, change);
+	fill_owner(&record.plain, at, known, change);
 	if (!at->detailed) {
 		put(ctx, &record.plain, sizeof(record.plain));
 		return;
@@ -307,23 +341,23 @@ int set_state(void *ctx)
 	known = bpf_map_lookup_elem(&owners, &change.sk);
 	switch (change.new_state) {
 	case TCP_SYN_SENT:
-		born(&change, TCP_ORIGIN_CONNECT);
+		born(at, &change, TCP_ORIGIN_CONNECT);
 		break;
 	case TCP_SYN_RECV:
 		/* A connection that begins at a listener: it has no addresses yet, and may never be one. */
 		if (change.old_state == TCP_LISTEN) {
-			born(&change, TCP_ORIGIN_NONE);
+			born(at, &change, TCP_ORIGIN_NONE);
 			return 0;
 		}
 		break;
 	case TCP_ESTABLISHED:
 		/* Before Linux 4.16 the change before this one is not seen. */
 		if (change.old_state == TCP_SYN_RECV && !(known && known->state == TCP_SYN_RECV))
-			born(&change, TCP_ORIGIN_NONE);
+			born(at, &change, TCP_ORIGIN_NONE);
 		break;
 	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
-		acted(&change, known);
+		acted(at, &change, known);
 		break;
 	}
 	if (change.new_state != TCP_CLOSE) {
@@ -370,10 +404,12 @@ int receive_reset(void *ctx)
 SEC("kprobe/security_sock_graft")
 int accept_graft(__u64 *registers)
 {
+	__u32 zero = 0;
+	struct tcp_tracepoint *at = bpf_map_lookup_elem(&layout, &zero);
 	__u64 sk = registers[FIRST_ARGUMENT];
 	struct endpoint *known = bpf_map_lookup_elem(&owners, &sk);
 
-	if (known)
-		set_actor(known, TCP_ORIGIN_ACCEPT);
+	if (at && known)
+		set_actor(at, known, TCP_ORIGIN_ACCEPT);
 	return 0;
 }

@@ -22,7 +22,10 @@ struct tcp_tracepoint {
 	__u8 protocol_size; /* 0: not there */
 	__u8 wanted; /* enum tcp_wanted */
 	__u8 detailed;
-	__u8 reserved;
+	__u8 reserved[5];
+	/* Where process IDs are told of, by its file; 0: in the initial PID namespace. */
+	__u64 pid_namespace_device;
+	__u64 pid_namespace;
 };
 
 /* Keys of `lost`. */

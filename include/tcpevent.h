@@ -242,7 +242,8 @@ struct tcpevent_event {
      */
     uint32_t netns;
     /**
-     * The owner's process ID (thread group), in the initial PID namespace; 0 where there is none, or none yet.
+     * The owner's process ID (thread group), as the watching process sees it: in its own PID namespace. 0 where there is
+     * none, or none yet, or the owner cannot be seen from there; comm and uid are told all the same.
      */
     uint32_t pid;
     /**

@@ -148,7 +148,8 @@ pub struct tcpevent_event {
     pub inode: u64,
     /// Inode number of the network namespace, as in /proc/PID/ns/net.
     pub netns: u32,
-    /// The owner's process ID (thread group), in the initial PID namespace; 0 where there is none, or none yet.
+    /// The owner's process ID (thread group), as the watching process sees it: in its own PID namespace. 0 where there is
+    /// none, or none yet, or the owner cannot be seen from there; comm and uid are told all the same.
     pub pid: u32,
     /// The owner's user ID; where there is no owner, that of the socket.
     pub uid: u32,

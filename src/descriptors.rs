@@ -38,6 +38,9 @@ pub fn are_few() -> bool {
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
         return false;
     }
-    // Where not even the folder can be opened, there are none left.
-    std::fs::read_dir("/proc/self/fd").map_or(true, |open| open.count() as u64 + NEEDED > limit.rlim_cur)
+    match std::fs::read_dir("/proc/self/fd") {
+        Ok(open) => open.count() as u64 + NEEDED > limit.rlim_cur,
+        // Not even the folder can be opened. (Not every container has a /proc.)
+        Err(error) => error.raw_os_error() == Some(libc::EMFILE) || limit.rlim_cur <= NEEDED,
+    }
 }

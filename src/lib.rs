@@ -45,6 +45,7 @@ mod last_error;
 pub mod log;
 pub mod netlink;
 mod perf_collector;
+mod pid_namespace;
 mod privilege;
 mod probe;
 mod probe_thread;

@@ -1,7 +1,7 @@
 //! What this library may do on its host, and what is lost where it may not.
 
 use std::fmt::Display;
-use std::fs;
+use std::{fs, io};
 
 use crate::log::{self, Level};
 
@@ -54,6 +54,35 @@ pub fn perf_events_are_restricted() -> bool {
     let paranoia =
         fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").ok().and_then(|text| text.trim().parse().ok());
     paranoia.is_some_and(|value: i32| value > MOST_FOR_PERFMON) && missing(&[Capability::SYS_ADMIN]).is_some()
+}
+
+/// Whether a seccomp filter keeps a system call from this thread that the kernel itself would find fault with. Found out by
+/// calls that nobody means: the kernel says so, whatever it thinks of the caller's privilege.
+pub fn seccomp_refuses(call: FilteredCall) -> bool {
+    const SECCOMP_MODE_FILTER: libc::c_int = 2;
+
+    // SAFETY: it takes nothing more; the calls have no pointer but a null one, and numbers that are none.
+    let result = unsafe {
+        if libc::prctl(libc::PR_GET_SECCOMP) != SECCOMP_MODE_FILTER {
+            return false;
+        }
+        match call {
+            FilteredCall::Bpf => libc::syscall(libc::SYS_bpf, -1, std::ptr::null::<u8>(), 0),
+            FilteredCall::PerfEventOpen => {
+                libc::syscall(libc::SYS_perf_event_open, std::ptr::null::<u8>(), -1, -1, -1, libc::c_ulong::MAX)
+            }
+        }
+    };
+    result < 0 && !matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EINVAL | libc::EFAULT | libc::E2BIG))
+}
+
+/// System calls that container runtimes and systemd filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FilteredCall {
+    /// To load programs and maps.
+    Bpf,
+    /// To attach kprobes, and programs to the tracepoints of system calls.
+    PerfEventOpen,
 }
 
 /// Whether the capabilities of this process are those of a user namespace: the kernel asks for its own ones where BPF

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::event::COMM_LEN;
+use crate::pid_namespace;
 
 /// Process by socket inode, as it was at one moment.
 ///
@@ -40,20 +41,16 @@ struct Holder {
 /// The kernel fills up to 32 KiB at once.
 const HOLDERS_LEN: usize = 1 << 15;
 
-/// The inode number of the initial PID namespace (include/linux/proc_ns.h).
-const PROC_PID_INIT_INO: u64 = 0xEFFF_FFFC;
-
 impl HolderIterator {
     /// None.
     pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
-    /// Takes over a link to the iterator's program. In another PID namespace than the initial one it is not used: it tells
-    /// process IDs of that one, and /proc does not.
+    /// Takes over a link to the iterator's program. It lists processes of the own PID namespace: where /proc shows more, that
+    /// is read.
     pub fn set(&self, link: Option<OwnedFd>) {
-        let is_initial = fs::metadata("/proc/self/ns/pid").is_ok_and(|file| file.ino() == PROC_PID_INIT_INO);
-        *self.0.lock() = link.filter(|_| is_initial);
+        *self.0.lock() = link.filter(|_| pid_namespace::proc_is_own());
     }
 
     /// A run of the iterator. `None` where there is none, or it cannot run.

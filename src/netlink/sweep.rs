@@ -93,7 +93,7 @@ fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &
         match rounds.sweep(&mut buffer) {
             Ok(()) => {}
             Err(End::Told) => return,
-            Err(End::Failed(what, error)) => rounds.complain(what, &error),
+            Err(End::Failed(failure)) => rounds.complain(&failure),
         }
         due += interval;
         let now = Instant::now();
@@ -107,7 +107,22 @@ fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &
 /// Why a sweep ended early.
 enum End {
     Told,
-    Failed(&'static str, io::Error),
+    Failed(Failure),
+}
+
+struct Failure {
+    what: &'static str,
+    error: io::Error,
+    /// The connections that are not told of.
+    missing: &'static str,
+}
+
+const ALL: &str = "open connections";
+
+impl End {
+    fn failed(what: &'static str, error: io::Error) -> Self {
+        Self::Failed(Failure { what, error, missing: ALL })
+    }
 }
 
 /// What is known of a process; `None` where it has no name, or is gone.
@@ -141,7 +156,11 @@ struct Sweeper<'run> {
 impl Sweeper<'_> {
     /// One event for each socket whose inode a live process holds.
     fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
-        let owners = Owners::find(self.settings.holders).map_err(|error| End::Failed("reading /proc", error))?;
+        let owners = Owners::find(self.settings.holders).map_err(|error| End::failed("reading /proc", error))?;
+        // The kernel tells of processes without it, but not of their command lines.
+        if self.settings.naming == Naming::CommandLine {
+            fs::metadata("/proc/self").map_err(|error| End::failed("reading /proc", error))?;
+        }
         let mut identities = Identities::new();
         self.netns = own_netns();
         let missed_others_before = self.missed_others;
@@ -177,19 +196,24 @@ impl Sweeper<'_> {
         }
         // For each listing the kernel goes through all sockets.
         match self.dump(Families::Both, buffer, owners, identities) {
-            Err(End::Failed(..)) if !self.has_listed => {}
+            Err(End::Failed(_)) if !self.has_listed => {}
             outcome => return outcome,
         }
-        let mut outcome = Ok(());
-        for families in [Families::Inet, Families::Inet6] {
+        let mut failures = Vec::new();
+        for (families, missing) in [(Families::Inet, "IPv4 connections"), (Families::Inet6, "IPv6 connections")] {
             match self.dump(families, buffer, owners, identities) {
                 Ok(()) => {}
                 Err(End::Told) => return Err(End::Told),
                 // One family may be missing from the kernel: the other one is still told of.
-                Err(failed) => outcome = Err(failed),
+                Err(End::Failed(failure)) => failures.push(Failure { missing, ..failure }),
             }
         }
-        outcome
+        let is_all = failures.len() > 1;
+        match failures.pop() {
+            None => Ok(()),
+            Some(failure) if is_all => Err(End::Failed(Failure { missing: ALL, ..failure })),
+            Some(failure) => Err(End::Failed(failure)),
+        }
     }
 
     fn dump(
@@ -204,22 +228,22 @@ impl Sweeper<'_> {
         // Not put back where this fails: what comes late must not be taken for the next answer.
         let socket = match self.socket.take() {
             Some(socket) => socket,
-            None => open_socket().map_err(|error| End::Failed("opening a sock_diag socket", error))?,
+            None => open_socket().map_err(|error| End::failed("opening a sock_diag socket", error))?,
         };
         let request = diag::dump_request(families, self.sequence);
-        retry(|| socket.send(&request, 0)).map_err(|error| End::Failed("asking sock_diag", error))?;
+        retry(|| socket.send(&request, 0)).map_err(|error| End::failed("asking sock_diag", error))?;
         loop {
             match self.sleeper.wait(Some(socket.as_raw_fd()), Some(REPLY_TIME)) {
                 Woken::Told => return Err(End::Told),
                 Woken::TimedOut => {
-                    return Err(End::Failed("waiting for sock_diag", io::ErrorKind::TimedOut.into()));
+                    return Err(End::failed("waiting for sock_diag", io::ErrorKind::TimedOut.into()));
                 }
                 Woken::Ready => {}
             }
             buffer.clear();
             // ENOBUFS means that replies were dropped: the rest of this dump cannot be trusted to end.
             let length = retry(|| socket.recv(buffer, libc::MSG_TRUNC))
-                .map_err(|error| End::Failed("reading from sock_diag", error))?;
+                .map_err(|error| End::failed("reading from sock_diag", error))?;
             if length > buffer.len() {
                 log::line(Level::Debug, format_args!("a sock_diag reply of {length} bytes was cut"));
             }
@@ -236,7 +260,7 @@ impl Sweeper<'_> {
                 Reply::Done(0) => ended = Some(Ok(())),
                 Reply::Done(errno) | Reply::Error(errno) => {
                     let error = io::Error::from_raw_os_error(errno);
-                    ended = Some(Err(End::Failed("listing sockets by sock_diag", error)));
+                    ended = Some(Err(End::failed("listing sockets by sock_diag", error)));
                 }
                 Reply::Interrupted => log::line(Level::Debug, "sockets changed while the kernel listed them"),
                 Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was passed over"),
@@ -283,17 +307,18 @@ impl Sweeper<'_> {
     }
 
     /// Says once that snapshots are missing. They are tried for again at each sweep.
-    fn complain(&mut self, what: &str, error: &io::Error) {
+    fn complain(&mut self, failure: &Failure) {
+        let Failure { what, error, missing } = failure;
         let level = if self.complained { Level::Debug } else { Level::Warn };
         self.complained = true;
-        let hint = if error.raw_os_error() == Some(libc::ENOENT) {
+        let hint = if error.raw_os_error() == Some(libc::ENOENT) && *missing == ALL {
             " (is the module tcp_diag there? try modprobe tcp_diag)"
         } else {
             ""
         };
         log::line(
             level,
-            format_args!("{what} failed: {error}{hint}; snapshots of open connections are missing until it works"),
+            format_args!("{what} failed: {error}{hint}; snapshots of {missing} are missing until it works"),
         );
     }
 }

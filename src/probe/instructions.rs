@@ -21,6 +21,9 @@ const ATOMIC_64: u8 = 0xdb;
 const FETCH: i32 = 1;
 const MOV_64: u8 = 0xb7;
 
+/// `bpf_get_ns_current_pid_tgid`, since Linux 5.7.
+const NAMESPACE_ID: i32 = 120;
+
 /// What the programs have to be changed by.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fitting {
@@ -28,6 +31,8 @@ pub(super) struct Fitting {
     pub targets: Vec<(&'static str, u32)>,
     /// The kernel's function `bpf_rdonly_cast`, where programs may call it and have atomic instructions (Linux 6.2).
     pub rdonly_cast: Option<u32>,
+    /// Whether programs may ask for process IDs of another PID namespace than the initial one.
+    pub knows_namespaces: bool,
 }
 
 thread_local! {
@@ -55,6 +60,12 @@ impl Fitting {
                 (CALL, Some(function)) if instruction.imm == RDONLY_CAST => {
                     instruction.set_src_reg(PSEUDO_KFUNC_CALL);
                     instruction.imm = function.cast_signed();
+                }
+                // It fails, then.
+                (CALL, _)
+                    if !self.knows_namespaces && instruction.imm == NAMESPACE_ID && instruction.src_reg() == 0 =>
+                {
+                    *instruction = self::instruction(MOV_64, 0, 0, 0, -libc::EINVAL);
                 }
                 // Not reached, but the kernel may know no atomic instructions that give the old value (before Linux
                 // 5.12), and looks at all instructions for what it does not know.
@@ -160,6 +171,23 @@ pub(super) fn can_cast(function: u32, to: u32) -> bool {
         instruction(MOV_64, 0, 0, 0, 0),
         instruction(MOV_64, 1, 0, 0, 1),
         instruction(ATOMIC_64, 10, 1, -8, COMPARE_AND_EXCHANGE),
+        instruction(MOV_64, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+    ])
+}
+
+/// Whether a program may ask for a process ID of another PID namespace than the initial one: by trial.
+pub(super) fn knows_namespaces() -> bool {
+    const COPY_64: u8 = 0xbf;
+    const ADD_64: u8 = 0x07;
+    is_taken(&[
+        instruction(STORE_64, 10, 0, -8, 0),
+        instruction(MOV_64, 1, 0, 0, 0),
+        instruction(MOV_64, 2, 0, 0, 0),
+        instruction(COPY_64, 3, 10, 0, 0),
+        instruction(ADD_64, 3, 0, 0, -8),
+        instruction(MOV_64, 4, 0, 0, 8),
+        instruction(CALL, 0, 0, 0, NAMESPACE_ID),
         instruction(MOV_64, 0, 0, 0, 0),
         instruction(EXIT, 0, 0, 0, 0),
     ])

@@ -22,13 +22,14 @@ pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
 pub use self::fds::BpfFds;
 use self::messages::explain;
 pub use self::remedy::refused;
-use self::remedy::{PERF_EVENTS_REMEDY, TRACEFS_REMEDY};
+use self::remedy::{PERF_EVENTS_REMEDY, SECCOMP_REMEDY, TRACEFS_REMEDY};
 use self::tracepoint::TRACEFS_CAUSE;
 use self::types::{ERROR_REPORT, KERNEL_BTF, KernelTypes, OPEN_FILES, SET_STATE};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
-use crate::privilege::{self, Capability};
+use crate::pid_namespace::PidNamespace;
+use crate::privilege::{self, Capability, FilteredCall};
 use crate::settings::{ProbeSettings, Rung};
 use crate::skeleton::{OpenTcpEventSkel, TcpEventSkel, TcpEventSkelBuilder};
 use crate::tracefs::TraceFs;
@@ -353,6 +354,7 @@ fn configure(
         constants.type_of_file,
         constants.type_of_task_struct,
     ] = types.casts.unwrap_or_default();
+    constants.pid_namespace = PidNamespace::find().map_or(0, |namespace| namespace.inode);
     let lists = [
         filter.local_ports.is_some(),
         filter.remote_ports.is_some(),
@@ -415,6 +417,10 @@ fn warn_of_unseen_accepts(refusals: &[String]) {
     const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
 
     let says = |cause| refusals.iter().any(|refusal| refusal.contains(cause));
+    if says("perf event") && privilege::seccomp_refuses(FilteredCall::PerfEventOpen) {
+        log::line(Level::Warn, format_args!("{LOSS}: {SECCOMP_REMEDY}"));
+        return;
+    }
     if !says("EACCES") {
         if says(TRACEFS_CAUSE) && !says("EMFILE") {
             log::line(Level::Warn, format_args!("{LOSS}: {TRACEFS_REMEDY}"));

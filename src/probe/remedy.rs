@@ -7,7 +7,7 @@ use super::tracepoint::{FILTER_CAUSE, FILTER_REMEDY, TRACEFS_CAUSE};
 use super::types::KERNEL_BTF;
 use crate::descriptors;
 use crate::error::{Error, NO_DESCRIPTORS};
-use crate::privilege::{self, Capability};
+use crate::privilege::{self, Capability, FilteredCall};
 use crate::settings::{ProbeSettings, Rung};
 
 /// The error for a cause, with its remedy.
@@ -21,6 +21,10 @@ pub(super) const PERF_EVENTS_REMEDY: &str = "run as root, grant CAP_SYS_ADMIN, o
 
 /// Whoever has CAP_SYS_ADMIN mounts it without being told (`tracefs.rs`).
 pub(super) const TRACEFS_REMEDY: &str = "mount tracefs: mount -t tracefs none /sys/kernel/tracing";
+
+/// A container's profile, or systemd's SystemCallFilter.
+pub(super) const SECCOMP_REMEDY: &str = "a seccomp filter refuses system calls: allow bpf and perf_event_open in the \
+                                         profile of the container, or the SystemCallFilter of the service";
 
 /// What the user can most likely do about a kernel that refused every rung, and the errno that says so in short.
 fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
@@ -37,6 +41,10 @@ fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
         ("run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)", libc::EPERM)
     } else if cause.contains("EACCES") && privilege::perf_events_are_restricted() {
         (PERF_EVENTS_REMEDY, libc::EPERM)
+    } else if privilege::seccomp_refuses(FilteredCall::Bpf)
+        || (cause.contains("perf event") && privilege::seccomp_refuses(FilteredCall::PerfEventOpen))
+    {
+        (SECCOMP_REMEDY, libc::EPERM)
     } else if lockdown.contains("[confidentiality]") {
         let remedy = "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown";
         (remedy, libc::EPERM)

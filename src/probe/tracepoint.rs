@@ -7,10 +7,12 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::instructions::{self, Fitting};
 use super::messages::explain;
 use super::perf_event::{self, errno_name};
 use super::{ACCEPT_GRAFT, Probe, ProbeFds, Skeleton, kernel_has_kprobes};
 use crate::log::{self, Level};
+use crate::pid_namespace::PidNamespace;
 use crate::settings::{ProbeSettings, Rung};
 use crate::tracefs::{Format, TraceFs};
 use crate::tracepoint_skeleton::TcpEventTracepointSkelBuilder;
@@ -46,7 +48,9 @@ struct Layout {
     protocol_size: u8,
     wanted: u8,
     detailed: u8,
-    reserved: u8,
+    reserved: [u8; 5],
+    pid_namespace_device: u64,
+    pid_namespace: u64,
 }
 
 impl Layout {
@@ -85,15 +89,16 @@ pub(super) fn attach<'obj>(
         return Err(FILTER_CAUSE.to_owned());
     }
     let tracefs = TraceFs::open().map_err(|error| format!("{TRACEFS_CAUSE}: {}", errno_name(&error)))?;
+    let ids = Ids::find();
     let mut failure = String::new();
     for with_accepts in [true, false] {
         if with_accepts && !kernel_has_kprobes() {
             continue;
         }
         let place = places.next().ok_or("no place for another try")?;
-        match try_attach(with_accepts, &tracefs, settings, place) {
+        match try_attach(with_accepts, &ids, &tracefs, settings, place) {
             Ok(probe) => {
-                tell_losses(settings, with_accepts);
+                tell_losses(settings, with_accepts, &ids);
                 return Ok(probe);
             }
             Err(refusal) => failure = refusal,
@@ -103,8 +108,24 @@ pub(super) fn attach<'obj>(
     Err(failure)
 }
 
+/// Which process IDs are told.
+struct Ids {
+    /// `None`: those of the initial PID namespace.
+    namespace: Option<PidNamespace>,
+    /// Whether the kernel tells any of another one.
+    are_known: bool,
+}
+
+impl Ids {
+    fn find() -> Self {
+        let namespace = PidNamespace::find();
+        Self { namespace, are_known: namespace.is_none() || instructions::knows_namespaces() }
+    }
+}
+
 fn try_attach<'obj>(
     with_accepts: bool,
+    ids: &Ids,
     tracefs: &TraceFs,
     settings: &ProbeSettings,
     place: &'obj mut MaybeUninit<OpenObject>,
@@ -114,12 +135,16 @@ fn try_attach<'obj>(
     let reset_sk = resets.and_then(|format| format.field("skaddr"));
     open.progs.accept_graft.set_autoload(with_accepts);
     open.progs.receive_reset.set_autoload(reset_sk.is_some());
-    let skeleton = explain(|| open.load())?;
+    let knows_namespaces = ids.namespace.is_some() && ids.are_known;
+    let fitting = Fitting { knows_namespaces, ..Fitting::default() };
+    let skeleton = fitting.during(|| explain(|| open.load()))?;
 
     let (category, name, format) = find_changes(tracefs)?;
     let layout =
         Layout::of(&format).map_err(|field| format!("the tracepoint {category}:{name} has no such {field}"))?;
     let layout = Layout {
+        pid_namespace_device: ids.namespace.map_or(0, |namespace| namespace.device),
+        pid_namespace: ids.namespace.map_or(0, |namespace| namespace.inode.into()),
         reset_sk: reset_sk.map_or(0, |field| field.offset),
         wanted: u8::from(settings.states) | u8::from(settings.closes) << 1,
         detailed: settings.detailed.into(),
@@ -178,14 +203,19 @@ fn find_changes(tracefs: &TraceFs) -> Result<(&'static str, &'static str, Format
 }
 
 /// Says once what this rung cannot know. Whoever has asked for it knows.
-fn tell_losses(settings: &ProbeSettings, with_accepts: bool) {
+fn tell_losses(settings: &ProbeSettings, with_accepts: bool, ids: &Ids) {
     let level = if settings.rung.is_some() { Level::Info } else { Level::Warn };
     let accepts = if with_accepts { "" } else { "accepts, " };
+    let of_processes = match ids {
+        Ids { namespace: None, .. } => "",
+        Ids { are_known: true, .. } => "process IDs in other PID namespaces than this one, ",
+        Ids { are_known: false, .. } => "process IDs in this PID namespace (Linux 5.7), ",
+    };
     log::line(
         level,
         format_args!(
-            "attached by a plain tracepoint: {accepts}inodes, network namespaces, cgroups and most errors are not known, \
-             and bytes are of this network namespace only"
+            "attached by a plain tracepoint: {accepts}{of_processes}inodes, network namespaces, cgroups and most errors \
+             are not known, and bytes are of this network namespace only"
         ),
     );
 }
@@ -231,7 +261,7 @@ mod tests {
         assert_eq!((layout.family, layout.protocol, layout.protocol_size), (68, 70, 1));
         let latest = [FIELDS.as_slice(), &[("__u16 family", 2), ("__u16 protocol", 2)]].concat();
         assert_eq!(Layout::of(&format(&latest)).unwrap().protocol_size, 2);
-        assert_eq!(size_of::<Layout>(), 28);
+        assert_eq!(size_of::<Layout>(), 48);
     }
 
     #[test]

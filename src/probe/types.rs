@@ -10,6 +10,7 @@ use std::{ptr, slice};
 use libbpf_rs::libbpf_sys;
 
 use super::instructions::{self, Fitting};
+use super::messages::explain;
 use crate::btf::{Btf, Meaning};
 use crate::settings::ProbeSettings;
 
@@ -62,7 +63,7 @@ impl KernelTypes {
 
     /// For kernels whose types are written in a way that is not known here: libbpf takes its time.
     fn by_libbpf() -> Self {
-        if !Path::new(KERNEL_BTF).exists() {
+        if File::open(KERNEL_BTF).is_err() {
             return Self::default();
         }
         let targets = TARGETS.iter().filter_map(|(section, ..)| {
@@ -70,10 +71,11 @@ impl KernelTypes {
             let attach_type = if kind == "iter" { libbpf_sys::BPF_TRACE_ITER } else { libbpf_sys::BPF_TRACE_RAW_TP };
             let name = CString::new(name).ok()?;
             // SAFETY: a NUL-terminated name.
-            let id = unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), attach_type) };
+            let find = || Ok(unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), attach_type) });
+            let id = explain(find).ok()?;
             Some((*section, u32::try_from(id).ok()?))
         });
-        Self { fitting: Fitting { targets: targets.collect(), rdonly_cast: None }, ..Self::default() }
+        Self { fitting: Fitting { targets: targets.collect(), ..Fitting::default() }, ..Self::default() }
     }
 
     fn of_kernel(of_programs: &[&str]) -> Option<Self> {
@@ -94,7 +96,7 @@ impl KernelTypes {
         let rdonly_cast = btf.id(Meaning::Function, RDONLY_CAST);
         let casts = CASTS.map(|name| btf.id(Meaning::Struct, name).unwrap_or(0));
         let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
-        let fitting = Fitting { targets: targets.collect(), rdonly_cast };
+        let fitting = Fitting { targets: targets.collect(), rdonly_cast, ..Fitting::default() };
         let reduced = if of_programs.is_empty() { None } else { btf.reduced().and_then(|bytes| in_memory(&bytes)) };
         Some(Self { reduced, fitting, casts: rdonly_cast.map(|_| casts) })
     }

@@ -7,7 +7,9 @@
  * context (connect, accept, shutdown, close, exit). The process itself prints that line, before its last act.
  *
  * Environment: SERVER_ADDR, where the server listens (127.0.0.1); SERVER_NS and CLIENT_NS, network namespaces by
- * name; BLACKHOLE_ADDR, an address that never answers.
+ * name; BLACKHOLE_ADDR, an address that never answers; PROTOCOL, "mptcp" for connections of that.
+ *
+ * Where the kernel cannot do what is asked for, it prints "unsupported".
  *
  * The scenarios "adopted-client" and "adopted-server" print "ready" once all connections are open, and go on after a
  * line on stdin.
@@ -138,19 +140,70 @@ static const char *server_address(void)
 	return setting("SERVER_ADDR", "127.0.0.1");
 }
 
+static void give_up_unsupported(void)
+{
+	puts("unsupported");
+	fflush(stdout);
+	_exit(0);
+}
+
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
+static int make_socket(int family)
+{
+	int is_mptcp = !strcmp(setting("PROTOCOL", ""), "mptcp");
+	int fd = socket(family, SOCK_STREAM, is_mptcp ? IPPROTO_MPTCP : 0);
+
+	if (fd < 0 && is_mptcp)
+		give_up_unsupported();
+	return MUST(fd);
+}
+
+/* linux/tcp.h: since Linux 6.7 */
+#ifndef TCP_IS_MPTCP
+#define TCP_IS_MPTCP 43
+#endif
+
+/* MPTCP that has fallen back to TCP would test nothing. */
+static void check_protocol(int fd)
+{
+	int is_mptcp = 1;
+	socklen_t length = sizeof(is_mptcp);
+
+	if (!strcmp(setting("PROTOCOL", ""), "mptcp") &&
+	    !getsockopt(fd, IPPROTO_TCP, TCP_IS_MPTCP, &is_mptcp, &length) && !is_mptcp)
+		die("it has fallen back to TCP");
+}
+
+static int bind_server(unsigned port, int option, int value)
+{
+	struct sockaddr_storage address;
+	socklen_t length = make_address(&address, server_address(), port);
+	int fd = make_socket(address.ss_family);
+
+	if (option)
+		MUST(setsockopt(fd, SOL_SOCKET, option, &value, sizeof(value)));
+	MUST(bind(fd, (struct sockaddr *)&address, length));
+	return fd;
+}
+
+static void tell_port(int sync, int fd)
+{
+	unsigned port = port_of(getsockname, fd);
+
+	if (write(sync, &port, sizeof(port)) != sizeof(port))
+		die("tell_port");
+}
+
 /* Listens, and tells the client where. */
 static int listen_for(int sync)
 {
-	struct sockaddr_storage address;
-	socklen_t length = make_address(&address, server_address(), 0);
-	int fd = MUST(socket(address.ss_family, SOCK_STREAM, 0));
-	unsigned port;
+	int fd = bind_server(0, 0, 0);
 
-	MUST(bind(fd, (struct sockaddr *)&address, length));
 	MUST(listen(fd, 8));
-	port = port_of(getsockname, fd);
-	if (write(sync, &port, sizeof(port)) != sizeof(port))
-		die("listen_for");
+	tell_port(sync, fd);
 	return fd;
 }
 
@@ -172,9 +225,10 @@ static int dial(int sync)
 {
 	struct sockaddr_storage address;
 	socklen_t length = make_address(&address, server_address(), hear_port(sync));
-	int fd = MUST(socket(address.ss_family, SOCK_STREAM, 0));
+	int fd = make_socket(address.ss_family);
 
 	MUST(connect(fd, (struct sockaddr *)&address, length));
+	check_protocol(fd);
 	return fd;
 }
 
@@ -581,11 +635,8 @@ static int take_by_io_uring(int listener)
 
 	memset(&params, 0, sizeof(params));
 	ring = (int)syscall(__NR_io_uring_setup, 4, &params);
-	if (ring < 0) {
-		puts("unsupported");
-		fflush(stdout);
-		_exit(0);
-	}
+	if (ring < 0)
+		give_up_unsupported();
 	rings = mmap(NULL, params.sq_off.array + params.sq_entries * sizeof(unsigned) + (1 << 12),
 		     PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING);
 	sqes = mmap(NULL, params.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring,
@@ -609,6 +660,125 @@ static int take_by_io_uring(int listener)
 static void io_uring_server_idles(int sync)
 {
 	int fd = take_by_io_uring(listen_for(sync));
+
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+enum { REUSERS = 3 };
+
+/* Several processes listen at one port, each by a socket of its own; the kernel chooses one for the connection. */
+static void reusing_server(int sync)
+{
+	int first = bind_server(0, SO_REUSEPORT, 1), ready[2], i;
+	unsigned port = port_of(getsockname, first);
+	pid_t workers[REUSERS], served;
+
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, ready));
+	for (i = 0; i < REUSERS; i++) {
+		workers[i] = MUST(fork());
+		if (workers[i] == 0) {
+			int listener = bind_server(port, SO_REUSEPORT, 1), fd;
+			char name[16];
+
+			close(first);
+			snprintf(name, sizeof(name), "t-reuser-%d", i);
+			become(name, SAME_UID, NULL);
+			MUST(listen(listener, 8));
+			say(ready[1]);
+			fd = take(listener);
+			own(fd);
+			say(sync);
+			hear(sync);
+			_exit(0);
+		}
+	}
+	for (i = 0; i < REUSERS; i++)
+		hear(ready[0]);
+	tell_port(sync, first);
+	close(first);
+	served = MUST(wait(NULL));
+	for (i = 0; i < REUSERS; i++)
+		if (workers[i] != served) {
+			kill(workers[i], SIGKILL);
+			waitpid(workers[i], NULL, 0);
+		}
+}
+
+static int listen_fast_open(int sync)
+{
+	int fd = bind_server(0, 0, 0), queue = 8;
+
+	if (setsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN, &queue, sizeof(queue)) < 0)
+		give_up_unsupported();
+	MUST(listen(fd, 8));
+	tell_port(sync, fd);
+	return fd;
+}
+
+/* The first connection of a client to a host gets it a cookie; those after it send what they have to say with the SYN. */
+static int dial_fast_open(int sync)
+{
+	struct sockaddr_storage address;
+	socklen_t length = make_address(&address, server_address(), hear_port(sync));
+	int fd = make_socket(address.ss_family), yes = 1;
+	struct tcp_info info;
+	char byte;
+
+	if (setsockopt(fd, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, &yes, sizeof(yes)) < 0)
+		give_up_unsupported();
+	MUST(connect(fd, (struct sockaddr *)&address, length));
+	put(fd, "early");
+	if (read(fd, &byte, 1) != 1)
+		die("no reply");
+	length = sizeof(info);
+	MUST(getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length));
+	if (info.tcpi_options & TCPI_OPT_SYN_DATA)
+		put(STDERR_FILENO, "f");
+	return fd;
+}
+
+static int take_fast_open(int sync)
+{
+	int fd = take(listen_fast_open(sync));
+	char buffer[8];
+
+	if (read(fd, buffer, sizeof(buffer)) != 5)
+		die("what the client has said");
+	put(fd, "r");
+	return fd;
+}
+
+static void fast_open_client_closes(int sync)
+{
+	int fd = dial_fast_open(sync);
+
+	own(fd);
+	close(fd);
+}
+
+static void fast_open_client_resets(int sync)
+{
+	int fd = dial_fast_open(sync);
+
+	own(fd);
+	hear(sync);
+	reset(fd);
+	say(sync);
+}
+
+static void fast_open_server_closes(int sync)
+{
+	int fd = take_fast_open(sync);
+
+	own(fd);
+	close_after_peer(fd);
+}
+
+static void fast_open_server_idles(int sync)
+{
+	int fd = take_fast_open(sync);
 
 	own(fd);
 	say(sync);
@@ -666,6 +836,9 @@ static const struct scenario {
 	{"client-leaves-a-child", server_resets, client_leaves_a_child, 0},
 	{"non-blocking", server_resets, client_does_not_block, 0},
 	{"io-uring", io_uring_server_idles, client_resets, 0},
+	{"reuse-port", reusing_server, client_resets, 0},
+	{"fast-open", fast_open_server_closes, fast_open_client_closes, 0},
+	{"fast-open-reset", fast_open_server_idles, fast_open_client_resets, 0},
 	{"adopted-server", server_idles, client_resets_later, 1},
 	{"adopted-client", server_resets_later, client_idles, 1},
 };

@@ -16,7 +16,7 @@ use crate::consumer::patience;
 use crate::traffic::{Connection, V4, wall_ns};
 
 /// A socket option that is a plain structure, as far as the kernel knows it: what it does not know is 0.
-fn option<T: Copy>(socket: &impl AsRawFd, level: i32, name: i32) -> T {
+pub fn option<T: Copy>(socket: &impl AsRawFd, level: i32, name: i32) -> T {
     // SAFETY: only used for integers and structures of integers.
     let mut value: T = unsafe { zeroed() };
     let mut length = libc::socklen_t::try_from(size_of::<T>()).unwrap();

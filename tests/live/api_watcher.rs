@@ -260,7 +260,12 @@ pub struct Watcher {
 impl Watcher {
     /// One that has no handle yet.
     pub fn idle() -> Self {
-        Self { process: Consumer::from(Command::new(c_program("api_watch"))), kept: VecDeque::new() }
+        Self::by(Command::new(c_program("api_watch")))
+    }
+
+    /// Likewise, run by another program.
+    pub fn by(command: Command) -> Self {
+        Self { process: Consumer::from(command), kept: VecDeque::new() }
     }
 
     /// One whose handle 0 is open with these options.

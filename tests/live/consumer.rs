@@ -58,17 +58,27 @@ pub fn library() -> PathBuf {
 
 /// Builds a C program of `tests/c` against `include/` and the library, once a run.
 pub fn c_program(name: &str) -> PathBuf {
+    let libraries = library().parent().unwrap().to_owned();
+    let rpath = format!("-Wl,-rpath,{}", libraries.display());
+    built(name, name, &["-L", libraries.to_str().unwrap(), &rpath, "-ltcpEvent"])
+}
+
+/// Likewise a library, to be loaded before all others.
+pub fn c_preload(name: &str) -> PathBuf {
+    built(name, &format!("{name}.so"), &["-shared", "-fPIC"])
+}
+
+fn built(name: &str, to: &str, options: &[&str]) -> PathBuf {
     static BUILT: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
     let mut built = BUILT.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let folder = root().join("target/c");
-    let program = folder.join(name);
+    let program = folder.join(to);
     if !built.iter().any(|other| other == name) {
         let source = root().join(format!("tests/c/{name}.c"));
         let headers = ["event.h", "tcpevent.h"].map(|name| root().join("include").join(name));
         if !is_newer(&program, &[&source, &library(), &headers[0], &headers[1]]) {
             std::fs::create_dir_all(&folder).unwrap();
             let unfinished = folder.join(format!("{name}.{}", std::process::id()));
-            let libraries = library().parent().unwrap().to_owned();
             let status = Command::new("cc")
                 .args([
                     "-std=c11",
@@ -86,10 +96,7 @@ pub fn c_program(name: &str) -> PathBuf {
                 .arg(source)
                 .arg("-o")
                 .arg(&unfinished)
-                .arg("-L")
-                .arg(&libraries)
-                .arg(format!("-Wl,-rpath,{}", libraries.display()))
-                .arg("-ltcpEvent")
+                .args(options)
                 .status()
                 .expect("cc runs");
             assert!(status.success(), "tests/c/{name}.c does not compile");

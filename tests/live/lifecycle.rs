@@ -246,22 +246,25 @@ fn expect_failure(command: Command, text: &str) {
     assert!(lines[0].contains(text), "{lines:?}");
 }
 
-#[test]
-fn without_btf_the_line_names_the_variable() {
-    let _turn = turn();
+/// A consumer for which the kernel has no type information.
+fn without_btf(rung: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount --bind /mnt /sys/kernel/btf && exec \"$0\""]);
-    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", "tp_btf");
-    expect_failure(command, "set TCPEVENT_BTF to a BTF file for it");
+    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", rung);
+    command
+}
+
+#[test]
+fn without_btf_the_line_names_the_variable_where_that_helps() {
+    let _turn = turn();
+    expect_failure(without_btf("kprobe"), "set TCPEVENT_BTF to a BTF file for it");
+    expect_failure(without_btf("tp_btf"), "leave TCPEVENT_PROBE at auto");
 }
 
 #[test]
 fn without_btf_the_tracepoint_is_taken_and_a_line_says_what_it_lacks() {
     let _turn = turn();
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount --bind /mnt /sys/kernel/btf && exec \"$0\""]);
-    command.arg(c_program("consumer")).env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", "auto");
-    let mut consumer = Consumer::from(command);
+    let mut consumer = Consumer::from(without_btf("auto"));
     consumer.start();
     let lines = consumer.stderr();
     assert_eq!(lines.len(), 1, "{lines:?}");

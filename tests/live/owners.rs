@@ -7,14 +7,14 @@ use std::process::{Command, Stdio};
 
 use crate::consumer::{Consumer, Event, c_program, patience, rung_is_tracepoint, sees_accepts, turn};
 
-const RUNS: usize = 50;
+pub const RUNS: usize = 50;
 
 /// What a close event must say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Owner {
-    pid: u32,
-    uid: u32,
-    task: String,
+pub struct Owner {
+    pub pid: u32,
+    pub uid: u32,
+    pub task: String,
 }
 
 impl Owner {
@@ -23,7 +23,7 @@ impl Owner {
     }
 }
 
-type Truths = HashMap<(u16, u16), Owner>;
+pub type Truths = HashMap<(u16, u16), Owner>;
 
 fn parse_truth(line: &str) -> ((u16, u16), Owner) {
     let columns: Vec<&str> = line.split(' ').collect();
@@ -37,20 +37,20 @@ fn parse_truth(line: &str) -> ((u16, u16), Owner) {
 }
 
 /// A consumer whose queue holds all events of a scenario.
-fn consumer() -> Consumer {
+pub fn consumer() -> Consumer {
     let mut consumer = Consumer::started(&[("TCPEVENT_QUEUE", "10000")]);
     consumer.tell("consume 1");
     consumer
 }
 
-fn scenario(name: &str, variables: &[(&str, &str)]) -> Command {
+pub fn scenario(name: &str, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(c_program("scenarios"));
     command.args([name, &RUNS.to_string()]).envs(variables.iter().copied());
     command
 }
 
 /// Runs a scenario to its end. `None` where this kernel cannot do it.
-fn run(mut command: Command) -> Option<Truths> {
+pub fn run(mut command: Command) -> Option<Truths> {
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{:?} failed: {}", command, String::from_utf8_lossy(&output.stderr));
@@ -61,12 +61,12 @@ fn run(mut command: Command) -> Option<Truths> {
 }
 
 /// Each endpoint has given one event, and it names the owner.
-fn check(consumer: &mut Consumer, truths: &Truths) {
+pub fn check(consumer: &mut Consumer, truths: &Truths) {
     check_but(consumer, truths, !sees_accepts());
 }
 
 /// The same, where an end of which nobody was seen to act on may have no owner.
-fn check_but(consumer: &mut Consumer, truths: &Truths, may_be_nobody: bool) {
+pub fn check_but(consumer: &mut Consumer, truths: &Truths, may_be_nobody: bool) {
     let mut seen: HashMap<(u16, u16), Event> = HashMap::new();
     let until = std::time::Instant::now() + patience();
     while seen.len() < truths.len() {

@@ -190,14 +190,19 @@ pub struct Peer {
 impl Peer {
     /// Neither its comm nor its argv[0] may hold a NUL.
     pub fn run(uid: u32, comm: &[u8], argv0: &[u8]) -> Self {
-        let mut child = Command::new(c_program("peer"))
-            .arg0(OsStr::from_bytes(argv0))
-            .arg(uid.to_string())
-            .arg(OsStr::from_bytes(comm))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(c_program("peer"));
+        command.arg0(OsStr::from_bytes(argv0)).arg(uid.to_string()).arg(OsStr::from_bytes(comm));
+        Self::from(command)
+    }
+
+    /// One that is run by another program, such as unshare.
+    pub fn run_by(mut program: Command, uid: u32, comm: &str) -> Self {
+        program.arg(c_program("peer")).arg(uid.to_string()).arg(comm);
+        Self::from(program)
+    }
+
+    fn from(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let port = lines.next().unwrap().unwrap().parse().unwrap();
         Self { child, lines, port }
