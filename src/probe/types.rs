@@ -4,7 +4,7 @@ use std::ffi::{CString, c_void};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{ptr, slice};
 
 use libbpf_rs::libbpf_sys;
@@ -154,6 +154,8 @@ impl Drop for Mapped {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
