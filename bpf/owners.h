@@ -9,17 +9,7 @@
 #ifndef TCPEVENT_OWNERS_H
 #define TCPEVENT_OWNERS_H
 
-struct owner {
-	__u64 birth_ns;
-	__u64 established_ns; /* this, state and direction: for the detailed programs */
-	__u32 pid;
-	__u32 uid;
-	char comm[TASK_COMM_LEN];
-	__u8 origin;
-	__u8 state; /* the last one that was reported */
-	__u8 direction;
-	__u8 pad[5];
-};
+#include "owner.h"
 
 #define SET_BITS 15
 #define SET_PLACES 4
