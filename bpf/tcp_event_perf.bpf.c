@@ -17,7 +17,7 @@
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* Known to the compiler, as such kernels refuse instructions that cannot be reached. */
+/* For the compiler to leave out what these kernels do not know: their verifiers look at all of a program. */
 enum {
 	can_cast = false,
 	main_is_kprobe = true,
@@ -43,8 +43,10 @@ struct {
 	__type(value, __u32);
 } wanted SEC(".maps");
 
-/* The record that is being filled: with all else it would be too large for the stack. No other kprobe's program runs on a
- * processor before this one has ended. */
+/*
+ * The record that is being filled, in place of one that a ring buffer has reserved. No other program of a kprobe runs on a
+ * processor before this one has ended.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

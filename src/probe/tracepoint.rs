@@ -9,7 +9,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::messages::explain;
 use super::perf_event::{self, errno_name};
-use super::{ACCEPT_GRAFT, Probe, ProbeFds, Skeleton, kernel_has_kprobes};
+use super::{ACCEPT_GRAFT, Probe, ProbeFds, Skeleton, kernel_has_kprobes, wanted};
 use crate::log::{self, Level};
 use crate::settings::{ProbeSettings, Rung};
 use crate::tracefs::{Format, TraceFs};
@@ -121,7 +121,7 @@ fn try_attach<'obj>(
         Layout::of(&format).map_err(|field| format!("the tracepoint {category}:{name} has no such {field}"))?;
     let layout = Layout {
         reset_sk: reset_sk.map_or(0, |field| field.offset),
-        wanted: u8::from(settings.states) | u8::from(settings.closes) << 1,
+        wanted: wanted(settings),
         detailed: settings.detailed.into(),
         ..layout
     };
