@@ -260,7 +260,12 @@ pub struct Watcher {
 impl Watcher {
     /// One that has no handle yet.
     pub fn idle() -> Self {
-        Self { process: Consumer::from(Command::new(c_program("api_watch"))), kept: VecDeque::new() }
+        Self::run(Command::new(c_program("api_watch")))
+    }
+
+    /// The same, by a command that becomes `tests/c/api_watch.c`.
+    pub fn run(command: Command) -> Self {
+        Self { process: Consumer::from(command), kept: VecDeque::new() }
     }
 
     /// One whose handle 0 is open with these options.

@@ -35,9 +35,14 @@ pub fn is_beyond_the_rung(what: &str) -> bool {
     is_beyond
 }
 
+/// Whether the kernel has kprobes.
+pub fn has_kprobes() -> bool {
+    Path::new("/sys/kernel/tracing/kprobe_events").exists()
+}
+
 /// Whether the probe sees who accepts. That one takes a kprobe for it.
 pub fn sees_accepts() -> bool {
-    !rung_is_tracepoint() || Path::new("/sys/kernel/tracing/kprobe_events").exists()
+    !rung_is_tracepoint() || has_kprobes()
 }
 
 /// How long something that must happen is waited for.
@@ -58,17 +63,26 @@ pub fn library() -> PathBuf {
 
 /// Builds a C program of `tests/c` against `include/` and the library, once a run.
 pub fn c_program(name: &str) -> PathBuf {
+    let libraries = library().parent().unwrap().display().to_string();
+    c_output(name, name, &[&format!("-L{libraries}"), &format!("-Wl,-rpath,{libraries}"), "-ltcpEvent"])
+}
+
+/// Likewise, a library that is to be preloaded.
+pub fn c_preload(name: &str) -> PathBuf {
+    c_output(name, &format!("{name}.so"), &["-shared", "-fPIC"])
+}
+
+fn c_output(name: &str, output: &str, link: &[&str]) -> PathBuf {
     static BUILT: OnceLock<Mutex<Vec<String>>> = OnceLock::new();
     let mut built = BUILT.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let folder = root().join("target/c");
-    let program = folder.join(name);
+    let program = folder.join(output);
     if !built.iter().any(|other| other == name) {
         let source = root().join(format!("tests/c/{name}.c"));
         let headers = ["event.h", "tcpevent.h"].map(|name| root().join("include").join(name));
         if !is_newer(&program, &[&source, &library(), &headers[0], &headers[1]]) {
             std::fs::create_dir_all(&folder).unwrap();
-            let unfinished = folder.join(format!("{name}.{}", std::process::id()));
-            let libraries = library().parent().unwrap().to_owned();
+            let unfinished = folder.join(format!("{output}.{}", std::process::id()));
             let status = Command::new("cc")
                 .args([
                     "-std=c11",
@@ -86,10 +100,7 @@ pub fn c_program(name: &str) -> PathBuf {
                 .arg(source)
                 .arg("-o")
                 .arg(&unfinished)
-                .arg("-L")
-                .arg(&libraries)
-                .arg(format!("-Wl,-rpath,{}", libraries.display()))
-                .arg("-ltcpEvent")
+                .args(link)
                 .status()
                 .expect("cc runs");
             assert!(status.success(), "tests/c/{name}.c does not compile");

@@ -16,6 +16,7 @@ mod consumer;
 mod host;
 mod lifecycle;
 mod names;
+mod old_kernel;
 mod owners;
 mod privileges;
 mod snapshots;
