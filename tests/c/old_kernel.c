@@ -26,6 +26,9 @@ enum {
 	MOST_INSTRUCTIONS = 4096,
 };
 
+/* What libbpf puts in place of a read of what the kernel's types do not have. No verifier looks there: it is not reached. */
+#define LIBBPF_POISON 0xbad2310
+
 /* Whether something is set in the command's attributes behind what that kernel has of them. */
 static bool has_more(const union bpf_attr *attr, size_t size, size_t known)
 {
@@ -45,7 +48,8 @@ static bool knows(const struct bpf_insn *instruction)
 	case BPF_JMP:
 		/* Neither calls of other functions of the program, nor of the kernel. */
 		if (BPF_OP(instruction->code) == BPF_CALL)
-			return !instruction->src_reg && instruction->imm <= LAST_HELPER;
+			return !instruction->src_reg &&
+			       (instruction->imm <= LAST_HELPER || instruction->imm == LIBBPF_POISON);
 		return true;
 	case BPF_LD:
 		return instruction->src_reg <= BPF_PSEUDO_MAP_FD;
