@@ -78,6 +78,15 @@ struct kernfs_node {
 	__u64 id;
 };
 
+/* Before Linux 5.5 (commit 67c0496e87d1). */
+union kernfs_node_id {
+	__u64 id;
+};
+
+struct kernfs_node___with_union {
+	union kernfs_node_id id;
+};
+
 struct cgroup {
 	struct kernfs_node *kn;
 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * What the detailed programs do beyond the plain ones: every change of state, more of it, and the filter. Part of
- * tcp_event.bpf.c. None of it is loaded, nor its types looked up, where the plain programs are.
+ * What the detailed programs do beyond the plain ones: every change of state, and more of it. Part of transition.h. None
+ * of it is loaded, nor its types looked up, where the plain programs are.
  */
 #ifndef TCPEVENT_DETAILED_H
 #define TCPEVENT_DETAILED_H
@@ -20,6 +20,7 @@ static __always_inline __u64 cookie_of(struct sock *sk, const bool direct)
 static __always_inline __u64 cgroup_of(struct sock *sk)
 {
 	struct sock_cgroup_data___with_flags *flagged = (void *)&sk->sk_cgrp_data;
+	struct kernfs_node___with_union *kn;
 	struct cgroup *cgroup;
 
 	if (!bpf_core_field_exists(sk->sk_cgrp_data))
@@ -32,68 +33,15 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	} else {
 		cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	}
-	return cgroup ? BPF_CORE_READ(cgroup, kn, id) : 0;
+	if (!cgroup)
+		return 0;
+	kn = (void *)BPF_CORE_READ(cgroup, kn);
+	return bpf_core_field_exists(kn->id.id) ? BPF_CORE_READ(kn, id.id) : BPF_CORE_READ(cgroup, kn, id);
 }
 
 static __always_inline __u32 netns_of(struct sock *sk)
 {
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
-}
-
-/* Whether a port is in a list: 0 for that of local ports, 1 for remote ones. */
-static __always_inline bool has_port(__u32 list, __u16 port)
-{
-	struct tcp_port_set *set = bpf_map_lookup_elem(&port_sets, &list);
-
-	return set && set->bits[port >> 3] & 1 << (port & 7);
-}
-
-/* Whether one end's address is in its list of prefixes. ::/0 and the like are not meant for IPv4. */
-static __always_inline bool has_prefix(void *list, struct sock *sk, __u16 family, const bool remote, const bool direct)
-{
-	struct tcp_prefix prefix = {.length = 128};
-	__u8 *for_ipv4;
-
-	if (family == AF_INET) {
-		__u8 addr[16] __attribute__((aligned(4)));
-
-		read_address(addr, sk, family, remote, direct);
-		prefix.addr[10] = 0xff;
-		prefix.addr[11] = 0xff;
-		__builtin_memcpy(&prefix.addr[12], addr, 4);
-	} else {
-		read_address(prefix.addr, sk, family, remote, direct);
-	}
-	for_ipv4 = bpf_map_lookup_elem(list, &prefix);
-	return for_ipv4 && (family != AF_INET || *for_ipv4);
-}
-
-/* Whether the socket fits what the filter says of addresses, ports and places. */
-static __always_inline bool fits_socket(struct sock *sk, struct tcp_sock *tp, const bool direct)
-{
-	__u16 family = FIELD(direct, sk, __sk_common.skc_family);
-
-	if (filter.family && family != filter.family)
-		return false;
-	if (filter.lists & TCP_LIST_LOCAL_PORTS && !has_port(0, local_port_of(tp, direct)))
-		return false;
-	if (filter.lists & TCP_LIST_REMOTE_PORTS && !has_port(1, remote_port_of(sk, direct)))
-		return false;
-	if (filter.lists & TCP_LIST_LOCAL_PREFIXES && !has_prefix(&local_prefixes, sk, family, false, direct))
-		return false;
-	if (filter.lists & TCP_LIST_REMOTE_PREFIXES && !has_prefix(&remote_prefixes, sk, family, true, direct))
-		return false;
-	if (filter.netns && netns_of(sk) != filter.netns)
-		return false;
-	return !filter.cgroup || cgroup_of(sk) == filter.cgroup;
-}
-
-/* Where the kernel knows no owner, but the inode, user space finds one, and looks again whether it fits. */
-static __always_inline bool fits_owner(const struct tcp_record *record)
-{
-	if (record->origin == TCP_ORIGIN_NONE && record->inode)
-		return true;
-	return (!filter.pid || record->pid == filter.pid) && (!filter.by_uid || record->uid == filter.uid);
 }
 
 /* Whether a change to TCP_CLOSE is the end of a connection, or of an attempt at one. */
@@ -110,30 +58,26 @@ static __always_inline bool has_failed(const struct owner *known, int old_state)
 	return old_state == TCP_SYN_SENT || (old_state == TCP_SYN_RECV && !known->established_ns);
 }
 
-static __always_inline void report_detailed(struct sock *sk, const struct owner *known, int old_state, int new_state,
-					    const bool direct)
+static __always_inline void report_detailed(void *ctx, struct sock *sk, const struct owner *known, int old_state,
+					    int new_state, const bool direct)
 {
 	bool ends = new_state == TCP_CLOSE && is_end(known, old_state);
 	struct tcp_detailed_record *record;
 	struct socket *socket;
 	struct tcp_sock *tp;
 
-	if (!(wanted & (ends ? TCP_WANTED_CLOSES : TCP_WANTED_STATES)))
-		return;
-	if (filter.failed_only && !(ends && has_failed(known, old_state)))
+	if (!is_wanted(ends, ends && has_failed(known, old_state)))
 		return;
 	tp = tcp_of(sk, direct);
 	if (!tp || !fits_socket(sk, tp, direct))
 		return;
-	record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
-	if (!record) {
-		__sync_fetch_and_add(&lost_records, 1);
+	record = new_record(sizeof(*record));
+	if (!record)
 		return;
-	}
 	fill_owner(&record->plain, sk, known, old_state, new_state, direct);
 	record->plain.inode = inode_of(sk);
 	if (!fits_owner(&record->plain)) {
-		bpf_ringbuf_discard(record, BPF_RB_NO_WAKEUP);
+		drop_record(record);
 		return;
 	}
 	fill_plain(&record->plain, sk, tp, old_state, direct);
@@ -173,8 +117,7 @@ static __always_inline void report_detailed(struct sock *sk, const struct owner 
 		__builtin_memset(&record->bytes_sent, 0,
 				 sizeof(*record) - __builtin_offsetof(struct tcp_detailed_record, bytes_sent));
 	}
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
-	wake();
+	put_record(ctx, record, sizeof(*record));
 }
 
 /*
@@ -188,8 +131,8 @@ static __always_inline bool is_left_to_second_look(int old_state, int new_state)
 }
 
 /* Any change of state. `known` is the owner of an endpoint that goes to TCP_CLOSE; of any other it is filled here. */
-static __always_inline void report_change(struct sock *sk, struct owner *known, int old_state, int new_state,
-					  const bool direct)
+static __always_inline void report_change(void *ctx, struct sock *sk, struct owner *known, int old_state,
+					  int new_state, const bool direct)
 {
 	struct owner *entry;
 
@@ -215,17 +158,7 @@ static __always_inline void report_change(struct sock *sk, struct owner *known, 
 			*known = *entry;
 		}
 	}
-	report_detailed(sk, known, old_state, new_state, direct);
-}
-
-/* Whether the second look sees a change that was not reported, by fault or on purpose. */
-static __always_inline bool is_unreported(const struct owner *known, int old_state, int new_state)
-{
-	if (known->state == new_state)
-		return false;
-	if (!is_left_to_second_look(old_state, new_state))
-		__sync_fetch_and_add(&recovered, 1);
-	return true;
+	report_detailed(ctx, sk, known, old_state, new_state, direct);
 }
 
 #endif

@@ -9,17 +9,7 @@
 #ifndef TCPEVENT_OWNERS_H
 #define TCPEVENT_OWNERS_H
 
-struct owner {
-	__u64 birth_ns;
-	__u64 established_ns; /* this, state and direction: for the detailed programs */
-	__u32 pid;
-	__u32 uid;
-	char comm[TASK_COMM_LEN];
-	__u8 origin;
-	__u8 state; /* the last one that was reported */
-	__u8 direction;
-	__u8 pad[5];
-};
+#include "owner.h"
 
 #define SET_BITS 15
 #define SET_PLACES 4
@@ -124,19 +114,6 @@ static __always_inline struct owner *owner_of(const struct sock *sk)
 	if (place < SET_PLACES)
 		return &set->owners[place];
 	return *(volatile __u32 *)&more_owners_count ? bpf_map_lookup_elem(&more_owners, &number) : 0;
-}
-
-/*
- * False where there is none. What is copied is no pointer that the verifier would follow once for each map that it may be
- * of.
- */
-static __always_inline bool copy_owner(struct owner *to, const struct sock *sk)
-{
-	const struct owner *known = owner_of(sk);
-
-	if (known)
-		*to = *known;
-	return known;
 }
 
 /* A free place, taken; SET_PLACES where there is none, or another processor was faster. */

@@ -9,6 +9,7 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "perf_output.h"
 #include "tcp_event.h"
 #include "tcp_event_tracepoint.h"
 
@@ -37,25 +38,11 @@ struct {
 } owners SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(__u32));
-} records SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct tcp_tracepoint);
 } layout SEC(".maps");
-
-/* What could not be kept: see enum tcp_lost. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TCP_LOST_KINDS);
-	__type(key, __u32);
-	__type(value, __u64);
-} lost SEC(".maps");
 
 /* What has just happened on a processor. */
 struct just {
@@ -88,14 +75,6 @@ struct change {
 	bool by_reset;
 	bool same_segment; /* as the change before, to TCP_FIN_WAIT2 */
 };
-
-static __always_inline void count_lost(__u32 kind)
-{
-	__u64 *count = bpf_map_lookup_elem(&lost, &kind);
-
-	if (count)
-		__sync_fetch_and_add(count, 1);
-}
 
 /* include/uapi/linux/bpf.h */
 struct bpf_pidns_info {
@@ -265,14 +244,6 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 	default:
 		record->err = by_reset ? ECONNRESET : 0;
 	}
-}
-
-static __always_inline void put(void *ctx, void *record, __u64 size)
-{
-	long result = bpf_perf_event_output(ctx, &records, BPF_F_CURRENT_CPU, record, size);
-
-	if (result)
-		count_lost(result == -ENOSPC ? TCP_LOST_FULL : TCP_LOST_RECORDS);
 }
 
 static __always_inline void report(void *ctx, const struct tcp_tracepoint *at, const struct change *change,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * What user space tells tcp_event_tracepoint.bpf.c, and what that counts.
+ * What user space tells tcp_event_tracepoint.bpf.c.
  */
 #ifndef TCPEVENT_TRACEPOINT_H
 #define TCPEVENT_TRACEPOINT_H
@@ -26,16 +26,6 @@ struct tcp_tracepoint {
 	/* Where process IDs are told of, by its file; 0: in the initial PID namespace. */
 	__u64 pid_namespace_device;
 	__u64 pid_namespace;
-};
-
-/* Keys of `lost`. */
-enum tcp_lost {
-	/* Records for which there was no buffer on this processor. */
-	TCP_LOST_RECORDS = 0,
-	TCP_LOST_OWNERS = 1,
-	/* Records that found the buffer full, as far as the kernel tells the program (before Linux 5.0 it does not). */
-	TCP_LOST_FULL = 2,
-	TCP_LOST_KINDS = 3,
 };
 
 #endif

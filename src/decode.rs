@@ -178,14 +178,27 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     event.payload_sent = detail.bytes_sent.saturating_sub(detail.bytes_retrans);
     let sequence = Sequence { acked: detail.snd_una, sent: detail.snd_nxt, written: detail.write_seq };
     event.payload_acked = payload_acked(event, &sequence, failed);
+    // Before Linux 4.19 the kernel does not count it.
+    if detail.bytes_sent == 0 && !failed {
+        event.payload_sent = event.payload_acked + payload_in_flight(event, &sequence);
+    }
     Some(())
+}
+
+/// Whether the connection's own FIN is sent, and acknowledged.
+fn fin(event: &Event, sequence: &Sequence) -> (bool, bool) {
+    let queued = matches!(event.old_state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
+    (queued && sequence.sent == sequence.written, queued && sequence.acked == sequence.written)
+}
+
+fn payload_in_flight(event: &Event, sequence: &Sequence) -> u64 {
+    let (fin_sent, fin_acked) = fin(event, sequence);
+    u64::from(sequence.sent.wrapping_sub(sequence.acked)).saturating_sub((fin_sent && !fin_acked).into())
 }
 
 /// Sequence numbers count SYN and FIN as a byte each, and so does `bytes_acked`.
 pub fn payload_acked(event: &Event, sequence: &Sequence, failed: bool) -> u64 {
-    let fin_queued = matches!(event.old_state, state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING | state::LAST_ACK);
-    let fin_sent = fin_queued && sequence.sent == sequence.written;
-    let fin_acked = fin_queued && sequence.acked == sequence.written;
+    let (fin_sent, fin_acked) = fin(event, sequence);
     let syn_acked = match event.direction {
         Direction::Connected => !failed,
         // The kernel begins to count behind the SYN.
@@ -328,6 +341,7 @@ mod tests {
         flags: u8,
         err: i32,
         bytes_acked: u64,
+        bytes_sent: [u64; 2],
         sequence: [u32; 3],
     }
 
@@ -342,6 +356,8 @@ mod tests {
                 flags: FIN_RECEIVED,
                 err: 0,
                 bytes_acked: 5_002,
+                // And again.
+                bytes_sent: [5_100, 100],
                 // snd_una, snd_nxt, write_seq: wrapped meanwhile.
                 sequence: [4_000, 4_000, 4_000],
             }
@@ -360,7 +376,7 @@ mod tests {
             bytes.extend(4_026_531_840u32.to_ne_bytes());
             bytes.extend(self.err.to_ne_bytes());
             bytes.extend([self.new_state, self.direction, self.flags, 0, 0, 0, 0, 0]);
-            for long in [5_100u64, 100] {
+            for long in self.bytes_sent {
                 bytes.extend(long.to_ne_bytes());
             }
             for word in [9, 8, 1, 800, 50] {
@@ -407,6 +423,20 @@ mod tests {
         assert_eq!(by(0, 4_000, state::ESTABLISHED, [3_000, 4_000, 4_000]), 4_000);
         // A failed attempt has had no SYN acknowledged.
         assert_eq!(by(1, 0, state::SYN_SENT, [0, 1, 1]), 0);
+    }
+
+    #[test]
+    fn payload_sent_is_told_by_what_was_acknowledged_where_the_kernel_does_not_count_it() {
+        let sent = |bytes_acked, old_state, sequence| {
+            Sample { bytes_acked, bytes_sent: [0; 2], old_state, sequence, ..Sample::default() }.decoded().payload_sent
+        };
+        assert_eq!(sent(5_002, state::LAST_ACK, [4_000; 3]), 5_000);
+        // A FIN in flight, alone and behind payload; payload alone; nothing but the SYN.
+        assert_eq!(sent(5_001, state::FIN_WAIT1, [3_999, 4_000, 4_000]), 5_000);
+        assert_eq!(sent(4_001, state::FIN_WAIT1, [2_999, 4_000, 4_000]), 5_000);
+        assert_eq!(sent(4_001, state::ESTABLISHED, [3_000, 4_000, 4_000]), 5_000);
+        assert_eq!(sent(1, state::ESTABLISHED, [4_000; 3]), 0);
+        assert_eq!(sent(0, state::SYN_SENT, [0, 1, 1]), 0);
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Filter {
 
     /// Whether all of an event fits.
     pub fn fits(&self, event: &Event) -> bool {
+        self.fits_but_for_owner(event) && self.fits_owner(event)
+    }
+
+    /// Whether all fits but for the owner, of which that is not known.
+    pub fn fits_but_for_owner(&self, event: &Event) -> bool {
         let is_ipv4 = i32::from(event.family) == libc::AF_INET;
         let has_prefix = |list: &[Prefix], addr| {
             let contains = |prefix: &Prefix| prefix.contains(normal_form(event.family, addr));
@@ -127,7 +132,6 @@ impl Filter {
             && self.netns.is_none_or(|netns| netns == event.netns)
             && self.cgroup.is_none_or(|cgroup| cgroup == event.cgroup)
             && (!self.failed_only || event.failure != Failure::None)
-            && self.fits_owner(event)
     }
 }
 

@@ -1,5 +1,5 @@
-//! What `collector` does, for a probe that has no ring buffer but a perf buffer, and cannot see the counters of a
-//! connection: those come by netlink, a little later.
+//! What `collector` does, for a probe that has no ring buffer but a perf buffer. One that is a plain tracepoint cannot see
+//! the counters of a connection: those come by netlink, a little later.
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
@@ -14,6 +14,7 @@ use crate::clock::WallClock;
 use crate::collector::{Completer, Completion};
 use crate::decode::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN, decode};
 use crate::event::{Kind, Origin, state};
+use crate::filter::Filter;
 use crate::joiner::{Joiner, LONGEST_WAIT};
 use crate::log::{self, Level};
 use crate::netlink::destroyed::Listener;
@@ -67,7 +68,7 @@ impl Run<'_> {
             .chain([buffer.epoll_fd()])
             .collect();
         note_fds(&buffer_fds);
-        let listener = if self.settings.closes { listen()? } else { None };
+        let listener = if self.settings.closes && !probe.tells_counters() { listen()? } else { None };
         let mut reader = Reader {
             run: self,
             buffer,
@@ -188,8 +189,10 @@ impl Reader<'_, '_> {
     }
 
     fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
-        // The probe has let all pass.
-        if self.run.completion.filter.fits(&decoded.event) {
+        // The probe has let all pass. Of what has no owner yet, the completer looks whether that fits.
+        let filter = self.run.completion.filter;
+        let fits = if decoded.unowned_inode.is_some() { Filter::fits_but_for_owner } else { Filter::fits };
+        if fits(filter, &decoded.event) {
             self.completer.queue(decoded, clock);
         }
     }

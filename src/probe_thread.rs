@@ -133,12 +133,12 @@ pub fn run(
         }
     };
     let completion = Completion { sink, filter: &settings.filter, holders: &attached.holders, counters };
-    let (buffer, result) = if probe.rung() == Rung::Tracepoint {
+    let (buffer, result) = if probe.has_ring() {
+        ("ring", collector::collect(&mut probe, sleeper, &completion, when_reading, before_detach))
+    } else {
         let further_fds = |fds: &[RawFd]| attached.fds.add(fds.iter().copied());
         let run = perf_collector::Run { sleeper, completion: &completion, settings };
         ("perf", run.collect(&mut probe, further_fds, when_reading, before_detach))
-    } else {
-        ("ring", collector::collect(&mut probe, sleeper, &completion, when_reading, before_detach))
     };
     result.map_err(|error| probe::refused(settings, format!("the {buffer} buffer cannot be read: {error}")))
 }

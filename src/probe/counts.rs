@@ -49,7 +49,7 @@ pub struct ProbeFds {
     pub(super) owner_sets: Option<RawFd>,
     /// The map of owners, or of those that the table has no place for.
     pub(super) owners: RawFd,
-    /// The map of `bpf/tcp_event_tracepoint.bpf.c` that counts what is lost.
+    /// The map of `bpf/perf_output.h` that counts what is lost.
     pub(super) lost: Option<RawFd>,
 }
 
@@ -161,12 +161,12 @@ impl ProbeFds {
     }
 }
 
-/// Keys of that map: `enum tcp_lost` of `bpf/tcp_event_tracepoint.h`.
+/// Keys of that map: `enum tcp_lost` of `bpf/perf_output.h`.
 const LOST_RECORDS: u32 = 0;
 const LOST_OWNERS: u32 = 1;
 const LOST_FULL: u32 = 2;
 
-/// A value of the map of owners: the larger one of either program's.
+/// A value of the map of owners: the largest one of any program's.
 type Owner = crate::tracepoint_skeleton::types::endpoint;
 
 type OwnerSet = crate::skeleton::types::owner_set;

@@ -4,6 +4,7 @@ mod counts;
 mod fds;
 mod instructions;
 mod messages;
+mod perf;
 mod perf_event;
 mod remedy;
 mod tracepoint;
@@ -28,6 +29,7 @@ use self::types::{ERROR_REPORT, KERNEL_BTF, KernelTypes, OPEN_FILES, SET_STATE};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
+use crate::perf_skeleton::TcpEventPerfSkel;
 use crate::pid_namespace::PidNamespace;
 use crate::privilege::{self, Capability, FilteredCall};
 use crate::settings::{ProbeSettings, Rung};
@@ -53,6 +55,8 @@ pub struct Probe<'obj> {
 enum Skeleton<'obj> {
     /// Of `bpf/tcp_event.bpf.c`.
     Core(Box<TcpEventSkel<'obj>>),
+    /// Of `bpf/tcp_event_perf.bpf.c`.
+    Perf(Box<TcpEventPerfSkel<'obj>>),
     /// Of `bpf/tcp_event_tracepoint.bpf.c`.
     Tracepoint(Box<TcpEventTracepointSkel<'obj>>),
 }
@@ -134,6 +138,9 @@ impl<'obj> Probe<'obj> {
             let it = if Path::new(KERNEL_BTF).exists() { "tracepoint inet_sock_set_state" } else { "type information" };
             return Err(format!("the kernel shows no {it}"));
         }
+        if rung == Rung::Kprobe && !perf::kernel_has_ring_buffer() {
+            return perf::attach(settings, types, places);
+        }
         // A kernel that cannot do the extras still does the main thing: the last try is without any.
         let mut failure = String::new();
         let mut accept_refusals = Vec::new();
@@ -181,8 +188,8 @@ impl<'obj> Probe<'obj> {
         } else {
             Again::AtChanges
         };
-        let btf = types.path();
-        let mut open = open(btf.as_deref().or(settings.btf.as_deref()), place).map_err(Refusal::Main)?;
+        let btf = types.path().or_else(|| settings.btf.clone());
+        let mut open = open(btf.as_deref(), place).map_err(Refusal::Main)?;
         let progs = &mut open.progs;
         progs.set_state_entry.set_autoload(rung == Rung::Kprobe && !detailed);
         progs.set_state_entry_detailed.set_autoload(rung == Rung::Kprobe && detailed);
@@ -285,15 +292,26 @@ impl<'obj> Probe<'obj> {
     pub fn records(&self) -> &MapMut<'obj> {
         match &self.skeleton {
             Skeleton::Core(skeleton) => &skeleton.maps.records,
+            Skeleton::Perf(skeleton) => &skeleton.maps.records,
             Skeleton::Tracepoint(skeleton) => &skeleton.maps.records,
         }
+    }
+
+    /// Whether they go through a ring buffer.
+    pub fn has_ring(&self) -> bool {
+        matches!(self.skeleton, Skeleton::Core(_))
+    }
+
+    /// Whether a record of a close has the connection's counters.
+    pub fn tells_counters(&self) -> bool {
+        !matches!(self.skeleton, Skeleton::Tracepoint(_))
     }
 
     /// The program's variables, where it has any.
     pub fn variables(&self) -> Option<Variables<'_>> {
         match &self.skeleton {
             Skeleton::Core(skeleton) => Some(Variables::of(skeleton)),
-            Skeleton::Tracepoint(_) => None,
+            Skeleton::Perf(_) | Skeleton::Tracepoint(_) => None,
         }
     }
 
@@ -301,6 +319,7 @@ impl<'obj> Probe<'obj> {
     fn object(&self) -> &libbpf_rs::Object {
         match &self.skeleton {
             Skeleton::Core(skeleton) => skeleton.object(),
+            Skeleton::Perf(skeleton) => skeleton.object(),
             Skeleton::Tracepoint(skeleton) => skeleton.object(),
         }
     }
@@ -325,11 +344,22 @@ enum Refusal {
 }
 
 fn open<'obj>(btf: Option<&Path>, place: &'obj mut MaybeUninit<OpenObject>) -> Result<OpenTcpEventSkel<'obj>, String> {
+    let obj_builder = builder(btf)?;
+    explain(|| TcpEventSkelBuilder { obj_builder }.open(place))
+}
+
+/// Of objects that are fitted to these types, or to the kernel's own.
+fn builder(btf: Option<&Path>) -> Result<ObjectBuilder, String> {
     let mut object = ObjectBuilder::default();
     if let Some(btf) = btf {
         explain(|| object.btf_custom_path(btf).map(|_| ()))?;
     }
-    explain(|| TcpEventSkelBuilder { obj_builder: object }.open(place))
+    Ok(object)
+}
+
+/// Which events are wanted: `enum tcp_wanted` of `bpf/tcp_event.h`.
+fn wanted(settings: &ProbeSettings) -> u8 {
+    u8::from(settings.states) | u8::from(settings.closes) << 1
 }
 
 /// Sets what the programs cannot change: constants, and the sizes of maps.
@@ -345,7 +375,7 @@ fn configure(
     constants.main_is_kprobe = rung == Rung::Kprobe;
     constants.second_look = again == Again::AtChanges;
     constants.look_at_end = again == Again::AtEnd;
-    constants.wanted = u8::from(settings.states) | u8::from(settings.closes) << 1;
+    constants.wanted = wanted(settings);
     constants.can_cast = types.casts.is_some();
     [
         constants.type_of_sock,

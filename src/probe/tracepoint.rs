@@ -10,7 +10,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::instructions::{self, Fitting};
 use super::messages::explain;
 use super::perf_event::{self, errno_name};
-use super::{ACCEPT_GRAFT, Probe, ProbeFds, Skeleton, kernel_has_kprobes};
+use super::{ACCEPT_GRAFT, Probe, ProbeFds, Skeleton, kernel_has_kprobes, wanted};
 use crate::log::{self, Level};
 use crate::pid_namespace::PidNamespace;
 use crate::settings::{ProbeSettings, Rung};
@@ -146,7 +146,7 @@ fn try_attach<'obj>(
         pid_namespace_device: ids.namespace.map_or(0, |namespace| namespace.device),
         pid_namespace: ids.namespace.map_or(0, |namespace| namespace.inode.into()),
         reset_sk: reset_sk.map_or(0, |field| field.offset),
-        wanted: u8::from(settings.states) | u8::from(settings.closes) << 1,
+        wanted: wanted(settings),
         detailed: settings.detailed.into(),
         ..layout
     };

@@ -35,9 +35,14 @@ pub fn is_beyond_the_rung(what: &str) -> bool {
     is_beyond
 }
 
+/// Whether the kernel has kprobes.
+pub fn has_kprobes() -> bool {
+    Path::new("/sys/kernel/tracing/kprobe_events").exists()
+}
+
 /// Whether the probe sees who accepts. That one takes a kprobe for it.
 pub fn sees_accepts() -> bool {
-    !rung_is_tracepoint() || Path::new("/sys/kernel/tracing/kprobe_events").exists()
+    !rung_is_tracepoint() || has_kprobes()
 }
 
 /// How long something that must happen is waited for.

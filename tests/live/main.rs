@@ -19,6 +19,7 @@ mod endpoints;
 mod host;
 mod lifecycle;
 mod names;
+mod old_kernel;
 mod owners;
 mod privileges;
 mod snapshots;

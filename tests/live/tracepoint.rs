@@ -12,9 +12,15 @@ const TRACEPOINT: (&str, &str) = ("TCPEVENT_PROBE", "tracepoint");
 fn bytes_are_right_at_both_ends_of_either_family() {
     let _turn = turn();
     let mut consumer = Consumer::started(&[TRACEPOINT]);
+    check_bytes(&mut consumer, 20);
+    assert_eq!(consumer.stderr(), [""; 0]);
+}
+
+/// So many connections of either family are seen at both ends, with their owner and their bytes.
+pub fn check_bytes(consumer: &mut Consumer, rounds: usize) {
     consumer.tell("consume 1");
     for address in [V4(), V6()] {
-        for round in 0..20 {
+        for round in 0..rounds {
             let mut connection = Connection::open(address, address);
             let ports = connection.ports();
             connection.send_up(5_000 + round);
@@ -31,7 +37,6 @@ fn bytes_are_right_at_both_ends_of_either_family() {
             assert!(client.segs_out > 0 && client.segs_in > 0 && server.segs_out > 0, "{client:?} {server:?}");
         }
     }
-    assert_eq!(consumer.stderr(), [""; 0]);
 }
 
 /// A consumer with a mount namespace of its own, in which tracefs is not mounted.

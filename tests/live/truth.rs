@@ -280,7 +280,11 @@ fn delivered_and_lost_add_up_to_the_closes_when_the_queue_overflows() {
 #[test]
 fn records_that_find_the_ring_full_are_counted() {
     let _turn = turn();
-    let mut consumer = Consumer::started(&[("TCPEVENT_QUEUE", "100000"), ("TCPEVENT_LOG", "info")]);
+    check_lost_records(Consumer::started(&[("TCPEVENT_QUEUE", "100000"), ("TCPEVENT_LOG", "info")]));
+}
+
+/// The consumer's queue must hold all events, and its log tell of the counters.
+pub fn check_lost_records(mut consumer: Consumer) {
     let connections = NumberedConnections::new();
     // The whole process stands still: the ring of 1 MiB holds 1 MiB / 120 bytes = 8738 records.
     let pid = consumer.pid().cast_signed();

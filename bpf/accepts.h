@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/*
+ * Which process takes a connection, as a kprobe sees it. Part of tcp_event.bpf.c and tcp_event_perf.bpf.c.
+ */
+#ifndef TCPEVENT_ACCEPTS_H
+#define TCPEVENT_ACCEPTS_H
+
+/* It may have closed meanwhile, before the entry was there to be deleted. */
+static __always_inline void forget_if_closed(struct sock *sk)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+		forget_owner(sk);
+}
+
+/*
+ * The TCP connection that a process holds by a socket of MPTCP: the first one, which is there from the handshake on. Of any
+ * other socket, that itself.
+ */
+static __always_inline struct sock *connection_of(struct sock *sk)
+{
+	struct mptcp_sock *msk = (struct mptcp_sock *)sk;
+
+	/* sk_protocol is no bit field where there is MPTCP. */
+	if (!bpf_core_field_exists(msk->first) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_MPTCP)
+		return sk;
+	return BPF_CORE_READ(msk, first);
+}
+
+/*
+ * The current process has taken a connection that is not known from a listener: it is older than the probe, or was missed;
+ * or it is MPTCP's.
+ */
+static __always_inline void accepted_unknown(struct sock *taken)
+{
+	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED}, *known;
+	struct sock *sk = connection_of(taken);
+
+	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
+	if (!sk || !is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
+		return;
+	known = sk == taken ? 0 : owner_of(sk);
+	if (known) {
+		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
+		return;
+	}
+	set_actor(&owner, current_task(), TCP_ORIGIN_ACCEPT);
+	note_owner(sk, &owner, BPF_ANY);
+	forget_if_closed(sk);
+}
+
+/*
+ * inet_accept() calls it for the new socket, in the context of the process. Not a kretprobe on inet_csk_accept(): one
+ * is taken for as long as a process waits there, and the kernel has few of them (kretprobe.maxactive) for all the
+ * servers of a host.
+ */
+SEC("kprobe/security_sock_graft")
+int BPF_KPROBE(accept_graft, struct sock *sk)
+{
+	struct owner *known;
+
+	if (!sk)
+		return 0;
+	known = owner_of(sk);
+	/* What is known need not be looked at: it is a TCP socket, and not closed. */
+	if (known)
+		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
+	else
+		accepted_unknown(sk);
+	return 0;
+}
+
+#endif

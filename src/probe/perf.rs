@@ -1,0 +1,94 @@
+//! The first rung for kernels without a ring buffer (before Linux 5.8): its records go through a perf buffer.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{MapCore, MapFlags, OpenObject, libbpf_sys};
+
+use super::messages::explain;
+use super::types::KernelTypes;
+use super::{ACCEPT_GRAFT, Probe, ProbeFds, Refusal, Skeleton, builder, wanted, warn_of_unseen_accepts};
+use crate::log::{self, Level};
+use crate::perf_skeleton::TcpEventPerfSkelBuilder;
+use crate::settings::{ProbeSettings, Rung};
+
+/// Whether the kernel makes ring buffers, by trial: it does not know that kind of map. Where it has refused for another
+/// reason, as for want of privilege, it will say so again.
+pub(super) fn kernel_has_ring_buffer() -> bool {
+    const SIZE: u32 = 1 << 16;
+
+    // SAFETY: the kind of a map, its sizes, and neither name nor options.
+    let fd = unsafe {
+        libbpf_sys::bpf_map_create(libbpf_sys::BPF_MAP_TYPE_RINGBUF, std::ptr::null(), 0, 0, SIZE, std::ptr::null())
+    };
+    if fd >= 0 {
+        // SAFETY: the descriptor is this function's own.
+        unsafe { libc::close(fd) };
+    }
+    fd != -libc::EINVAL
+}
+
+/// Attaches, with the kprobe that sees accepts, and without where that cannot be had.
+pub(super) fn attach<'obj>(
+    settings: &ProbeSettings,
+    types: &KernelTypes,
+    places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
+) -> Result<Probe<'obj>, String> {
+    log::line(Level::Info, "the kernel has no ring buffer: records go through a perf buffer");
+    let mut accept_refusals = Vec::new();
+    for with_accepts in [true, false] {
+        let place = places.next().ok_or("no place for another try")?;
+        match try_attach(with_accepts, settings, types, place) {
+            Ok(probe) => {
+                if !with_accepts {
+                    warn_of_unseen_accepts(&accept_refusals);
+                }
+                return Ok(probe);
+            }
+            Err(Refusal::Main(refusal)) => return Err(refusal),
+            Err(Refusal::Accept(refusal)) => {
+                log::line(Level::Info, format_args!("accepts are not seen: {refusal}"));
+                accept_refusals.push(refusal);
+            }
+        }
+    }
+    Err(accept_refusals.pop().unwrap_or_default())
+}
+
+fn try_attach<'obj>(
+    with_accepts: bool,
+    settings: &ProbeSettings,
+    types: &KernelTypes,
+    place: &'obj mut MaybeUninit<OpenObject>,
+) -> Result<Probe<'obj>, Refusal> {
+    let btf = types.path().or_else(|| settings.btf.clone());
+    let obj_builder = builder(btf.as_deref()).map_err(Refusal::Main)?;
+    let mut open = explain(|| TcpEventPerfSkelBuilder { obj_builder }.open(place)).map_err(Refusal::Main)?;
+    open.progs.set_state_entry.set_autoload(!settings.detailed);
+    open.progs.set_state_entry_detailed.set_autoload(settings.detailed);
+    open.progs.accept_graft.set_autoload(with_accepts);
+    let skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
+    let maps = &skeleton.maps;
+    let events = u32::from(wanted(settings)).to_ne_bytes();
+    explain(|| maps.wanted.update(&0u32.to_ne_bytes(), &events, MapFlags::ANY)).map_err(Refusal::Main)?;
+
+    let progs = &skeleton.progs;
+    let mut links = Vec::new();
+    // Before the main program, so that no connection passes between the two unowned.
+    if with_accepts {
+        links.push(explain(|| progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT)).map_err(Refusal::Accept)?);
+    }
+    let main = if settings.detailed { &progs.set_state_entry_detailed } else { &progs.set_state_entry };
+    let main_link = explain(|| main.attach_kprobe(false, "tcp_set_state")).map_err(Refusal::Main)?;
+    let fds = ProbeFds {
+        main: main.as_fd().as_raw_fd(),
+        main_link: main_link.as_fd().as_raw_fd(),
+        owner_sets: None,
+        owners: maps.owners.as_fd().as_raw_fd(),
+        lost: Some(maps.lost.as_fd().as_raw_fd()),
+    };
+    links.push(main_link);
+    let skeleton = Skeleton::Perf(Box::new(skeleton));
+    Ok(Probe { links, events: Vec::new(), holders: None, skeleton, rung: Rung::Kprobe, fds })
+}
