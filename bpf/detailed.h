@@ -17,26 +17,33 @@ static __always_inline __u64 cookie_of(struct sock *sk, const bool direct)
 	return BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 }
 
+/*
+ * What a kernel does not have is asked for one by one, without "else": where there is something, verifiers before Linux 5.0
+ * (commit 4f7b3e82589e) look at the way without it too, and refuse it for a read of what is not there.
+ */
 static __always_inline __u64 cgroup_of(struct sock *sk)
 {
 	struct sock_cgroup_data___with_flags *flagged = (void *)&sk->sk_cgrp_data;
-	struct kernfs_node___with_union *kn;
+	struct kernfs_node___with_union *older;
+	struct kernfs_node *node;
 	struct cgroup *cgroup;
+	__u64 value = 0, id = 0;
 
-	if (!bpf_core_field_exists(sk->sk_cgrp_data))
+	if (bpf_core_field_exists(flagged->val))
+		value = BPF_CORE_READ(flagged, val);
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
+		value = (__u64)BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	/* The lowest bit: no cgroup but class and priority of version 1. */
+	if (!value || value & 1)
 		return 0;
-	if (bpf_core_field_exists(flagged->val)) {
-		__u64 value = BPF_CORE_READ(flagged, val);
-
-		/* The lowest bit: no cgroup but class and priority of version 1. */
-		cgroup = value & 1 ? 0 : (struct cgroup *)(value & ~3ULL);
-	} else {
-		cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
-	}
-	if (!cgroup)
-		return 0;
-	kn = (void *)BPF_CORE_READ(cgroup, kn);
-	return bpf_core_field_exists(kn->id.id) ? BPF_CORE_READ(kn, id.id) : BPF_CORE_READ(cgroup, kn, id);
+	cgroup = (struct cgroup *)(value & ~3ULL);
+	node = BPF_CORE_READ(cgroup, kn);
+	older = (void *)node;
+	if (bpf_core_field_exists(older->id.id))
+		id = BPF_CORE_READ(older, id.id);
+	if (bpf_core_field_exists(node->id))
+		id = BPF_CORE_READ(node, id);
+	return id;
 }
 
 static __always_inline __u32 netns_of(struct sock *sk)

@@ -26,8 +26,6 @@ enum {
 	MOST_INSTRUCTIONS = 4096,
 };
 
-/* What libbpf puts in place of a read of what the kernel's types do not have. No verifier looks there: it is not reached. */
-#define LIBBPF_POISON 0xbad2310
 
 /* Whether something is set in the command's attributes behind what that kernel has of them. */
 static bool has_more(const union bpf_attr *attr, size_t size, size_t known)
@@ -48,8 +46,7 @@ static bool knows(const struct bpf_insn *instruction)
 	case BPF_JMP:
 		/* Neither calls of other functions of the program, nor of the kernel. */
 		if (BPF_OP(instruction->code) == BPF_CALL)
-			return !instruction->src_reg &&
-			       (instruction->imm <= LAST_HELPER || instruction->imm == LIBBPF_POISON);
+			return !instruction->src_reg && instruction->imm <= LAST_HELPER;
 		return true;
 	case BPF_LD:
 		return instruction->src_reg <= BPF_PSEUDO_MAP_FD;
@@ -58,6 +55,33 @@ static bool knows(const struct bpf_insn *instruction)
 	default:
 		return true;
 	}
+}
+
+/* What libbpf puts in place of a read of what the kernel's types do not have: a call that is refused where it is reached. */
+static bool is_poison(const struct bpf_insn *instruction)
+{
+	return instruction->code == (BPF_JMP | BPF_CALL) && instruction->imm == 0xbad2310;
+}
+
+/*
+ * Whether verifiers before Linux 5.0 see that an instruction is not reached: it is jumped over if a register is 0, and that
+ * is what it is set to. They follow both ways of all other conditions.
+ */
+static bool is_skipped(const struct bpf_insn *instructions, long at)
+{
+	long jump, set;
+
+	for (jump = at - 1; jump > 0; jump--) {
+		const struct bpf_insn *condition = &instructions[jump];
+
+		if (condition->code != (BPF_JMP | BPF_JEQ | BPF_K) || condition->imm || jump + condition->off < at)
+			continue;
+		for (set = jump - 1; set >= 0 && instructions[set].dst_reg != condition->dst_reg;)
+			set--;
+		if (set >= 0 && instructions[set].code == (BPF_ALU64 | BPF_MOV | BPF_K) && !instructions[set].imm)
+			return true;
+	}
+	return false;
 }
 
 static int refusal(long command, const union bpf_attr *attr, size_t size)
@@ -82,7 +106,7 @@ static int refusal(long command, const union bpf_attr *attr, size_t size)
 		return E2BIG;
 	instructions = (const struct bpf_insn *)(uintptr_t)attr->insns;
 	for (i = 0; i < attr->insn_cnt; i++) {
-		if (!knows(&instructions[i]))
+		if (!knows(&instructions[i]) && !(is_poison(&instructions[i]) && is_skipped(instructions, (long)i)))
 			return EINVAL;
 		/* It has two parts. */
 		i += instructions[i].code == (BPF_LD | BPF_IMM | BPF_DW);
