@@ -207,8 +207,18 @@ impl Consumer {
 
     /// The same as nobody, with these capabilities and no other (named as in `sys_ptrace`).
     pub fn with_capabilities(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::by_setpriv(Command::new("setpriv"), capabilities, variables)
+    }
+
+    /// The same, in a mount namespace of its own, in which root has done something before.
+    pub fn with_capabilities_after(script: &str, capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &format!("{script} && exec \"$0\" \"$@\""), "setpriv"]);
+        Self::by_setpriv(command, capabilities, variables)
+    }
+
+    fn by_setpriv(mut command: Command, capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
         let program = copy_for_all("consumer");
-        let mut command = Command::new("setpriv");
         command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
         // They outlive the exec of a program without file capabilities only where they are ambient.
         let set: String = capabilities.iter().flat_map(|name| [",+", name]).collect();
