@@ -133,7 +133,7 @@ static __always_inline void set_actor(struct owner *owner, __u8 origin)
 	owner->origin = origin;
 }
 
-static __always_inline bool is_kernel_thread(void)
+static __noinline bool is_kernel_thread(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
@@ -338,7 +338,7 @@ static __always_inline bool is_done(struct sock *sk, int new_state)
 }
 
 /* One that MPTCP opens beside the first one: it is of whoever holds that, and not of the thread that does it. */
-static __always_inline bool is_joined_by_kernel(struct sock *sk)
+static __noinline bool is_joined_by_kernel(struct sock *sk)
 {
 	struct tcp_sock *tp = (struct tcp_sock *)sk;
 
@@ -538,7 +538,7 @@ static __always_inline void forget_if_closed(struct sock *sk)
  * The TCP connection that a process holds by a socket of MPTCP: the first one, which is there from the handshake on. Of any
  * other socket, that itself.
  */
-static __always_inline struct sock *connection_of(struct sock *sk)
+static __noinline struct sock *connection_of(struct sock *sk)
 {
 	struct mptcp_sock *msk = (struct mptcp_sock *)sk;
 
