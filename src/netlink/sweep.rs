@@ -281,11 +281,15 @@ impl Sweeper<'_> {
     fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) {
         let naming = self.settings.naming;
         let holder = owners.holder(event.inode);
-        if holder.is_none() && !owners.are_all() {
+        let identity = holder.and_then(|pid| *identities.entry(pid).or_insert_with(|| identify(pid, naming)));
+        let is_missed = match holder {
             // Maybe because this process may not look into another user's.
+            None => !owners.are_all(),
+            Some(pid) => identity.is_none() && is_hidden(pid),
+        };
+        if is_missed {
             self.missed_others |= event.uid != own_uid();
         }
-        let identity = holder.and_then(|pid| *identities.entry(pid).or_insert_with(|| identify(pid, naming)));
         match (holder, identity) {
             (Some(pid), Some(identity)) => {
                 event.pid = pid;
@@ -328,6 +332,16 @@ fn identify(pid: u32, naming: Naming) -> Option<Identity> {
         Naming::CommandLine => owners::read_command(pid).map(|name| Identity { name, uid: None }),
         Naming::Comm => owners::read_identity(pid).map(|(name, uid)| Identity { name, uid: Some(uid) }),
     }
+}
+
+/// Whether a process lives that /proc does not show: its option hidepid keeps other users' from who may not trace them.
+fn is_hidden(pid: u32) -> bool {
+    let Ok(id) = libc::pid_t::try_from(pid) else {
+        return false;
+    };
+    // SAFETY: no signal is sent.
+    let lives = unsafe { libc::kill(id, 0) } == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    lives && fs::metadata(format!("/proc/{pid}")).is_err()
 }
 
 /// glibc keeps what was freed, up to 32 MiB once it has seen that much: here that would last until the next sweep.

@@ -205,6 +205,38 @@ fn without_proc_closes_have_their_owners_and_a_line_says_that_there_are_no_snaps
 }
 
 #[test]
+fn where_proc_hides_other_users_processes_a_line_says_what_it_takes() {
+    const UID: u32 = 1004;
+
+    let _turn = turn();
+    // Debian's kernels keep perf events from all but CAP_SYS_ADMIN.
+    let _perfmon = Sysctl::set("perf_event_paranoid", "2").expect("every kernel has it");
+    let mut peer = Peer::run(UID, b"tev-hidden", b"tev-hidden");
+    let script = "mount -t proc -o hidepid=2 none /proc";
+    let variables = [("TCPEVENT_NETLINK_INTERVAL", "0.1")];
+    let mut consumer = Consumer::with_capabilities_after(script, &["bpf", "perfmon", "dac_read_search"], &variables);
+    consumer.start();
+    consumer.tell("consume 1");
+    let client = peer.connect();
+    let ports = (peer.port(), client.local_addr().unwrap().port());
+    let until = std::time::Instant::now() + patience();
+    let mut lines = Vec::new();
+    while lines.is_empty() {
+        assert!(std::time::Instant::now() < until, "nothing is said of hidden processes");
+        lines = consumer.stderr();
+    }
+    lines.extend(consumer.stderr());
+    let line = "libtcpEvent: warn: snapshots miss the sockets of other users' processes: run as root, or grant \
+                CAP_SYS_PTRACE";
+    assert_eq!(lines, [line]);
+    // What the kernel has seen needs no /proc.
+    drop(peer);
+    drop(client);
+    let event = consumer.event("the peer's end", |event| event.ports() == ports);
+    assert_eq!((event.uid, event.task.as_str()), (UID, "tev-hidden"), "{event:?}");
+}
+
+#[test]
 fn without_proc_a_refusal_is_one_line() {
     let _turn = turn();
     let mut command = Command::new("unshare");

@@ -219,7 +219,7 @@ impl Consumer {
 
     /// The same as nobody, with these capabilities and no other (named as in `sys_ptrace`).
     pub fn with_capabilities(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
-        Self::with_mounts(TRACEFS, capabilities, variables)
+        Self::with_capabilities_after("true", capabilities, variables)
     }
 
     /// Likewise, where tracefs is mounted nowhere.
@@ -227,11 +227,15 @@ impl Consumer {
         Self::with_mounts(NO_TRACEFS, capabilities, variables)
     }
 
-    /// Likewise, with mounts that a shell makes for it alone.
-    fn with_mounts(mounts: &str, capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+    /// The same, in a mount namespace of its own, in which root has done something before.
+    pub fn with_capabilities_after(script: &str, capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::with_mounts(&format!("{TRACEFS} && {script}"), capabilities, variables)
+    }
+
+    fn with_mounts(script: &str, capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
         let program = copy_for_all("consumer");
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", &format!("{mounts} && exec \"$@\""), "sh", "setpriv"]);
+        command.args(["--mount", "sh", "-c", &format!("{script} && exec \"$0\" \"$@\""), "setpriv"]);
         command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
         // They outlive the exec of a program without file capabilities only where they are ambient.
         let set: String = capabilities.iter().flat_map(|name| [",+", name]).collect();
