@@ -2,11 +2,10 @@
 //! one of it is said in a line.
 
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, c_program, patience, rung_is_tracepoint, sees_accepts, slowness, turn};
+use crate::consumer::{Consumer, c_program, has_kprobes, patience, rung_is_tracepoint, sees_accepts, slowness, turn};
 use crate::traffic::{Peer, set_linger_0};
 
 const SMALLEST: [&str; 3] = ["bpf", "perfmon", "dac_read_search"];
@@ -50,11 +49,6 @@ impl Drop for PerfmonCounts {
             std::fs::write(PARANOIA, self.before.to_string()).unwrap();
         }
     }
-}
-
-/// With kprobes, accepts are seen without tracefs.
-fn has_kprobes() -> bool {
-    Path::new("/sys/bus/event_source/devices/kprobe").exists()
 }
 
 fn smallest_without(name: &str) -> Vec<&'static str> {
@@ -203,6 +197,7 @@ fn without_dac_read_search_accepts_may_be_missing_and_a_line_says_so() {
     let mut scene = Scene::new(&["bpf", "perfmon"], &[]);
     scene.check_snapshots();
     scene.check_closes();
+    // With kprobes, accepts are seen without tracefs.
     if has_kprobes() {
         check_stderr(&mut scene.consumer, &[]);
     } else {
