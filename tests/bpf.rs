@@ -16,7 +16,7 @@ fn open(object: &str) -> OpenObject {
 }
 
 /// Whether all that an instruction may be is known, whose first half it is where it takes two.
-fn is_known(instruction: &bpf_insn) -> bool {
+fn is_known(instruction: bpf_insn) -> bool {
     // include/uapi/linux/bpf.h
     const CALL: u8 = 0x85;
     const JMP32: u8 = 0x06;
@@ -52,7 +52,7 @@ fn programs_for_old_kernels_are_made_of_instructions_that_those_know() {
             let instructions = program.insns();
             assert!((2..=MOST_INSTRUCTIONS).contains(&instructions.len()), "{name} has {}", instructions.len());
             let mut at = 0;
-            while let Some(instruction) = instructions.get(at) {
+            while let Some(&instruction) = instructions.get(at) {
                 assert!(is_known(instruction), "instruction {at} of {name}: {instruction:?}");
                 at += if instruction.code == LD_IMM64 { 2 } else { 1 };
             }
