@@ -191,7 +191,8 @@ impl Reader<'_, '_> {
     fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
         // The probe has let all pass. Of what has no owner yet, the completer looks whether that fits.
         let filter = self.run.completion.filter;
-        let fits = if decoded.unowned_inode.is_some() { Filter::fits_but_for_owner } else { Filter::fits };
+        let is_unowned = decoded.unowned_inode.is_some_and(|inode| inode != 0);
+        let fits = if is_unowned { Filter::fits_but_for_owner } else { Filter::fits };
         if fits(filter, &decoded.event) {
             self.completer.queue(decoded, clock);
         }
