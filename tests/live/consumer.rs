@@ -26,6 +26,19 @@ pub fn rung_is_tracepoint() -> bool {
     std::env::var("TCPEVENT_PROBE").is_ok_and(|rung| rung == "tracepoint")
 }
 
+/// Whether a test must be left out: before Linux 5.12 a socket has no cookie before somebody has asked for it, and events
+/// without one cannot be told from others.
+pub fn lacks_cookies() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let lacks = version < (5, 12);
+    if lacks {
+        eprintln!("skipped: Linux {version:?} gives no cookies");
+    }
+    lacks
+}
+
 /// Whether a test must be left out, for it is about what that probe does not know.
 pub fn is_beyond_the_rung(what: &str) -> bool {
     let is_beyond = rung_is_tracepoint();
