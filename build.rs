@@ -25,7 +25,7 @@ fn main() {
             .build_and_generate(out.join(format!("{program}.skel.rs")))
             .expect("clang could not compile the BPF program");
     }
-    let names = names_of_types(&out.join("tcp_event.o"));
+    let names = names_of_types(&out.join("tcp_event.bpf.o"));
     fs::write(out.join("tcp_event.types.rs"), format!("&{names:?}")).expect("OUT_DIR can be written to");
     println!("cargo:rerun-if-changed=bpf");
 
