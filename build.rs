@@ -18,9 +18,8 @@ fn main() {
     for (program, instructions) in PROGRAMS {
         SkeletonBuilder::new()
             .source(format!("bpf/{program}.bpf.c"))
-            .obj(out.join(format!("{program}.o")))
             .clang_args([instructions, "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-Ibpf"])
-            // Kept: tests/bpf.rs looks into it.
+            // Kept: types are read from it below, and tests/bpf.rs looks into it.
             .obj(out.join(format!("{program}.bpf.o")))
             .build_and_generate(out.join(format!("{program}.skel.rs")))
             .expect("clang could not compile the BPF program");
