@@ -21,9 +21,10 @@ static __always_inline struct sock *connection_of(struct sock *sk)
 	struct mptcp_sock *msk = (struct mptcp_sock *)sk;
 
 	/* sk_protocol is no bit field where there is MPTCP. */
-	if (!bpf_core_field_exists(msk->first) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_MPTCP)
-		return sk;
-	return BPF_CORE_READ(msk, first);
+	if (bpf_core_field_exists(msk->first) && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
+		sk = BPF_CORE_READ(msk, first);
+	/* Of one type, for the verifier. */
+	return can_cast ? CAST(sock, sk) : sk;
 }
 
 /*
@@ -38,7 +39,7 @@ static __always_inline void accepted_unknown(struct sock *taken)
 	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
 	if (!sk || !is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		return;
-	known = sk == taken ? 0 : owner_of(sk);
+	known = owner_of(sk);
 	if (known) {
 		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
 		return;

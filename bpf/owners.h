@@ -74,27 +74,36 @@ static __always_inline struct owner_set *set_of(__u64 number)
 	return bpf_map_lookup_elem(&owner_sets, &index);
 }
 
-static __always_inline __u64 search(const struct owner_set *set, __u64 key, __u64 except)
+/* 0 where they are the same, else 1. In assembly, for the compiler knows that for a comparison, and would branch. */
+static __always_inline __u64 differ(__u64 a, __u64 b)
 {
-#pragma unroll
-	for (__u64 i = 0; i < SET_PLACES; i++)
-		if (*(volatile __u64 *)&set->keys[i] == key && i != except)
-			return i;
-	return SET_PLACES;
+	__u64 negative;
+
+	a ^= b;
+	asm volatile("%[negative] = %[a]\n"
+		     "%[negative] = -%[negative]\n"
+		     "%[a] |= %[negative]\n"
+		     "%[a] >>= 63\n"
+		     : [a] "+r"(a), [negative] "=&r"(negative));
+	return a;
 }
 
 /*
- * Where in a set a key is, but for one place; SET_PLACES: nowhere. Nothing is added to it, which the verifier does not
- * know: it would follow what comes after once for each place.
+ * Where in a set a key is, but for one place; SET_PLACES: nowhere. Without a branch: the verifier would follow all that
+ * comes after once for each place.
  */
-static __always_inline __u64 place_of(const struct owner_set *set, __u64 key, __u64 except)
+static __always_inline __u64 place_of(const struct owner_set *set, __u64 key, const bool but_one, __u64 except)
 {
-	__u64 place = search(set, key, except);
-	__u64 nothing = *(volatile __u64 *)&set->keys[0];
+	__u64 place = SET_PLACES;
 
-	asm volatile("%[nothing] ^= %[nothing]\n"
-		     "%[place] += %[nothing]\n"
-		     : [place] "+r"(place), [nothing] "+r"(nothing));
+#pragma unroll
+	for (__u64 i = 0; i < SET_PLACES; i++) {
+		__u64 is_other = differ(*(volatile __u64 *)&set->keys[i], key);
+
+		if (but_one)
+			is_other |= 1 - differ(i, except);
+		place = i + (place - i) * is_other;
+	}
 	return place;
 }
 
@@ -110,31 +119,20 @@ static __always_inline struct owner *owner_of(const struct sock *sk)
 	set = set_of(number);
 	if (!set)
 		return 0;
-	place = place_of(set, number, SET_PLACES);
+	place = place_of(set, number, false, 0);
 	if (place < SET_PLACES)
 		return &set->owners[place];
 	return *(volatile __u32 *)&more_owners_count ? bpf_map_lookup_elem(&more_owners, &number) : 0;
 }
 
-/* A free place, taken; SET_PLACES where there is none, or another processor was faster. */
-static __always_inline __u64 take_place(struct owner_set *set)
-{
-	__u64 place = place_of(set, 0, SET_PLACES);
-
-	if (place < SET_PLACES && __sync_val_compare_and_swap(&set->keys[place], 0, BUSY))
-		return SET_PLACES;
-	return place;
-}
-
-/* Puts an owner into the table. False where its set is full. */
+/*
+ * Puts an owner into the table. False where its set is full, or another processor has just taken the place that was free.
+ */
 static __always_inline bool put_into_set(struct owner_set *set, __u64 number, const struct owner *owner, __u64 flags)
 {
-	__u64 place, other;
+	__u64 place = place_of(set, 0, false, 0), other;
 
-	place = take_place(set);
-	if (place >= SET_PLACES)
-		place = take_place(set);
-	if (place >= SET_PLACES)
+	if (place >= SET_PLACES || __sync_val_compare_and_swap(&set->keys[place], 0, BUSY))
 		return false;
 	set->owners[place] = *owner;
 	/* A barrier, so that of two who do this at least one sees the other. */
@@ -143,7 +141,7 @@ static __always_inline bool put_into_set(struct owner_set *set, __u64 number, co
 	 * What becomes of an endpoint is in order, but for this: a process may accept the connection while its handshake
 	 * still ends on another processor, and both find no entry. Whoever puts one with BPF_ANY has the last word.
 	 */
-	other = place_of(set, number, place);
+	other = place_of(set, number, true, place);
 	if (other < SET_PLACES) {
 		if (flags == BPF_ANY)
 			set->owners[other] = *owner;
