@@ -50,8 +50,8 @@ monitor: all ## show this host's connections until Ctrl-C (as root)
 test: setup-test all ## run all tests (as root)
 	$(CARGO) test --profile tests --locked
 
-# By hand, as it takes hours. KERNELS, as in make test-kernels KERNELS=5.10: those alone.
-test-kernels: setup-test all ## the live tests under each kernel within reach, from 4.15 on, by each rung (as root, hours; MATRIX=--quick)
+# By hand, as it takes long. KERNELS, as in make test-kernels KERNELS=5.10: those alone.
+test-kernels: setup-test all ## the live tests under each kernel within reach, by each rung (as root, 90 minutes; MATRIX=--quick)
 	$(CARGO) test --profile tests --locked --no-run --test live
 	tests/vm/matrix --json $(TARGET_DIR)/vm/matrix.json $(MATRIX) $(KERNELS)
 

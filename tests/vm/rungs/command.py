@@ -8,7 +8,7 @@ import sys
 import time
 
 from . import results
-from .guest import QUICK, WAYS
+from .guest import PROGRAMS, QUICK, WAYS
 from .machines import HERE, ROOT, Machine, MatrixError, kernels, live_tests
 
 RUNGS = ("kprobe", "tp_btf", "tracepoint")
@@ -24,6 +24,9 @@ def arguments(words, known):
                         help="this module of tests/live alone; may be given again")
     parser.add_argument("--quick", action="store_true",
                         help=f"{' and '.join(QUICK)} only, to see that all works")
+    parser.add_argument("--all", action="store_true",
+                        help="also the groups that hang on no kernel; else what a way or a rung shares with another "
+                        f"one has {' and '.join(QUICK)} only, and others {', '.join(PROGRAMS)}")
     parser.add_argument("--rung", action="append", choices=RUNGS, help="this rung alone; may be given again")
     parser.add_argument("--btf", action="append", choices=WAYS,
                         help="type information in this way alone; may be given again")
@@ -61,7 +64,7 @@ def run(options, found):
         print(f"{time.monotonic() - began:7.1f} s  {words}", file=sys.stderr, flush=True)
 
     order = {"rungs": options.rung or RUNGS, "btf": options.btf or WAYS,
-             "groups": options.only or (list(QUICK) if options.quick else None)}
+             "all": options.all, "groups": options.only or (list(QUICK) if options.quick else None)}
     for kernel in options.kernels:
         found[kernel] = Machine(kernel, order, progress).examine()
         progress(f"{kernel}: {found[kernel]['seconds']} s")

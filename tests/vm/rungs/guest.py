@@ -2,7 +2,8 @@
 """Runs under the kernel in question, as root: tries each rung, and runs the live tests where it holds.
 
 Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (ways that the kernel's type information is
-had, of WAYS), `groups` (modules of the live tests; null for all where the way matters, else those of QUICK), `limit` (seconds for a group), `btf_files` (a folder
+had, of WAYS), `groups` (modules of the live tests; null for those of PROGRAMS where the way matters, and those of QUICK
+elsewhere), `all` (modules: all where the way matters), `limit` (seconds for a group), `btf_files` (a folder
 that has RELEASE.btf for kernels without type information), and `done` (what is known already, as lists of way, rung and
 group).
 
@@ -29,6 +30,9 @@ KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
 # How a program has the kernel's type information: as the kernel shows it; not at all; from a file that TCPEVENT_BTF
 # names, while the kernel shows none.
 SHOWN, HIDDEN, FILE = WAYS = ("shown", "hidden", "file")
+
+# What hangs on the kernel: what the programs do, and not what the library makes of it.
+PROGRAMS = ("api_closes", "api_places", "api_states", "closes", "containers", "endpoints", "old_kernel", "owners", "truth")
 
 # A group of each interface, short and yet about all that a kernel can do differently.
 QUICK = ("closes", "api_states")
@@ -176,8 +180,9 @@ def main(order):
                     say(**key, missing=way.missing is not None, refused=why)
                     if why is not None:
                         continue
+                of_way = PROGRAMS if is_its_own(way, rung) else QUICK
                 for group, tests in groups.items():
-                    wanted = order["groups"] or group in QUICK or is_its_own(way, rung)
+                    wanted = order["groups"] or group in of_way or (order["all"] and is_its_own(way, rung))
                     if wanted and (name, rung, group) not in done:
                         say(**key, begun=group)
                         say(**key, group=group, **outcome(way, rung, order["tests"], tests, order["limit"]))
