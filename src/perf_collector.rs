@@ -78,6 +78,7 @@ impl Run<'_> {
             // After the probe was attached, so that none is missed between the two.
             older: OlderEndpoints::list(self.sleeper),
             completer: Completer::new(self.completion),
+            tells_own_ids: probe.tells_own_ids(),
         };
 
         when_reading(probe);
@@ -121,6 +122,7 @@ struct Reader<'run, 'cb> {
     joiner: Joiner,
     older: OlderEndpoints,
     completer: Completer<'run>,
+    tells_own_ids: bool,
 }
 
 impl Reader<'_, '_> {
@@ -149,6 +151,9 @@ impl Reader<'_, '_> {
         let now = Instant::now();
         let clock = WallClock::now();
         for mut decoded in batch.drain(..) {
+            if !self.tells_own_ids {
+                decoded.event.pid = 0;
+            }
             self.older.complete(&mut decoded.event);
             if decoded.event.origin != Origin::Guess {
                 decoded.unowned_inode = None;

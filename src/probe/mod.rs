@@ -307,6 +307,11 @@ impl<'obj> Probe<'obj> {
         !matches!(self.skeleton, Skeleton::Tracepoint(_))
     }
 
+    /// Whether process IDs are those of the library's own PID namespace, or 0. Else they are the initial one's.
+    pub fn tells_own_ids(&self) -> bool {
+        !matches!(self.skeleton, Skeleton::Perf(_)) || PidNamespace::find().is_none()
+    }
+
     /// The program's variables, where it has any.
     pub fn variables(&self) -> Option<Variables<'_>> {
         match &self.skeleton {

@@ -41,6 +41,9 @@ pub(super) fn attach<'obj>(
         let place = places.next().ok_or("no place for another try")?;
         match try_attach(with_accepts, settings, types, place) {
             Ok(probe) => {
+                if !probe.tells_own_ids() {
+                    log::line(Level::Warn, "events have no process IDs: the kernel tells none of this PID namespace");
+                }
                 if !with_accepts {
                     warn_of_unseen_accepts(&accept_refusals);
                 }

@@ -121,6 +121,33 @@ fn by_kprobe_an_endpoint_that_is_reset_belongs_to_the_process_that_accepted_or_h
     assert_eq!(consumer.stderr(), [""; 0]);
 }
 
+#[test]
+fn by_kprobe_a_container_is_told_no_process_ids_of_the_host() {
+    let _turn = turn();
+    if is_left_out("kprobe") {
+        return;
+    }
+    let program = under_old_kernel("consumer", &[TYPES]);
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(program.get_program())
+        .args(program.get_args());
+    command.env("TCPEVENT_NETLINK_INTERVAL", "0").env("TCPEVENT_PROBE", "kprobe").env("TCPEVENT_BTF", btf());
+    let mut consumer = Consumer::from(command);
+    consumer.start();
+    consumer.tell("consume 1");
+    let connection = Connection::open(V4(), V4());
+    let ports = connection.ports();
+    connection.close_client_first();
+    let (client, server) = consumer.both_ends(ports);
+    for event in [client, server] {
+        assert_eq!((event.pid, event.uid, event.task), (0, 0, own_comm()));
+    }
+    let lines = consumer.stderr();
+    assert!(lines.len() == 1 && lines[0].contains("events have no process IDs"), "{lines:?}");
+}
+
 /// The events of the client's and the server's end of a connection. Before there is a cookie, and a port, an endpoint is
 /// known by its remote port alone.
 fn lives(events: &[Event], ports: (u16, u16)) -> [Vec<Event>; 2] {
