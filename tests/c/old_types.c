@@ -172,6 +172,13 @@ struct tcp_sock {
 	u32 total_retrans;
 };
 
+struct task_struct {
+	long state;
+	void *stack;
+	int usage;
+	unsigned int flags;
+};
+
 /* By value: of what is only pointed to, the compiler tells nothing. */
 struct {
 	struct pt_regs pt_regs;
@@ -182,4 +189,5 @@ struct {
 	struct cgroup cgroup;
 	struct kernfs_node kernfs_node;
 	struct net net;
+	struct task_struct task_struct;
 } types;
