@@ -227,7 +227,7 @@ struct tcpevent_event {
     /**
      * The kernel's own number of the socket (SO_COOKIE), the same in all events of an endpoint, never used twice until
      * the next boot. 0 where the kernel had given none: with a kprobe, for connections older than the probe; before Linux
-     * 5.12, as long as nobody has asked for it.
+     * 5.12, or with a kprobe by a BTF file, as long as nobody has asked for it.
      */
     uint64_t cookie;
     /**
