@@ -26,12 +26,17 @@ pub fn rung_is_tracepoint() -> bool {
     std::env::var("TCPEVENT_PROBE").is_ok_and(|rung| rung == "tracepoint")
 }
 
+/// As in `(6, 12)`.
+pub fn kernel_version() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
 /// Whether a test must be left out: before Linux 5.12, or by a kprobe where the kernel does not show its types, a socket has
 /// no cookie before somebody has asked for it, and events without one cannot be told from others.
 pub fn lacks_cookies() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    let version = (numbers.next().unwrap(), numbers.next().unwrap());
+    let version = kernel_version();
     let has_tracing = Path::new("/sys/kernel/btf/vmlinux").exists();
     let is_kprobe = std::env::var("TCPEVENT_PROBE").is_ok_and(|rung| rung == "kprobe");
     let lacks = version < (5, 12) || (is_kprobe && !has_tracing);

@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::api_network::{Host, Network};
 use crate::api_traffic::{begin_connect, option};
-use crate::consumer::{Consumer, Event, patience, rung_is_tracepoint, sees_accepts, turn};
+use crate::consumer::{Consumer, Event, kernel_version, patience, rung_is_tracepoint, sees_accepts, turn};
 use crate::owners::{RUNS, Truths, check_but, consumer, run, scenario};
 use crate::traffic::{Connection, V4};
 
@@ -50,6 +50,10 @@ fn counter(host: &Host, name: &str) -> u64 {
 
 #[test]
 fn mptcp_gives_one_close_for_each_end_of_a_subflow() {
+    // TCP_IS_MPTCP tells whether it is spoken. In 5.10 the scenarios themselves come to no end.
+    if kernel_version() < (5, 16) {
+        return eprintln!("skipped: this kernel's MPTCP is unfinished");
+    }
     let _turn = turn();
     let mut consumer = consumer();
     for name in
