@@ -11,14 +11,21 @@
 
 #include "owner.h"
 
-#define SET_BITS 15
+#define SET_BITS 16
 #define SET_PLACES 4
 
-/* Keys apart from owners, so that all of a set are in one cache line. (A socket is most often in the first place.) */
+/*
+ * Keys apart from owners, so that all of a set are in one cache line. (A socket is most often in the first place.) The size
+ * is a power of two, so that a set begins with a cache line, and is found by a shift.
+ */
 struct owner_set {
 	__u64 keys[SET_PLACES]; /* sockets; 0: a free place; BUSY: one that is being filled */
+	__u32 more; /* of its sockets are in `more_owners`; on a host with many connections some are, of some sets */
+	__u32 pad[7];
 	struct owner owners[SET_PLACES];
 };
+
+_Static_assert(sizeof(struct owner_set) == 256, "owner_set has no power of two");
 
 /* No address of a socket. */
 #define BUSY 1ULL
@@ -42,9 +49,6 @@ struct {
 	__type(key, __u64);
 	__type(value, struct owner);
 } more_owners SEC(".maps");
-
-/* Entries of `more_owners` beside the table, so that nobody looks there in vain. */
-__u32 more_owners_count;
 
 __u64 lost_owners;
 
@@ -107,6 +111,12 @@ static __always_inline __u64 place_of(const struct owner_set *set, __u64 key, co
 	return place;
 }
 
+/* Whether `more_owners` has sockets of this set: nobody looks there in vain. */
+static __always_inline bool has_more(const struct owner_set *set)
+{
+	return *(volatile __u32 *)&set->more;
+}
+
 /* The owner of an endpoint, to be read and written; or NULL. */
 static __always_inline struct owner *owner_of(const struct sock *sk)
 {
@@ -122,7 +132,7 @@ static __always_inline struct owner *owner_of(const struct sock *sk)
 	place = place_of(set, number, false, 0);
 	if (place < SET_PLACES)
 		return &set->owners[place];
-	return *(volatile __u32 *)&more_owners_count ? bpf_map_lookup_elem(&more_owners, &number) : 0;
+	return has_more(set) ? bpf_map_lookup_elem(&more_owners, &number) : 0;
 }
 
 /*
@@ -162,11 +172,11 @@ static __noinline long put_owner(const struct sock *sk, const struct owner *owne
 		return bpf_map_update_elem(&more_owners, &KEY(sk), owner, flags);
 	number = number_of(sk);
 	set = set_of(number);
-	if (set && put_into_set(set, number, owner, flags))
+	if (!set || put_into_set(set, number, owner, flags))
 		return 0;
 	err = bpf_map_update_elem(&more_owners, &number, owner, flags);
 	if (!err)
-		__sync_fetch_and_add(&more_owners_count, 1);
+		__sync_fetch_and_add(&set->more, 1);
 	return err;
 }
 
@@ -197,8 +207,8 @@ static __always_inline void forget_owner(const struct sock *sk)
 	for (int i = 0; i < SET_PLACES; i++)
 		if (*(volatile __u64 *)&set->keys[i] == number)
 			*(volatile __u64 *)&set->keys[i] = 0;
-	if (*(volatile __u32 *)&more_owners_count && !bpf_map_delete_elem(&more_owners, &number))
-		__sync_fetch_and_add(&more_owners_count, -1);
+	if (has_more(set) && !bpf_map_delete_elem(&more_owners, &number))
+		__sync_fetch_and_add(&set->more, -1);
 }
 
 #endif

@@ -1,8 +1,9 @@
 //! Reads the ring, completes the events and queues them: prompt when the host is quiet, in batches when it is busy.
 //!
 //! As a network driver switches between interrupts and polling, so does this: a quiet reader sleeps until the probe
-//! wakes it; one that is woken again and again looks every millisecond instead, and the probe wakes nobody. No timer
-//! runs while nothing happens.
+//! wakes it; one that is woken again and again looks at intervals instead, and the probe wakes nobody. To be woken costs
+//! as much as hundreds of records do, so the intervals are those in which a good batch comes. No timer runs while nothing
+//! happens.
 
 use std::cell::RefCell;
 use std::panic::catch_unwind;
@@ -22,14 +23,22 @@ use crate::probe::Probe;
 use crate::sink::Sink;
 use crate::wake::{Sleeper, Woken};
 
-/// From look to look while polling. Wake-ups nearer to each other than this make a burst.
-const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// Wake-ups nearer to each other than this make a burst.
+const BURST_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A burst of this many wake-ups starts polling.
 const BURST_WAKES: u32 = 8;
 
-/// This many looks in a row that found nothing end the polling.
-const EMPTY_LOOKS: u32 = 4;
+/// From look to look while polling, at first and at most: no event waits longer.
+const FIRST_POLL: Duration = Duration::from_millis(1);
+const LONGEST_POLL: Duration = Duration::from_millis(3);
+const SHORTEST_POLL: Duration = Duration::from_micros(100);
+
+/// Records that a look should find. The queue takes many times more, so that even a sudden flood sheds nothing.
+const BATCH: u32 = 100;
+
+/// This many looks in a row that found next to nothing end the polling.
+const QUIET_LOOKS: u32 = 4;
 
 /// The owners of inodes are looked up in a table that is at most this old.
 const OWNERS_AGE: Duration = Duration::from_millis(20);
@@ -75,7 +84,7 @@ pub fn collect(
     loop {
         let found = reader.read();
         let woken = match pace.after_look(found) {
-            Next::Poll => sleeper.wait(None, Some(POLL_INTERVAL)),
+            Next::Poll(interval) => sleeper.wait(None, Some(interval)),
             Next::Sleep => {
                 // The probe looks at the flag after it has committed a record; this looks at the ring after it has
                 // set the flag. One of the two sees the other.
@@ -197,8 +206,8 @@ impl<'run> Completer<'run> {
 /// When to look at the ring next.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
-    /// After [`POLL_INTERVAL`].
-    Poll,
+    /// After this time.
+    Poll(Duration),
     /// When the probe says so.
     Sleep,
 }
@@ -208,34 +217,39 @@ enum Next {
 struct Pace {
     last_wake: Option<Instant>,
     burst: u32,
-    polling: bool,
-    empty: u32,
+    /// From look to look, while polling.
+    polling: Option<Duration>,
+    quiet: u32,
 }
 
 impl Pace {
     /// A sleep has ended with something to read.
     fn woken(&mut self, now: Instant) {
-        let near = self.last_wake.is_some_and(|last| now - last < POLL_INTERVAL);
+        let near = self.last_wake.is_some_and(|last| now - last < BURST_INTERVAL);
         self.burst = if near { self.burst + 1 } else { 0 };
         self.last_wake = Some(now);
         if self.burst >= BURST_WAKES {
-            self.polling = true;
-            self.empty = 0;
+            self.polling = Some(FIRST_POLL);
+            self.quiet = 0;
             self.burst = 0;
         }
     }
 
     /// A look has found so many records.
     fn after_look(&mut self, found: usize) -> Next {
-        if !self.polling {
+        let Some(interval) = self.polling else {
+            return Next::Sleep;
+        };
+        // To be woken for each would be no more often.
+        self.quiet = if found <= 1 { self.quiet + 1 } else { 0 };
+        if self.quiet >= QUIET_LOOKS {
+            self.polling = None;
             return Next::Sleep;
         }
-        self.empty = if found == 0 { self.empty + 1 } else { 0 };
-        if self.empty >= EMPTY_LOOKS {
-            self.polling = false;
-            return Next::Sleep;
-        }
-        Next::Poll
+        let found = u32::try_from(found).unwrap_or(u32::MAX).max(1);
+        let interval = (interval * BATCH / found).clamp(SHORTEST_POLL, LONGEST_POLL);
+        self.polling = Some(interval);
+        Next::Poll(interval)
     }
 }
 
@@ -243,32 +257,54 @@ impl Pace {
 mod tests {
     use super::*;
 
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// Woken again and again, until it polls.
+    fn polling() -> Pace {
+        let mut pace = Pace::default();
+        let start = Instant::now();
+        for wake in 0..=BURST_WAKES {
+            assert_eq!(pace.after_look(1), Next::Sleep);
+            pace.woken(start + wake * BURST_INTERVAL / 10);
+        }
+        pace
+    }
+
     #[test]
     fn rare_events_are_waited_for() {
         let mut pace = Pace::default();
         let start = Instant::now();
         for wake in 0..100 {
-            pace.woken(start + wake * 2 * POLL_INTERVAL);
+            pace.woken(start + wake * 2 * BURST_INTERVAL);
             assert_eq!(pace.after_look(1), Next::Sleep);
         }
     }
 
     #[test]
     fn a_burst_starts_polling_and_silence_ends_it() {
-        let mut pace = Pace::default();
-        let start = Instant::now();
-        for wake in 0..BURST_WAKES {
-            pace.woken(start + wake * POLL_INTERVAL / 10);
-            assert_eq!(pace.after_look(1), Next::Sleep);
-        }
-        pace.woken(start + BURST_WAKES * POLL_INTERVAL / 10);
+        let mut pace = polling();
         for _ in 0..1000 {
-            assert_eq!(pace.after_look(3), Next::Poll);
+            assert!(matches!(pace.after_look(3), Next::Poll(_)));
         }
-        for _ in 1..EMPTY_LOOKS {
-            assert_eq!(pace.after_look(0), Next::Poll);
+        for _ in 1..QUIET_LOOKS {
+            assert!(matches!(pace.after_look(0), Next::Poll(_)));
         }
         assert_eq!(pace.after_look(0), Next::Sleep);
         assert_eq!(pace.after_look(0), Next::Sleep);
+    }
+
+    #[test]
+    fn a_look_finds_a_good_batch_at_any_load() {
+        for (per_millisecond, expected) in [(2, LONGEST_POLL), (50, 2 * MILLISECOND), (400, MILLISECOND / 4)] {
+            let mut pace = polling();
+            let mut interval = FIRST_POLL;
+            for _ in 0..10 {
+                let found = (interval * per_millisecond).as_millis().try_into().unwrap();
+                let Next::Poll(next) = pace.after_look(found) else { panic!("it sleeps at {per_millisecond}") };
+                interval = next;
+            }
+            assert_eq!(interval, expected, "at {per_millisecond} a millisecond");
+        }
+        assert_eq!(polling().after_look(1_000_000), Next::Poll(SHORTEST_POLL));
     }
 }

@@ -2,10 +2,14 @@
 //!
 //! A change that finds it full displaces the oldest event; a snapshot that finds it full is itself refused. Every event
 //! that is dropped is counted by its kind.
+//!
+//! Consumers sleep until a batch of events is announced. The channel itself would wake one at the first event, who would
+//! then overtake the producer and sleep again, after a spin each time, once for every few events.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use parking_lot::{Condvar, Mutex};
 
 use crate::event::{Event, Kind};
 
@@ -37,6 +41,11 @@ pub const DEFAULT_SLOTS: usize = 1024;
 pub struct Queue<E> {
     sender: Sender<E>,
     receiver: Receiver<E>,
+    /// Consumers that wait, or are about to.
+    waiting: AtomicUsize,
+    /// Held from the last look at the queue until the wait has begun.
+    wait_turn: Mutex<()>,
+    announced: Condvar,
     shed_states: AtomicU64,
     shed_closes: AtomicU64,
     shed_snapshots: AtomicU64,
@@ -49,13 +58,16 @@ impl<E: Queued> Queue<E> {
         Self {
             sender,
             receiver,
+            waiting: AtomicUsize::new(0),
+            wait_turn: Mutex::new(()),
+            announced: Condvar::new(),
             shed_states: AtomicU64::new(0),
             shed_closes: AtomicU64::new(0),
             shed_snapshots: AtomicU64::new(0),
         }
     }
 
-    /// Queues a change. Returns the number of older events that were dropped to make room.
+    /// Queues a change, to be announced. Returns the number of older events that were dropped to make room.
     pub fn push_displacing(&self, mut event: E) -> u64 {
         let mut shed = 0;
         loop {
@@ -71,7 +83,7 @@ impl<E: Queued> Queue<E> {
         }
     }
 
-    /// Queues a snapshot if there is room for it. Returns whether there was.
+    /// Queues a snapshot if there is room for it, to be announced. Returns whether there was.
     pub fn push_if_room(&self, event: E) -> bool {
         let kind = event.kind();
         let queued = self.sender.try_send(event).is_ok();
@@ -81,14 +93,43 @@ impl<E: Queued> Queue<E> {
         queued
     }
 
+    /// Wakes a consumer, if one waits, for the events that were queued since the last call.
+    pub fn announce(&self) {
+        // Against the one in `wait`: either this sees who waits, or they see the events.
+        fence(Ordering::SeqCst);
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            // Whoever has found the queue empty is asleep before this has the lock.
+            drop(self.wait_turn.lock());
+            self.announced.notify_one();
+        }
+    }
+
     /// The oldest event; waits until there is one.
     pub fn pop(&self) -> E {
+        if let Some(event) = self.try_pop() {
+            return event;
+        }
         loop {
-            // It can fail only when all senders are gone, and the queue holds one itself.
-            if let Ok(event) = self.receiver.recv() {
+            self.wait();
+            if let Some(event) = self.try_pop() {
+                // Only one was woken for all of them.
+                if !self.is_empty() {
+                    self.announce();
+                }
                 return event;
             }
         }
+    }
+
+    /// Waits until there may be an event.
+    fn wait(&self) {
+        let mut turn = self.wait_turn.lock();
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        while self.is_empty() {
+            self.announced.wait(&mut turn);
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The oldest event, if there is one.
@@ -131,6 +172,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
     use std::thread;
+    use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
 
@@ -185,10 +227,48 @@ mod tests {
             while !queue.push_if_room(event(Kind::Close, number)) {
                 thread::yield_now();
             }
+            // Not each one by itself: a consumer that was woken must pass it on.
+            if number % 7 == 0 || number == u64::MAX {
+                queue.announce();
+            }
         }
         let mut got: Vec<u64> = consumers.into_iter().flat_map(|c| c.join().unwrap()).collect();
         got.sort_unstable();
         assert_eq!(got, (0..EVENTS).collect::<Vec<_>>());
+    }
+
+    /// As in a host with more threads than events: each one announced must reach somebody, whoever was asleep.
+    #[test]
+    fn an_announced_event_is_never_slept_through() {
+        const ROUNDS: usize = 20_000;
+        let queue = Queue::<Event>::new(1024);
+        let taken = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while queue.pop().kind == Kind::Close {
+                        taken.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+            let mut queued = 0;
+            for round in 0..ROUNDS {
+                for _ in 0..=round % 4 {
+                    queue.push_displacing(event(Kind::Close, 0));
+                    queued += 1;
+                }
+                queue.announce();
+                let until = Instant::now() + Duration::from_secs(30);
+                while taken.load(Ordering::SeqCst) < queued {
+                    assert!(Instant::now() < until, "round {round}: {} events were left", queue.len());
+                    thread::yield_now();
+                }
+            }
+            for _ in 0..3 {
+                queue.push_displacing(event(Kind::State, 0));
+            }
+            queue.announce();
+        });
     }
 
     /// The collector, the sweeps and a consumer's threads, on a queue that is full most of the time.

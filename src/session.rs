@@ -66,6 +66,10 @@ impl Sink for Session {
             SHEDDING_SNAPSHOTS.warn();
         }
     }
+
+    fn put_all(&self) {
+        self.queue.announce();
+    }
 }
 
 impl Session {

@@ -10,6 +10,6 @@ pub trait Sink: Sync {
     /// A snapshot: where there is no room, it is dropped.
     fn put_snapshot(&self, event: Event);
 
-    /// There will be no more for a while: whoever waits for events should know.
-    fn put_all(&self) {}
+    /// There will be no more for a while: whoever waits for events is told of those that were put. Must follow them.
+    fn put_all(&self);
 }

@@ -11,7 +11,10 @@ pub fn no_descriptor(source: std::io::Error) -> Error {
 }
 
 /// Starts a thread that blocks all signals: the host's handlers run on the host's threads.
-pub fn spawn(name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+pub fn spawn<T: Send + 'static>(
+    name: &'static str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Error> {
     let spawned = with_signals_blocked(|| thread::Builder::new().name(name.to_owned()).spawn(body));
     spawned.map_err(|source| Error::System {
         what: "starting a thread",

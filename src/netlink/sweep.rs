@@ -29,6 +29,9 @@ pub(super) const BUFFER_LEN: usize = 1 << 16;
 /// Sockets of a sweep whose memory is worth giving back.
 const LARGE: usize = 1 << 14;
 
+/// Snapshots that are announced together: about as many as a datagram holds.
+const ANNOUNCED: usize = 128;
+
 /// A reply that takes longer is given up; the next sweep asks again.
 pub(super) const REPLY_TIME: Duration = Duration::from_secs(5);
 
@@ -166,10 +169,11 @@ impl Sweeper<'_> {
         let missed_others_before = self.missed_others;
         let outcome = self.dump_all(buffer, &owners, &mut identities);
         // What there is of them is told of, also where the rest is missing.
-        for event in mem::take(&mut self.later) {
-            self.sink.put_snapshot(event);
+        let mut later = mem::take(&mut self.later).into_iter().peekable();
+        while later.peek().is_some() {
+            later.by_ref().take(ANNOUNCED).for_each(|event| self.sink.put_snapshot(event));
+            self.sink.put_all();
         }
-        self.sink.put_all();
         if matches!(outcome, Err(End::Told)) {
             return outcome;
         }

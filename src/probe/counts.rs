@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use libbpf_rs::{Link, Program, libbpf_sys};
 
+use super::owner_maps;
 use crate::skeleton::TcpEventSkel;
 
 /// The variables of `bpf/tcp_event.bpf.c`. They are shared with the kernel, so they are read and written as atomics only.
@@ -106,7 +107,7 @@ impl ProbeFds {
 
     /// Endpoints whose owners are kept. 0 where this thread may not look.
     pub fn tracked(&self) -> u64 {
-        self.owner_sets.map_or(0, tracked_in_sets) + self.tracked_in_map()
+        self.owner_sets.map_or(0, owner_maps::tracked) + self.tracked_in_map()
     }
 
     fn tracked_in_map(&self) -> u64 {
@@ -169,41 +170,11 @@ const LOST_FULL: u32 = 2;
 /// A value of the map of owners: the largest one of any program's.
 type Owner = crate::tracepoint_skeleton::types::endpoint;
 
-type OwnerSet = crate::skeleton::types::owner_set;
-
-/// As in `bpf/owners.h`.
-const OWNER_SETS: usize = 1 << 15;
-
 const _: () = assert!(size_of::<Owner>() >= size_of::<crate::skeleton::types::owner>());
 
-/// Endpoints that can have an owner at the same time. With the table it is about as many: the fuller its sets, the more
+/// Endpoints that can have an owner at the same time. With the table it is more, some 180,000: the fuller its sets, the more
 /// have no place there.
 pub const MOST_TRACKED: u32 = 131_072;
-
-/// Endpoints in the table of `bpf/owners.h`.
-fn tracked_in_sets(fd: RawFd) -> u64 {
-    // A set is a multiple of 8 bytes, and so they follow each other in the map without a gap.
-    let bytes = OWNER_SETS * size_of::<OwnerSet>();
-    // SAFETY: a new mapping, at a place that the kernel chooses.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
-    if start == libc::MAP_FAILED {
-        return 0;
-    }
-    let mut tracked = 0;
-    for set in 0..OWNER_SETS {
-        for place in 0..size_of_val(&OwnerSet::default().keys) / size_of::<u64>() {
-            // SAFETY: within the mapping, aligned; the kernel's program writes it as an atomic too.
-            let key = unsafe {
-                let set = start.cast::<OwnerSet>().add(set);
-                AtomicU64::from_ptr((&raw mut (*set).keys).cast::<u64>().add(place))
-            };
-            tracked += u64::from(key.load(std::sync::atomic::Ordering::Relaxed) > 1);
-        }
-    }
-    // SAFETY: the mapping is this function's own.
-    unsafe { libc::munmap(start, bytes) };
-    tracked
-}
 
 /// What the kernel has to tell of a program or link. All-zero bytes must be a valid `T`.
 fn info<T>(fd: RawFd) -> Option<T> {

@@ -4,12 +4,14 @@ mod counts;
 mod fds;
 mod instructions;
 mod messages;
+mod owner_maps;
 mod perf;
 mod perf_event;
 mod remedy;
 mod tracepoint;
 mod types;
 
+use std::cell::Cell;
 use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
@@ -22,6 +24,7 @@ use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, MapMut, ObjectBuilder, 
 pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
 pub use self::fds::BpfFds;
 use self::messages::explain;
+use self::owner_maps::OwnerMaps;
 pub use self::remedy::refused;
 use self::remedy::{PERF_EVENTS_REMEDY, SECCOMP_REMEDY, TRACEFS_REMEDY};
 use self::tracepoint::TRACEFS_CAUSE;
@@ -105,10 +108,11 @@ impl<'obj> Probe<'obj> {
         };
         let mut refusals = Vec::new();
         instructions::take_over();
-        let types = KernelTypes::read(settings);
+        let maps = Cell::new(OwnerMaps::begin(settings));
+        let kernel = Kernel { types: KernelTypes::read(settings), maps };
         let mut places = places.0.iter_mut();
         for &rung in rungs {
-            match Self::attach_rung(rung, settings, &types, &mut places) {
+            match Self::attach_rung(rung, settings, &kernel, &mut places) {
                 Ok(probe) => {
                     log::line(Level::Info, format_args!("attached by {}", rung.name()));
                     return Ok(probe);
@@ -125,12 +129,13 @@ impl<'obj> Probe<'obj> {
     fn attach_rung(
         rung: Rung,
         settings: &ProbeSettings,
-        types: &KernelTypes,
+        kernel: &Kernel,
         places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
     ) -> Result<Self, String> {
         if rung == Rung::Tracepoint {
             return tracepoint::attach(settings, places);
         }
+        let types = &kernel.types;
         if rung == Rung::Kprobe && !kernel_has_kprobes() {
             return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
         }
@@ -149,7 +154,7 @@ impl<'obj> Probe<'obj> {
                 continue;
             }
             let place = places.next().ok_or("no place for another try")?;
-            let refusal = match Self::try_attach(rung, extras, settings, types, place) {
+            let refusal = match Self::try_attach(rung, extras, settings, kernel, place) {
                 Ok(probe) => {
                     // Not before: a start that fails has one line to say.
                     if matches!(extras, Extras::NoAccept | Extras::Nothing) {
@@ -173,9 +178,10 @@ impl<'obj> Probe<'obj> {
         rung: Rung,
         extras: Extras,
         settings: &ProbeSettings,
-        types: &KernelTypes,
+        kernel: &Kernel,
         place: &'obj mut MaybeUninit<OpenObject>,
     ) -> Result<Self, Refusal> {
+        let types = &kernel.types;
         let by_syscalls = matches!(extras, Extras::AcceptSyscallsAndIoUring | Extras::AcceptSyscalls);
         let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
         let with_adopt = extras != Extras::Nothing && types.fitting.target(OPEN_FILES).is_some();
@@ -203,7 +209,7 @@ impl<'obj> Probe<'obj> {
         progs.accept_syscall.set_autoload(by_syscalls);
         progs.accept_io_uring.set_autoload(by_io_uring);
         progs.adopt.set_autoload(with_adopt);
-        configure(&mut open, rung, again, settings, types).map_err(Refusal::Main)?;
+        configure(&mut open, rung, again, settings, kernel).map_err(Refusal::Main)?;
         let mut skeleton = types.fitting.during(|| explain(|| open.load())).map_err(Refusal::Main)?;
         if detailed {
             explain(|| fill_lists(&mut skeleton, &settings.filter)).map_err(Refusal::Main)?;
@@ -340,6 +346,13 @@ impl Places {
     }
 }
 
+/// What the tries have in common.
+struct Kernel {
+    types: KernelTypes,
+    /// For the first one: in that of another there may be owners left.
+    maps: Cell<Option<OwnerMaps>>,
+}
+
 /// What went wrong in a try.
 enum Refusal {
     /// Without it there are no events.
@@ -373,8 +386,9 @@ fn configure(
     rung: Rung,
     again: Again,
     settings: &ProbeSettings,
-    types: &KernelTypes,
+    kernel: &Kernel,
 ) -> Result<(), String> {
+    let types = &kernel.types;
     let filter = &settings.filter;
     let constants = open.maps.rodata_data.as_deref_mut().expect("the program has constants");
     constants.main_is_kprobe = rung == Rung::Kprobe;
@@ -410,6 +424,8 @@ fn configure(
     if types.casts.is_none() {
         explain(|| maps.owner_sets.set_autocreate(false))?;
         explain(|| maps.more_owners.set_max_entries(MOST_TRACKED))?;
+    } else if let Some(made) = kernel.maps.take() {
+        made.hand_over(maps)?;
     }
     if !settings.detailed {
         for map in [&mut maps.port_sets, &mut maps.local_prefixes, &mut maps.remote_prefixes] {
