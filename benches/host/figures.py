@@ -33,9 +33,10 @@ def bpf_statistics():
             file.write(before)
 
 
-def observe(watcher, count, rate=0, apart=True):
+def observe(watcher, count, rate=0, connections=None):
     """Short connections while a watcher is attached: what they took, and what it took to watch them."""
-    with Connections(apart) as connections:
+    with contextlib.nullcontext(connections) if connections else Connections() as connections:
+        connections.made = 0
         connections.run(WARM_UP)
         watcher.settle(connections)
         if isinstance(watcher, Library):
@@ -103,24 +104,30 @@ def check_peers(rounds):
     return notes
 
 
+# The machine's own speed changes from second to second, and with client and server too, depending on where their memory
+# is: the rate of a watcher is held against those right beside it, of the same two processes, and many short pieces tell
+# more than few long ones.
+PIECES = 3
+
+
 def loaded_rounds(bench, rounds, apart):
-    """Rounds of nobody, each of the watchers, nobody again. The rates of each round are held against those of nobody in
-    the same one.
-    """
+    """Rounds of each of the watchers, nobody before it and after it. Its rate is held against those two."""
     watchers = {**libraries(bench), "tcplife": tcplife(), "tcpstates": tcpstates()}
     seen = {"nobody": [], **{name: [] for name in watchers}}
-    for number in range(rounds):
-        alone = [watch(Nobody(), bench.connections, apart=apart)]
+    count = bench.connections // PIECES
+    for number in range(rounds * PIECES):
         now = {}
-        for name in rotated(list(watchers), number):
-            count = bench.connections // (SHARE_OF_TCPSTATES if name == "tcpstates" else 1)
-            now[name] = watch(watchers[name], count, apart=apart)
-        alone.append(watch(Nobody(), bench.connections, apart=apart))
-        rate = statistics.mean(one["rate"] for one in alone)
-        for name, one in now.items():
-            one["loss"] = 100 * (1 - one["rate"] / rate)
-            seen[name].append(one)
-        seen["nobody"].extend(alone)
+        with Connections(apart) as connections:
+            before = watch(Nobody(), count, connections=connections)
+            for name in rotated(list(watchers), number):
+                few = count // (SHARE_OF_TCPSTATES if name == "tcpstates" else 1)
+                now[name] = watch(watchers[name], few, connections=connections)
+                after = watch(Nobody(), count, connections=connections)
+                rate = statistics.mean((before["rate"], after["rate"]))
+                now[name]["loss"] = 100 * (1 - now[name]["rate"] / rate)
+                seen[name].append(now[name])
+                seen["nobody"].append(after)
+                before = after
         bench.progress(f"{rate:,.0f} connections/s alone" +
                        "".join(f"; {name} {-one['loss']:+.1f} %" for name, one in now.items()))
     return seen
