@@ -15,6 +15,7 @@
  * line on stdin.
  */
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/io_uring.h>
@@ -624,8 +625,13 @@ static void client_does_not_block(int sync)
 	hear(sync);
 }
 
+static size_t larger(size_t a, size_t b)
+{
+	return a > b ? a : b;
+}
+
 /* accept through io_uring: one entry, and a wait for its completion. */
-static int take_by_io_uring(int listener)
+static int take_by_io_uring(int listener, unsigned flags)
 {
 	struct io_uring_params params;
 	struct io_uring_sqe *sqes;
@@ -637,7 +643,9 @@ static int take_by_io_uring(int listener)
 	ring = (int)syscall(__NR_io_uring_setup, 4, &params);
 	if (ring < 0)
 		give_up_unsupported();
-	rings = mmap(NULL, params.sq_off.array + params.sq_entries * sizeof(unsigned) + (1 << 12),
+	rings = mmap(NULL,
+		     larger(params.sq_off.array + params.sq_entries * sizeof(unsigned),
+			    params.cq_off.cqes + params.cq_entries * sizeof(*cqes)),
 		     PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring, IORING_OFF_SQ_RING);
 	sqes = mmap(NULL, params.sq_entries * sizeof(*sqes), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring,
 		    IORING_OFF_SQES);
@@ -646,6 +654,7 @@ static int take_by_io_uring(int listener)
 	memset(&sqes[0], 0, sizeof(sqes[0]));
 	sqes[0].opcode = IORING_OP_ACCEPT;
 	sqes[0].fd = listener;
+	sqes[0].flags = flags;
 	((unsigned *)(rings + params.sq_off.array))[0] = 0;
 	__atomic_store_n((unsigned *)(rings + params.sq_off.tail), 1, __ATOMIC_RELEASE);
 	MUST(syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0));
@@ -659,8 +668,37 @@ static int take_by_io_uring(int listener)
 
 static void io_uring_server_idles(int sync)
 {
-	int fd = take_by_io_uring(listen_for(sync));
+	int fd = take_by_io_uring(listen_for(sync), 0);
 
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+/* By a worker: since Linux 5.12 (and 5.10.162) that is a thread of the process, with a name of its own. */
+static void io_uring_worker_accepts(int sync)
+{
+	int fd = take_by_io_uring(listen_for(sync), IOSQE_ASYNC);
+	DIR *tasks = opendir("/proc/self/task");
+	struct dirent *task;
+
+	if (!tasks)
+		die("/proc/self/task");
+	while ((task = readdir(tasks))) {
+		char path[300], comm[32] = "";
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%s/comm", task->d_name);
+		file = fopen(path, "r");
+		if (!file)
+			continue;
+		if (fgets(comm, sizeof(comm), file) && !strncmp(comm, "iou-wrk-", 8)) {
+			comm[strcspn(comm, "\n")] = 0;
+			become(comm, SAME_UID, NULL);
+		}
+		fclose(file);
+	}
+	closedir(tasks);
 	own(fd);
 	say(sync);
 	hear(sync);
@@ -836,6 +874,7 @@ static const struct scenario {
 	{"client-leaves-a-child", server_resets, client_leaves_a_child, 0},
 	{"non-blocking", server_resets, client_does_not_block, 0},
 	{"io-uring", io_uring_server_idles, client_resets, 0},
+	{"io-uring-worker", io_uring_worker_accepts, client_resets, 0},
 	{"reuse-port", reusing_server, client_resets, 0},
 	{"fast-open", fast_open_server_closes, fast_open_client_closes, 0},
 	{"fast-open-reset", fast_open_server_idles, fast_open_client_resets, 0},

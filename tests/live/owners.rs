@@ -130,6 +130,7 @@ scenarios! {
     the_process_that_connected_has_left_the_socket_to_a_child: "client-leaves-a-child", 2;
     a_connect_does_not_block: "non-blocking", 2;
     an_accept_goes_through_io_uring: "io-uring", 2;
+    an_accept_is_done_by_a_worker_of_io_uring: "io-uring-worker", 2;
 }
 
 /// Opens all connections, then starts the probe, then lets one side reset them.
