@@ -65,8 +65,10 @@ fn mptcp_gives_one_close_for_each_end_of_a_subflow() {
             return;
         };
         assert_eq!(truths.len(), 2 * RUNS);
-        // A plain tracepoint does not tell which connection is MPTCP's that a process has accepted.
-        check_once_but(&mut consumer, &truths, rung_is_tracepoint());
+        // Where its peer closes at once, the kernel itself may have ended a connection before it is accepted
+        // (mptcp_worker; seen under 7.3). And a plain tracepoint does not tell which one is MPTCP's that a process accepts.
+        let may_be_nobody = ["client-first", "client-killed"].contains(&name) || rung_is_tracepoint();
+        check_once_but(&mut consumer, &truths, may_be_nobody);
     }
 }
 

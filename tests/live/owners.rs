@@ -18,8 +18,9 @@ pub struct Owner {
 }
 
 impl Owner {
-    fn nobody() -> Self {
-        Self { pid: 0, uid: 0, task: String::new() }
+    /// The user may be that of the socket all the same.
+    fn is_nobody(&self) -> bool {
+        self.pid == 0 && self.task.is_empty()
     }
 }
 
@@ -85,7 +86,7 @@ pub fn check_but(consumer: &mut Consumer, truths: &Truths, may_be_nobody: bool) 
         .map(|(ports, event)| {
             (ports, Owner { pid: event.pid, uid: event.uid, task: event.task.clone() }, &truths[ports])
         })
-        .filter(|(_, got, truth)| got != *truth && !(may_be_nobody && *got == Owner::nobody()))
+        .filter(|(_, got, truth)| got != *truth && !(may_be_nobody && got.is_nobody()))
         .collect();
     assert!(wrong.is_empty(), "{} of {} owners are wrong (ports, got, truth): {wrong:#?}", wrong.len(), truths.len());
 }
