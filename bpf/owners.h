@@ -172,7 +172,9 @@ static __noinline long put_owner(const struct sock *sk, const struct owner *owne
 		return bpf_map_update_elem(&more_owners, &KEY(sk), owner, flags);
 	number = number_of(sk);
 	set = set_of(number);
-	if (!set || put_into_set(set, number, owner, flags))
+	if (!set)
+		return -1;
+	if (put_into_set(set, number, owner, flags))
 		return 0;
 	err = bpf_map_update_elem(&more_owners, &number, owner, flags);
 	if (!err)

@@ -117,12 +117,7 @@ def measure(options):
     for name in options.only or figures.FIGURES:
         print(f"{time.monotonic() - bench.began:6.1f} s  {name}", file=sys.stderr, flush=True)
         try:
-            try:
-                found, result["figures"][name] = figures.FIGURES[name](bench)
-            except BenchError as error:
-                # Once more: a virtual machine may be held up for longer than anything here waits for.
-                bench.progress(f"again: {error}")
-                found, result["figures"][name] = figures.FIGURES[name](bench)
+            found, result["figures"][name] = figures.FIGURES[name](bench)
         except BenchError as error:
             found = [rows.Row(name, missing=str(error))]
             if not (name == "together" and bench.processors < 2):
