@@ -55,6 +55,9 @@ const volatile bool main_is_kprobe = false;
 const volatile bool second_look = false; /* at each change of state */
 const volatile bool look_at_end = false; /* where a socket fails, and where it is destroyed */
 
+/* Whether another process may be given the CPU while a tracepoint's program runs, and have that skipped (Linux 7.0). */
+const volatile bool is_preemptible = false;
+
 /* Set by user space before it sleeps, cleared by the first record after that: see wake(). */
 __u32 reader_sleeps;
 
@@ -216,8 +219,9 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
  * A second look. The kernel skips a program that it is running already on the same CPU, and a kprobe for more reasons
  * than that (kprobes.nmissed). What the first look has left undone is seen by the owner's entry, and done here.
  *
- * The plain program at the tracepoint is skipped in softirq only, over one that a process runs, and a close is all that it
- * can miss: that is seen where the kernel tells of the error that ended the connection, and where it destroys the socket.
+ * Where it is not preemptible, the plain program at the tracepoint is skipped in softirq only, over one that a process runs,
+ * and a close is all that it can miss: that is seen where the kernel tells of the error that ended the connection, and where
+ * it destroys the socket.
  */
 static __always_inline int left_over(struct sock *sk)
 {
@@ -257,8 +261,9 @@ static __always_inline bool is_unreported(const struct owner *known, int old_sta
 /* The others look again at each change, after the main program. */
 static __always_inline bool is_undone(struct sock *sk, int old_state, int new_state, const bool detailed)
 {
-	/* In the context of a process, where a tracepoint's program does not run already. */
-	bool by_process = new_state == TCP_SYN_SENT || new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK;
+	/* In the context of a process, where a tracepoint's program does not run already unless it was preempted. */
+	bool by_process = (main_is_kprobe || is_preemptible) &&
+			  (new_state == TCP_SYN_SENT || new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK);
 	bool born_passive = new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV;
 	struct owner *known;
 	__u8 origin;
@@ -269,7 +274,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	if (old_state == new_state || is_done(sk, new_state))
 		return false;
 	/* Other changes are nothing to the plain programs: they save the look. */
-	if (!detailed && new_state != TCP_CLOSE && !born_passive && !(by_process && main_is_kprobe))
+	if (!detailed && new_state != TCP_CLOSE && !born_passive && !by_process)
 		return false;
 	known = owner_of(sk);
 	if (new_state == TCP_CLOSE) {
@@ -279,14 +284,13 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 		__sync_fetch_and_add(&recovered, 1);
 		return true;
 	}
-	if (born_passive && !known)
-		return true;
-	if (by_process && main_is_kprobe) {
-		origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
-		if (!known || known->origin != origin || known->pid != current_process_id())
-			return true;
-	}
-	return detailed && known && is_unreported(known, old_state, new_state);
+	if (!known)
+		return (born_passive || by_process) && speaks_tcp(sk);
+	/* What is reported twice is wrong; what is noted twice is not. */
+	if (detailed)
+		return is_unreported(known, old_state, new_state);
+	origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
+	return by_process && (known->origin != origin || known->pid != current_process_id());
 }
 
 SEC("tp_btf/inet_sock_set_state")

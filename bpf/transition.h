@@ -165,7 +165,13 @@ static __always_inline bool is_tcp(struct sock *sk)
 	       BPF_CORE_READ_BITFIELD_PROBED(sk, sk_protocol) == IPPROTO_TCP;
 }
 
-/* As a tcp_sock, or NULL where it is none: inet_sock_set_state fires for other protocols too, MPTCP's own sockets among them. */
+/* inet_sock_set_state fires for other protocols too, MPTCP's own sockets among them. tcp_set_state() is TCP's alone. */
+static __always_inline bool speaks_tcp(struct sock *sk)
+{
+	return can_cast ? sk->sk_protocol == IPPROTO_TCP : is_tcp(sk);
+}
+
+/* As a tcp_sock, or NULL where it is none. */
 static __always_inline struct tcp_sock *tcp_of(struct sock *sk, const bool direct)
 {
 	__u16 family = FIELD(direct, sk, __sk_common.skc_family);
@@ -251,19 +257,25 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 	bool is_born = new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED;
 	struct owner *known = owner_of(sk), fresh = {}, *owner = known ? known : &fresh;
 	struct task_struct *task;
+	bool is_taken;
 
+	if (!known && !main_is_kprobe && !speaks_tcp(sk))
+		return;
 	/*
 	 * At a listener. With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. (The
 	 * plain program at the tracepoint leaves nothing of an earlier socket at the same address: see left_over().)
 	 */
 	if (new_state == TCP_ESTABLISHED && (!detailed && look_at_end ? !!known : !!socket_of(sk)))
 		return;
+	/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
+	is_taken = new_state == TCP_ESTABLISHED && owner->origin == TCP_ORIGIN_ACCEPT && !owner->birth_ns;
 	if (is_born) {
 		owner->birth_ns = detailed ? bpf_ktime_get_ns() : 1;
 		owner->established_ns = 0;
 		owner->state = 0;
 		owner->direction = new_state == TCP_SYN_SENT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
-		owner->origin = TCP_ORIGIN_NONE;
+		if (!is_taken)
+			owner->origin = TCP_ORIGIN_NONE;
 	}
 	if (new_state != TCP_ESTABLISHED) {
 		task = current_task();

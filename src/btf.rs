@@ -172,6 +172,23 @@ impl<'btf> Btf<'btf> {
         })
     }
 
+    /// Whether a structure has a member of this name, itself or in a part that has no name.
+    pub fn has_member(&self, structure: u32, name: &str) -> bool {
+        let is_it = |member: &[u8]| member.strip_suffix(&[0]) == Some(name.as_bytes());
+        self.members(structure).any(|(member, part)| {
+            is_it(member) || (member == [0] && self.members(part).any(|(member, _)| is_it(member)))
+        })
+    }
+
+    /// Names, with their NUL, and types of a structure's or union's members.
+    fn members(&self, id: u32) -> impl Iterator<Item = (&'btf [u8], u32)> {
+        let found = self.at(id).filter(|found| [kind::STRUCT, kind::UNION].contains(&found.kind()));
+        found.into_iter().flat_map(move |found| {
+            let places = found.name_places().skip(1).zip(found.part_places());
+            places.filter_map(move |(name, part)| Some((self.name(found.word(name))?, found.word(part))))
+        })
+    }
+
     fn at(&self, id: u32) -> Option<Type<'btf>> {
         let at = *self.types.get(id as usize)? as usize;
         Type::read(&self.bytes[at..])
@@ -324,6 +341,21 @@ mod tests {
         assert_eq!(btf.id(Meaning::Typedef, "btf_trace_inet_sock"), None);
     }
 
+    #[test]
+    fn members_are_found_in_parts_without_a_name_too() {
+        let kernel = kernel();
+        let btf = read(&kernel, &["task_struct", "sk_buff"]).unwrap();
+        let [task, buffer] = ["task_struct", "sk_buff"].map(|name| btf.id(Meaning::Struct, name).unwrap());
+        assert!(btf.has_member(task, "group_leader"));
+        // include/linux/skbuff.h: in a union with more.
+        assert!(btf.has_member(buffer, "sk"));
+        for name in ["", "group", "group_leader_", "sock"] {
+            assert!(!btf.has_member(task, name), "{name}");
+        }
+        assert!(!btf.has_member(0, "sk"));
+        assert!(!btf.has_member(u32::MAX, "sk"));
+    }
+
     proptest! {
         #[test]
         fn hostile_bytes_are_reduced_or_refused(bytes in vec(any::<u8>(), 0..256)) {
@@ -343,6 +375,9 @@ mod tests {
                 *at.get_mut(&mut bytes) = to;
             }
             bytes.truncate(bytes.len().saturating_sub(cut));
+            if let Some(btf) = read(&bytes, &["sock"]) {
+                let _ = btf.has_member(btf.id(Meaning::Struct, "sock").unwrap_or(1), "sk_no_such");
+            }
             if let Some(reduced) = reduce(&bytes, &["sock", "cred"]) {
                 prop_assert!(read(&reduced, &["sock"]).is_some());
             }

@@ -186,10 +186,12 @@ impl<'obj> Probe<'obj> {
         let by_io_uring = extras == Extras::AcceptSyscallsAndIoUring;
         let with_adopt = extras != Extras::Nothing && types.fitting.target(OPEN_FILES).is_some();
         let detailed = settings.detailed;
-        // Where the kernel tells of what becomes of a socket, that is all that the tracepoint's plain program needs.
+        // Where the kernel tells of what becomes of a socket, that is all that the tracepoint's plain program needs, unless it
+        // can be preempted.
         let again = if extras == Extras::Nothing || types.fitting.target(SET_STATE).is_none() {
             Again::Never
-        } else if !detailed && rung == Rung::TpBtf && types.fitting.target(ERROR_REPORT).is_some() {
+        } else if !detailed && rung == Rung::TpBtf && !types.preemptible && types.fitting.target(ERROR_REPORT).is_some()
+        {
             Again::AtEnd
         } else {
             Again::AtChanges
@@ -394,6 +396,7 @@ fn configure(
     constants.main_is_kprobe = rung == Rung::Kprobe;
     constants.second_look = again == Again::AtChanges;
     constants.look_at_end = again == Again::AtEnd;
+    constants.is_preemptible = types.preemptible;
     constants.wanted = wanted(settings);
     constants.can_cast = types.casts.is_some();
     [

@@ -42,6 +42,13 @@ const RDONLY_CAST: &str = "bpf_rdonly_cast";
 
 /// What pointers are cast to.
 const CASTS: [&str; 5] = ["sock", "tcp_sock", "socket", "file", "task_struct"];
+const TASK_STRUCT: usize = 4;
+
+/// Members of `struct task_struct`, by which a kernel is known whose tracepoints' programs can be preempted: it guards
+/// them by SRCU (as it does its RCU of tasks, since Linux 7.0) and not by disabling preemption, and RCU is preemptible
+/// (`CONFIG_PREEMPT_RCU`), which guards the programs.
+const OF_TRACING_BY_SRCU: &str = "trc_reader_scp";
+const OF_PREEMPTIBLE_RCU: &str = "rcu_read_lock_nesting";
 
 /// The kernel's types, as far as the programs need them.
 #[derive(Default)]
@@ -52,6 +59,8 @@ pub(super) struct KernelTypes {
     pub(super) fitting: Fitting,
     /// Numbers of the types of [`CASTS`], where pointers can be cast.
     pub(super) casts: Option<[u32; CASTS.len()]>,
+    /// Whether the kernel may give the CPU to another process while a tracepoint's program runs.
+    pub(super) preemptible: bool,
 }
 
 impl KernelTypes {
@@ -75,7 +84,9 @@ impl KernelTypes {
             let id = explain(find).ok()?;
             Some((*section, u32::try_from(id).ok()?))
         });
-        Self { fitting: Fitting { targets: targets.collect(), ..Fitting::default() }, ..Self::default() }
+        let fitting = Fitting { targets: targets.collect(), ..Fitting::default() };
+        // Types that are new to this library are a new kernel's.
+        Self { fitting, preemptible: true, ..Self::default() }
     }
 
     fn of_kernel(of_programs: &[&str]) -> Option<Self> {
@@ -98,7 +109,9 @@ impl KernelTypes {
         let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
         let fitting = Fitting { targets: targets.collect(), rdonly_cast, ..Fitting::default() };
         let reduced = if of_programs.is_empty() { None } else { btf.reduced().and_then(|bytes| in_memory(&bytes)) };
-        Some(Self { reduced, fitting, casts: rdonly_cast.map(|_| casts) })
+        let has_task = |member| casts[TASK_STRUCT] != 0 && btf.has_member(casts[TASK_STRUCT], member);
+        let preemptible = has_task(OF_TRACING_BY_SRCU) && has_task(OF_PREEMPTIBLE_RCU);
+        Some(Self { reduced, fitting, casts: rdonly_cast.map(|_| casts), preemptible })
     }
 
     /// For libbpf. `None` where there are none, or the user has other types in mind: it takes the kernel's own then, or
