@@ -223,29 +223,28 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
  * and a close is all that it can miss: that is seen where the kernel tells of the error that ended the connection, and where
  * it destroys the socket.
  */
-static __always_inline int left_over(struct sock *sk)
+static __always_inline int left_over(struct sock *sk, const bool direct)
 {
 	struct owner known;
 
-	if (sk->__sk_common.skc_state != TCP_CLOSE || !copy_owner(&known, sk))
+	if (FIELD(direct, sk, __sk_common.skc_state) != TCP_CLOSE || !copy_owner(&known, sk))
 		return 0;
 	__sync_fetch_and_add(&recovered, 1);
-	report(0, sk, &known, TCP_CLOSE, true);
+	report(0, sk, &known, TCP_CLOSE, direct);
 	forget_owner(sk);
 	return 0;
 }
 
-SEC("tp_btf/tcp_destroy_sock")
-int BPF_PROG(close_at_destroy, struct sock *sk)
+/*
+ * At tcp_destroy_sock; and at inet_sk_error_report, for a socket that a process holds: it may be long until that is
+ * destroyed. One program for both, to be verified once.
+ */
+SEC("raw_tp")
+int close_at_end(__u64 *args)
 {
-	return left_over(sk);
-}
+	struct sock *sk = (struct sock *)args[0];
 
-/* Of a socket that a process holds: it may be long until that is destroyed. */
-SEC("tp_btf/inet_sk_error_report")
-int BPF_PROG(close_at_error, struct sock *sk)
-{
-	return left_over(sk);
+	return can_cast ? left_over(CAST(sock, sk), true) : left_over(sk, false);
 }
 
 /* Whether the second look sees a change that was not reported, by fault or on purpose. */

@@ -91,6 +91,7 @@ pub(super) fn take_over() {
         for (section, kind) in [
             (c"tp_btf+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"iter+", BPF_PROG_TYPE_RAW_TRACEPOINT),
+            (c"raw_tp+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"kprobe+", BPF_PROG_TYPE_KPROBE),
             (c"tracepoint+", BPF_PROG_TYPE_TRACEPOINT),
         ] {

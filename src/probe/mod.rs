@@ -28,7 +28,7 @@ use self::owner_maps::OwnerMaps;
 pub use self::remedy::refused;
 use self::remedy::{PERF_EVENTS_REMEDY, SECCOMP_REMEDY, TRACEFS_REMEDY};
 use self::tracepoint::TRACEFS_CAUSE;
-use self::types::{ERROR_REPORT, KERNEL_BTF, KernelTypes, OPEN_FILES, SET_STATE};
+use self::types::{KERNEL_BTF, KernelTypes, OPEN_FILES, SET_STATE};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
@@ -66,6 +66,10 @@ enum Skeleton<'obj> {
 
 /// What `accept` calls for the new socket, in the context of the process.
 const ACCEPT_GRAFT: &str = "security_sock_graft";
+
+/// Where a socket fails (since Linux 5.14), and where it is destroyed.
+const ERROR_REPORT: &str = "inet_sk_error_report";
+const DESTROY: &str = "tcp_destroy_sock";
 
 /// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
 /// their owner by inode, once they close.
@@ -190,8 +194,7 @@ impl<'obj> Probe<'obj> {
         // can be preempted.
         let again = if extras == Extras::Nothing || types.fitting.target(SET_STATE).is_none() {
             Again::Never
-        } else if !detailed && rung == Rung::TpBtf && !types.preemptible && types.fitting.target(ERROR_REPORT).is_some()
-        {
+        } else if !detailed && rung == Rung::TpBtf && !types.preemptible && types.tells_errors {
             Again::AtEnd
         } else {
             Again::AtChanges
@@ -205,8 +208,7 @@ impl<'obj> Probe<'obj> {
         progs.set_state_tracepoint_detailed.set_autoload(rung == Rung::TpBtf && detailed);
         progs.set_state_again.set_autoload(again == Again::AtChanges && !detailed);
         progs.set_state_again_detailed.set_autoload(again == Again::AtChanges && detailed);
-        progs.close_at_error.set_autoload(again == Again::AtEnd);
-        progs.close_at_destroy.set_autoload(again == Again::AtEnd);
+        progs.close_at_end.set_autoload(again == Again::AtEnd);
         progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
         progs.accept_syscall.set_autoload(by_syscalls);
         progs.accept_io_uring.set_autoload(by_io_uring);
@@ -250,14 +252,18 @@ impl<'obj> Probe<'obj> {
         let mut holders = None;
         links.push(main_link);
         // After the main program: they look at what that one has done.
-        let programs: &[&ProgramMut<'_>] = match again {
-            Again::AtChanges if detailed => &[&progs.set_state_again_detailed],
-            Again::AtChanges => &[&progs.set_state_again],
-            Again::AtEnd => &[&progs.close_at_error, &progs.close_at_destroy],
+        let looks: &[(&ProgramMut<'_>, Option<&str>)] = match again {
+            Again::AtChanges if detailed => &[(&progs.set_state_again_detailed, None)],
+            Again::AtChanges => &[(&progs.set_state_again, None)],
+            Again::AtEnd => &[(&progs.close_at_end, Some(ERROR_REPORT)), (&progs.close_at_end, Some(DESTROY))],
             Again::Never => &[],
         };
-        for program in programs {
-            match explain(|| program.attach_trace()) {
+        for (program, tracepoint) in looks {
+            let attach = || match tracepoint {
+                Some(name) => program.attach_raw_tracepoint(name),
+                None => program.attach_trace(),
+            };
+            match explain(attach) {
                 Ok(link) => links.push(link),
                 Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
             }

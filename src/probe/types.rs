@@ -17,9 +17,6 @@ use crate::settings::ProbeSettings;
 /// The kernel's type information.
 pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the kernel calls the tracepoint `inet_sk_error_report` (since Linux 5.14) among its types.
-pub(super) const ERROR_REPORT: &str = "tp_btf/inet_sk_error_report";
-
 /// Where changes of state are.
 pub(super) const SET_STATE: &str = "tp_btf/inet_sock_set_state";
 
@@ -27,16 +24,17 @@ pub(super) const SET_STATE: &str = "tp_btf/inet_sock_set_state";
 pub(super) const OPEN_FILES: &str = "iter/task_file";
 
 /// Sections of the programs that are for something which has a type in the kernel, and that type.
-const TARGETS: [(&str, Meaning, &str); 5] = [
+const TARGETS: [(&str, Meaning, &str); 3] = [
     (SET_STATE, Meaning::Typedef, "btf_trace_inet_sock_set_state"),
-    ("tp_btf/tcp_destroy_sock", Meaning::Typedef, "btf_trace_tcp_destroy_sock"),
-    (ERROR_REPORT, Meaning::Typedef, "btf_trace_inet_sk_error_report"),
     ("tp_btf/io_uring_complete", Meaning::Typedef, "btf_trace_io_uring_complete"),
     (OPEN_FILES, Meaning::Function, "bpf_iter_task_file"),
 ];
 
 /// Structures, unions and enumerations that the programs have.
 const OF_PROGRAMS: &[&str] = include!(concat!(env!("OUT_DIR"), "/tcp_event.types.rs"));
+
+/// The tracepoint `inet_sk_error_report`.
+const ERROR_REPORT: &str = "btf_trace_inet_sk_error_report";
 
 const RDONLY_CAST: &str = "bpf_rdonly_cast";
 
@@ -59,6 +57,8 @@ pub(super) struct KernelTypes {
     pub(super) fitting: Fitting,
     /// Numbers of the types of [`CASTS`], where pointers can be cast.
     pub(super) casts: Option<[u32; CASTS.len()]>,
+    /// Whether the kernel tells where a connection fails. False where it is not known.
+    pub(super) tells_errors: bool,
     /// Whether the kernel may give the CPU to another process while a tracepoint's program runs.
     pub(super) preemptible: bool,
 }
@@ -100,7 +100,12 @@ impl KernelTypes {
             &copy
         };
         let names = TARGETS.map(|(_, _, name)| name);
-        let names = names.iter().chain(&[RDONLY_CAST]).chain(&CASTS).chain(of_programs).map(|name| name.as_bytes());
+        let names = names
+            .iter()
+            .chain(&[RDONLY_CAST, ERROR_REPORT])
+            .chain(&CASTS)
+            .chain(of_programs)
+            .map(|name| name.as_bytes());
         let btf = Btf::read(bytes, names)?;
 
         let targets = TARGETS.iter().filter_map(|(section, meaning, name)| Some((*section, btf.id(*meaning, name)?)));
@@ -111,7 +116,13 @@ impl KernelTypes {
         let reduced = if of_programs.is_empty() { None } else { btf.reduced().and_then(|bytes| in_memory(&bytes)) };
         let has_task = |member| casts[TASK_STRUCT] != 0 && btf.has_member(casts[TASK_STRUCT], member);
         let preemptible = has_task(OF_TRACING_BY_SRCU) && has_task(OF_PREEMPTIBLE_RCU);
-        Some(Self { reduced, fitting, casts: rdonly_cast.map(|_| casts), preemptible })
+        Some(Self {
+            reduced,
+            fitting,
+            casts: rdonly_cast.map(|_| casts),
+            tells_errors: btf.id(Meaning::Typedef, ERROR_REPORT).is_some(),
+            preemptible,
+        })
     }
 
     /// For libbpf. `None` where there are none, or the user has other types in mind: it takes the kernel's own then, or
