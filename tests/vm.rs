@@ -1,4 +1,5 @@
-//! The live tests under other kernels, which have kprobes (`tests/vm/run` boots them), and by the last rung here.
+//! The live tests, and the unit tests of the probe, under other kernels, which have kprobes (`tests/vm/run` boots them); and
+//! the live tests by the last rung here.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,18 +8,21 @@ use std::sync::{PoisonError, RwLock};
 /// How much slower than a real machine an emulated one is taken to be.
 const SLOWNESS: &str = "8";
 
-/// The newest build of the live tests: cargo builds all tests before it runs the first.
-fn live_tests() -> PathBuf {
+const LIVE: &str = "live-";
+const UNIT: &str = "tcpEvent-";
+
+/// The newest build of these tests: cargo builds all before it runs the first.
+fn tests(name: &str) -> PathBuf {
     let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let is_live = |path: &Path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("live-")) && path.extension().is_none()
+    let is_it = |path: &Path| {
+        path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)) && path.extension().is_none()
     };
     std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| is_live(path))
+        .filter(|path| is_it(path))
         .max_by_key(|path| path.metadata().unwrap().modified().unwrap())
-        .expect("the live tests are built: run all tests, not this file alone")
+        .expect("they are built: run all tests, not this file alone")
 }
 
 /// The machines run side by side; what runs on this one has it for itself.
@@ -29,16 +33,17 @@ const OF_PROGRAMS: &str =
     "api_closes:: api_places:: api_states:: closes:: containers:: endpoints:: old_kernel:: owners:: truth::";
 const ALL: &str = "";
 
-/// By a rung, these tests.
-fn run_live_tests_under(kernel: &str, rung: &str, tests: &str) {
+/// By a rung, these of the live tests.
+fn run_tests_under(kernel: &str, rung: &str, wanted: &str) {
     let _turn = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = Command::new(root.join("tests/vm/run"))
         // One processor: with two, QEMU's emulation runs code that the other one has just patched, and the guest dies
         // of a left-over int3 where a probe comes or goes under traffic (seen in inet_sk_set_state and tcp_set_state).
         .args([kernel, "--cpus", "1", "--timeout", "1800", "--"])
-        .arg(live_tests())
-        .args(tests.split_whitespace())
+        .args(["sh", "-c", r#""$0" probe:: && exec "$@""#])
+        .args([tests(UNIT), tests(LIVE)])
+        .args(wanted.split_whitespace())
         .env("TCPEVENT_PROBE", rung)
         .env("TCPEVENT_TEST_SLOWNESS", SLOWNESS)
         .current_dir(root)
@@ -46,15 +51,15 @@ fn run_live_tests_under(kernel: &str, rung: &str, tests: &str) {
         .expect("tests/vm/run runs");
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "the live tests failed under {kernel}: {}", output.status);
-    assert_eq!(text.matches("test result: ok.").count(), 1, "all tests have passed");
+    assert!(output.status.success(), "tests failed under {kernel}: {}", output.status);
+    assert_eq!(text.matches("test result: ok.").count(), 2, "all tests have passed");
 }
 
 /// The last rung is not chosen where another one works, as on most machines.
 #[test]
 fn the_last_rung_passes_the_live_tests_here() {
     let _turn = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
-    let output = Command::new(live_tests()).env("TCPEVENT_PROBE", "tracepoint").output().expect("the live tests run");
+    let output = Command::new(tests(LIVE)).env("TCPEVENT_PROBE", "tracepoint").output().expect("the live tests run");
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "the live tests failed with the plain tracepoint: {}", output.status);
@@ -63,11 +68,11 @@ fn the_last_rung_passes_the_live_tests_here() {
 /// Its programs read through helpers, and have their owners in a map. `make test-kernels` runs all rungs everywhere.
 #[test]
 fn the_live_tests_pass_under_linux_6_1() {
-    run_live_tests_under("6.1", "kprobe", ALL);
+    run_tests_under("6.1", "kprobe", ALL);
 }
 
 /// Its programs are those of this machine's kernel, but for the kprobe.
 #[test]
 fn the_live_tests_pass_under_linux_6_12() {
-    run_live_tests_under("6.12", "kprobe", OF_PROGRAMS);
+    run_tests_under("6.12", "kprobe", OF_PROGRAMS);
 }

@@ -511,3 +511,117 @@ fn kernel_has_kprobes() -> bool {
             .iter()
             .any(|path| Path::new(path).exists())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::io::{ErrorKind, Read};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    use std::time::{Duration, Instant};
+
+    use libbpf_rs::RingBufferBuilder;
+    use socket2::SockRef;
+
+    use super::*;
+    use crate::decode::{Decoded, decode};
+
+    /// Whether the peer finds a connection closed, or reset.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Way {
+        Fin,
+        Reset,
+    }
+
+    fn close(way: Way, client: TcpStream, mut server: TcpStream) {
+        if way == Way::Reset {
+            SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(client);
+        let read = server.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(read, if way == Way::Fin { Ok(0) } else { Err(ErrorKind::ConnectionReset) });
+        drop(server);
+    }
+
+    fn take_main_away(probe: &mut Probe<'_>) {
+        let main = probe.links.iter().position(|link| link.as_fd().as_raw_fd() == probe.fds.main_link).unwrap();
+        drop(probe.links.remove(main));
+    }
+
+    /// The main program sees nothing (`misses_all`), or a connection's begin, and is taken away before its end.
+    fn ends_are_recovered(rung: Rung, detailed: bool, preemptible: bool, misses_all: bool) {
+        let settings = ProbeSettings { rung: Some(rung), detailed, closes: true, ..ProbeSettings::default() };
+        instructions::take_over();
+        let mut types = KernelTypes::read(&settings);
+        types.preemptible |= preemptible;
+        let kernel = Kernel { types, maps: Cell::new(None) };
+        let mut places = Places::new();
+        let mut probe = match Probe::attach_rung(rung, &settings, &kernel, &mut places.0.iter_mut()) {
+            Ok(probe) if probe.has_ring() => probe,
+            Ok(_) => return eprintln!("skipped: no second look by a perf buffer"),
+            Err(refusal) => return eprintln!("skipped: {refusal}"),
+        };
+
+        let by_changes = detailed || rung == Rung::Kprobe || kernel.types.preemptible;
+        if misses_all {
+            // What a process does is looked at twice where it can be missed.
+            if rung == Rung::TpBtf && !kernel.types.preemptible {
+                return;
+            }
+            take_main_away(&mut probe);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connections = [Way::Fin, Way::Reset].map(|way| {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (way, client, listener.accept().unwrap().0)
+        });
+        // Of a reset by a process the tracepoint's plain program misses nothing, unless it is preemptible: nobody looks
+        // before the kernel has forgotten the addresses.
+        let ends = connections.iter().flat_map(|(way, client, server)| {
+            [Some(server), (*way == Way::Fin || by_changes).then_some(client)].into_iter().flatten()
+        });
+        let ends = ends.map(|end| (end.local_addr().unwrap().port(), end.peer_addr().unwrap().port()));
+        let mut missing: HashSet<_> = ends.collect();
+        let expected = missing.len() as u64;
+
+        if !misses_all {
+            take_main_away(&mut probe);
+        }
+        for (way, client, server) in connections {
+            close(way, client, server);
+        }
+
+        let read = std::cell::RefCell::new(Vec::new());
+        let mut builder = RingBufferBuilder::new();
+        let take = |bytes: &[u8]| {
+            read.borrow_mut().push(decode(bytes).unwrap());
+            0
+        };
+        builder.add(probe.records(), take).unwrap();
+        let buffer = builder.build().unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while !missing.is_empty() {
+            assert!(Instant::now() < until, "by {}: {missing:?} of {expected} did not come", rung.name());
+            buffer.consume().unwrap();
+            for Decoded { event, .. } in read.take() {
+                if missing.remove(&(event.local_port, event.remote_port)) {
+                    assert_eq!(event.pid, std::process::id(), "{event:?}");
+                } else {
+                    let port = listener.local_addr().unwrap().port();
+                    assert!(![event.local_port, event.remote_port].contains(&port), "once more: {event:?}");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(probe.variables().unwrap().recovered.load(Ordering::SeqCst) >= expected);
+    }
+
+    #[test]
+    fn the_second_look_reports_what_the_main_program_has_missed() {
+        for rung in [Rung::Kprobe, Rung::TpBtf] {
+            for case in 0..8 {
+                ends_are_recovered(rung, case & 1 != 0, case & 2 != 0, case & 4 != 0);
+            }
+        }
+    }
+}
