@@ -220,31 +220,24 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
  * than that (kprobes.nmissed). What the first look has left undone is seen by the owner's entry, and done here.
  *
  * Where it is not preemptible, the plain program at the tracepoint is skipped in softirq only, over one that a process runs,
- * and a close is all that it can miss: that is seen where the kernel tells of the error that ended the connection, and where
- * it destroys the socket.
- */
-static __always_inline int left_over(struct sock *sk, const bool direct)
-{
-	struct owner known;
-
-	if (FIELD(direct, sk, __sk_common.skc_state) != TCP_CLOSE || !copy_owner(&known, sk))
-		return 0;
-	__sync_fetch_and_add(&recovered, 1);
-	report(0, sk, &known, TCP_CLOSE, direct);
-	forget_owner(sk);
-	return 0;
-}
-
-/*
- * At tcp_destroy_sock; and at inet_sk_error_report, for a socket that a process holds: it may be long until that is
- * destroyed. One program for both, to be verified once.
+ * and a close is all that it can miss: that is seen where the kernel destroys the socket (tcp_destroy_sock), and where it
+ * tells of the error that ended the connection (inet_sk_error_report), as it may be long until a process lets go of the
+ * socket. One program for both, to be verified once. It reports so rarely that helpers may read what it does.
  */
 SEC("raw_tp")
 int close_at_end(__u64 *args)
 {
 	struct sock *sk = (struct sock *)args[0];
+	struct owner known;
+	__u8 state;
 
-	return can_cast ? left_over(CAST(sock, sk), true) : left_over(sk, false);
+	state = can_cast ? CAST(sock, sk)->__sk_common.skc_state : BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state != TCP_CLOSE || !copy_owner(&known, sk))
+		return 0;
+	__sync_fetch_and_add(&recovered, 1);
+	report(0, sk, &known, TCP_CLOSE, false);
+	forget_owner(sk);
+	return 0;
 }
 
 /* Whether the second look sees a change that was not reported, by fault or on purpose. */

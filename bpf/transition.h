@@ -263,7 +263,7 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 		return;
 	/*
 	 * At a listener. With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. (The
-	 * plain program at the tracepoint leaves nothing of an earlier socket at the same address: see left_over().)
+	 * plain program at the tracepoint leaves nothing of an earlier socket at the same address: see close_at_end().)
 	 */
 	if (new_state == TCP_ESTABLISHED && (!detailed && look_at_end ? !!known : !!socket_of(sk)))
 		return;
