@@ -43,8 +43,8 @@ const CASTS: [&str; 5] = ["sock", "tcp_sock", "socket", "file", "task_struct"];
 const TASK_STRUCT: usize = 4;
 
 /// Members of `struct task_struct`, by which a kernel is known whose tracepoints' programs can be preempted: it guards
-/// them by SRCU (as it does its RCU of tasks, since Linux 7.0) and not by disabling preemption, and RCU is preemptible
-/// (`CONFIG_PREEMPT_RCU`), which guards the programs.
+/// tracepoints by SRCU and not by disabling preemption (Linux 7.0, commit a46023d5616e), as it does its RCU of tasks since
+/// the same version, which can be seen here; and RCU, which guards the programs, is preemptible (`CONFIG_PREEMPT_RCU`).
 const OF_TRACING_BY_SRCU: &str = "trc_reader_scp";
 const OF_PREEMPTIBLE_RCU: &str = "rcu_read_lock_nesting";
 
