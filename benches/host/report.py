@@ -38,6 +38,12 @@ HOW = """## How it is measured
 """
 
 
+# What QEMU calls a processor that it makes up.
+EMULATED = "TCG"
+ABOUT_EMULATION = """The processor is emulated, instruction by instruction: no time here, and no ratio of times, is a
+real one's. What it shows is that all works by these probes, and what is lost: counts of events and wake-ups."""
+
+
 def write(result, beside):
     """Writes both files."""
     REPORT.write_text(text(result, beside), encoding="utf-8")
@@ -68,6 +74,8 @@ def section(result, title):
     lines = [f"## {title}\n", "| | |", "| --- | --- |"]
     lines += [f"| {what} | {value} |" for what, value in machine.lines(result["machine"])]
     lines += [f"| run | rounds: {options['rounds']}; connections in each: {options['connections']:,} |", ""]
+    if EMULATED in str(machine.lines(result["machine"])):
+        lines += [ABOUT_EMULATION, ""]
     lines += rows.markdown([rows.Row(**fields(row)) for row in result["rows"]])
     lines.append("")
     for figure, seen in result["figures"].items():
