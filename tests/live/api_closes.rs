@@ -244,8 +244,9 @@ fn a_lost_syn_and_lost_data_count_as_sent_again_and_not_as_payload() {
     assert_eq!(client.bytes_sent, 1000 + client.bytes_retransmitted, "{client:#?}");
     assert_eq!(client.payload(), [0, 1000, 1000], "{client:#?}");
     assert_eq!(server.payload(), [1000, 0, 0], "{server:#?}");
-    // The SYN is sent again after a second.
-    assert!((900_000_000..=established - before).contains(&client.establish_ns), "{client:#?}");
+    // The SYN is sent again after a second. (Once this was 0, for a reason that is not known: what was skipped may tell.)
+    let statistics = watcher.statistics(0);
+    assert!((900_000_000..=established - before).contains(&client.establish_ns), "{client:#?} {statistics:?}");
     assert!(server.age_ns < client.age_ns - 900_000_000, "{client:#?} {server:#?}");
     assert_eq!(client.netns, network.here.inode(), "{client:#?}");
 }
