@@ -74,7 +74,7 @@ def section(result, title):
     lines = [f"## {title}\n", "| | |", "| --- | --- |"]
     lines += [f"| {what} | {value} |" for what, value in machine.lines(result["machine"])]
     lines += [f"| run | rounds: {options['rounds']}; connections in each: {options['connections']:,} |", ""]
-    if EMULATED in str(machine.lines(result["machine"])):
+    if EMULATED in result["machine"]["processor"]:
         lines += [ABOUT_EMULATION, ""]
     lines += rows.markdown([rows.Row(**fields(row)) for row in result["rows"]])
     lines.append("")

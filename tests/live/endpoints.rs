@@ -12,18 +12,17 @@ use socket2::{Domain, Socket, Type};
 
 use crate::api_network::{Host, Network};
 use crate::api_traffic::{begin_connect, option};
-use crate::consumer::{Consumer, Event, kernel_version, patience, rung_is_tracepoint, sees_accepts, turn};
-use crate::owners::{Owner, RUNS, Truths, check_unless, consumer, run, scenario};
+use crate::consumer::{Consumer, Event, kernel_version, patience, rung_is_tracepoint, turn};
+use crate::owners::{Owner, RUNS, Truths, check, check_unless, consumer, run, scenario};
 use crate::traffic::{Connection, V4};
 
 /// Each endpoint has given one event with its owner, and none gives another.
 fn check_once(consumer: &mut Consumer, truths: &Truths) {
-    check_once_unless(consumer, truths, |got, _| !sees_accepts() && *got == Owner::nobody(0));
+    check(consumer, truths);
+    expect_no_more(consumer, truths);
 }
 
-/// The same, where an owner that is not the true one may be right too.
-fn check_once_unless(consumer: &mut Consumer, truths: &Truths, is_right_too: impl Fn(&Owner, &Owner) -> bool) {
-    check_unless(consumer, truths, is_right_too);
+fn expect_no_more(consumer: &mut Consumer, truths: &Truths) {
     let more: Vec<_> = consumer.events_until_silence();
     let more: Vec<_> = more.iter().filter(|event| truths.contains_key(&event.ports())).collect();
     assert!(more.is_empty(), "there were more: {more:#?}");
@@ -68,9 +67,10 @@ fn mptcp_gives_one_close_for_each_end_of_a_subflow() {
         // Where its peer closes at once, the kernel itself may have ended a connection before it is accepted
         // (mptcp_worker; seen under 7.3). And a plain tracepoint does not tell which one is MPTCP's that a process accepts.
         let ends_early = ["client-first", "client-killed"].contains(&name);
-        check_once_unless(&mut consumer, &truths, |got, truth| {
+        check_unless(&mut consumer, &truths, |got, truth| {
             (ends_early && *got == Owner::nobody(truth.uid)) || (rung_is_tracepoint() && *got == Owner::nobody(0))
         });
+        expect_no_more(&mut consumer, &truths);
     }
 }
 

@@ -67,7 +67,7 @@ pub fn check(consumer: &mut Consumer, truths: &Truths) {
 }
 
 /// The same, where an end of which nobody was seen to act on may have no owner.
-pub fn check_but(consumer: &mut Consumer, truths: &Truths, may_be_nobody: bool) {
+fn check_but(consumer: &mut Consumer, truths: &Truths, may_be_nobody: bool) {
     check_unless(consumer, truths, |got, _| may_be_nobody && *got == Owner::nobody(0));
 }
 
