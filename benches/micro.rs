@@ -70,7 +70,7 @@ fn queueing(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     let event = ClassicEvent::from(&close());
 
-    let queue = Queue::new(DEFAULT_SLOTS);
+    let queue = Queue::new(DEFAULT_SLOTS).expect("memory");
     group.bench_function("push and pop", |bencher| {
         bencher.iter(|| {
             queue.push_displacing(black_box(event.clone()));
@@ -78,7 +78,7 @@ fn queueing(criterion: &mut Criterion) {
         });
     });
 
-    let full = Queue::new(DEFAULT_SLOTS);
+    let full = Queue::new(DEFAULT_SLOTS).expect("memory");
     while full.push_if_room(event.clone()) {}
     group.bench_function("push into a full one", |bencher| {
         bencher.iter(|| full.push_displacing(black_box(event.clone())));
@@ -160,7 +160,7 @@ fn listing(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(sockets));
     group.bench_function("a datagram, into a queue", |bencher| {
         bencher.iter_batched_ref(
-            || Queue::new(DEFAULT_SLOTS),
+            || Queue::new(DEFAULT_SLOTS).expect("memory"),
             |queue| {
                 for_each_reply(black_box(&datagram), SEQUENCE, |reply| {
                     if let Reply::Socket(payload) = reply

@@ -28,13 +28,14 @@ extern "C" {
 void AddProbe(const char *program);
 
 /**
- * What `AddProbe` does in its thread, on the caller's thread: loads and attaches the probe and reads its records
- * until `cleanup` is called.
+ * Watches as `AddProbe` does, and waits: loads and attaches the probe, and returns once `cleanup` is called. A thread of the
+ * library does the work, so that the calling one needs no stack to speak of.
  *
  * `program`: as for `AddProbe`. Returns 0 after `cleanup`, 1 on failure (where TCPEVENT_ON_ERROR=continue is set;
  * else a failure ends the process, as with `AddProbe`).
  *
- * Thread-safe; not for signal handlers.
+ * Thread-safe; not for signal handlers. A cancellation point (pthread_cancel): where the thread is cancelled, or ended by
+ * pthread_exit in a signal handler, the probe ends as by `cleanup`.
  *
  * `program` is NULL or a NUL-terminated string.
  */
@@ -54,7 +55,8 @@ unsigned int getStatus(void);
  *
  * Returns the event by value; nothing is to be freed. Any number of threads may call it at once, each event goes to
  * one of them. After `cleanup` the events that are still queued can be taken; then it blocks until `AddProbe` is
- * called again and events come. Not for signal handlers; a handler that runs while it waits may call `cleanup`.
+ * called again and events come. Not for signal handlers; a handler that runs while it waits may call `cleanup`. While it
+ * waits it is a cancellation point (pthread_cancel); no event is lost by that.
  */
 struct tcp_event_t DequeuePerfEvent(void);
 

@@ -135,7 +135,8 @@ struct tcpevent;
 
 /**
  * Takes a line of the library's log: its level (TCPEVENT_LOG_WARN and so on), and its text without a line end, which is
- * valid during the call. Called on threads of the library; it must not call `tcpevent_close`.
+ * valid during the call. Called on threads of the library; it must return: not by an exception, nor by longjmp or
+ * pthread_exit, which would end the process. It must not call `tcpevent_close`.
  */
 typedef void (*tcpevent_log)(void *context, int level, const char *text);
 
@@ -518,7 +519,9 @@ int tcpevent_fd(struct tcpevent *handle);
  * while it waited. -EBADF: `handle` is not open, or was closed meanwhile. -EINVAL: an argument. -EIO: the probe has failed,
  * and all events before that were read.
  *
- * Thread-safe: each event goes to one reader. Not for signal handlers.
+ * Thread-safe: each event goes to one reader. Not for signal handlers. While it waits it is a cancellation point
+ * (pthread_cancel), and a signal handler may end its thread (pthread_exit) or jump out of it (siglongjmp): the handle stays
+ * usable, but after a jump `tcpevent_close` takes 2 seconds more, and its memory stays taken.
  *
  * `events` is NULL or valid for `count` times `event_size` bytes.
  */
@@ -550,6 +553,21 @@ int tcpevent_wake(struct tcpevent *handle);
  */
 int tcpevent_get_statistics(struct tcpevent *handle,
                             struct tcpevent_statistics *statistics);
+
+/**
+ * The same counters of the six classic functions (`AddProbe` and the others, see event.h), over all their probes in this
+ * process: how many events `DequeuePerfEvent` has returned, and every way in which one can be lost. All are 0 before the
+ * first call of one of them.
+ *
+ * `statistics`: as for `tcpevent_get_statistics`. `probe` is that of the last start, 0 before one has succeeded.
+ *
+ * Returns 0 or -EINVAL.
+ *
+ * Thread-safe; not for signal handlers.
+ *
+ * `statistics` is NULL or valid for the bytes that its `size` says.
+ */
+int tcpevent_classic_statistics(struct tcpevent_statistics *statistics);
 
 /**
  * What was wrong in the last function of this library that failed in this thread, in one line: cause, value, remedy. Empty

@@ -1,9 +1,9 @@
 //! Where C calls Rust: no panic gets out.
 
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
 
 use crate::log::{self, Level};
+use crate::once::Once;
 
 /// Runs the body of an exported function. A panic becomes a line on stderr and `None`.
 pub fn guard<T>(function: &'static str, body: impl FnOnce() -> T) -> Option<T> {
@@ -19,5 +19,5 @@ pub fn guard<T>(function: &'static str, body: impl FnOnce() -> T) -> Option<T> {
 /// library inside this one: a host that is written in Rust has its own.
 fn quiet_panics() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| panic::set_hook(Box::new(|info| log::line(Level::Error, info))));
+    ONCE.call(|| panic::set_hook(Box::new(|info| log::line(Level::Error, info))));
 }

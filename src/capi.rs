@@ -6,22 +6,26 @@
 //! [`watch`]: crate::watch
 #![allow(non_camel_case_types)]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::{self, size_of};
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::ptr;
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::boundary::guard;
+use crate::cancellation::{self, held_off};
+use crate::classic;
 use crate::error::Error;
 use crate::event::{Event, Failure};
 use crate::filter::Filter;
-use crate::handle;
+use crate::handle::{self, InUse, Waiting};
 use crate::inet::inet_ntop;
-use crate::last_error;
 use crate::log::{self, Level, Logger};
+use crate::per_thread;
 use crate::probe;
+use crate::readiness::Waited;
 use crate::settings::{MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL};
 use crate::sized;
 use crate::watch::{Options, ReadEnd, Watch, WatchStatistics};
@@ -87,7 +91,8 @@ pub const TCPEVENT_LOG_INFO: c_int = 2;
 pub const TCPEVENT_LOG_DEBUG: c_int = 3;
 
 /// Takes a line of the library's log: its level (TCPEVENT_LOG_WARN and so on), and its text without a line end, which is
-/// valid during the call. Called on threads of the library; it must not call `tcpevent_close`.
+/// valid during the call. Called on threads of the library; it must return: not by an exception, nor by longjmp or
+/// pthread_exit, which would end the process. It must not call `tcpevent_close`.
 pub type tcpevent_log = Option<unsafe extern "C" fn(context: *mut c_void, level: c_int, text: *const c_char)>;
 
 /// What to watch, and how. Set `size`, and all that is not needed to 0.
@@ -289,7 +294,7 @@ pub struct tcpevent_statistics {
 /// `options` is NULL or valid for the bytes that its `size` says, its pointers are NULL or valid, and `handle` is NULL or
 /// valid for a pointer.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tcpevent_open(options: *const tcpevent_options, handle: *mut *mut tcpevent) -> c_int {
+pub unsafe extern "C-unwind" fn tcpevent_open(options: *const tcpevent_options, handle: *mut *mut tcpevent) -> c_int {
     call("tcpevent_open", || {
         if handle.is_null() {
             return Err(Error::argument("handle is NULL: it must point to where the handle is to go"));
@@ -310,7 +315,7 @@ pub unsafe extern "C" fn tcpevent_open(options: *const tcpevent_options, handle:
 ///
 /// Thread-safe; not for signal handlers, nor for `tcpevent_options.log`.
 #[unsafe(no_mangle)]
-pub extern "C" fn tcpevent_close(handle: *mut tcpevent) -> c_int {
+pub extern "C-unwind" fn tcpevent_close(handle: *mut tcpevent) -> c_int {
     call("tcpevent_close", || handle::remove(handle.addr()).map(|()| 0))
 }
 
@@ -322,7 +327,7 @@ pub extern "C" fn tcpevent_close(handle: *mut tcpevent) -> c_int {
 ///
 /// Thread-safe; not for signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C" fn tcpevent_fd(handle: *mut tcpevent) -> c_int {
+pub extern "C-unwind" fn tcpevent_fd(handle: *mut tcpevent) -> c_int {
     call("tcpevent_fd", || Ok(handle::get(handle.addr())?.fd()))
 }
 
@@ -336,45 +341,120 @@ pub extern "C" fn tcpevent_fd(handle: *mut tcpevent) -> c_int {
 /// while it waited. -EBADF: `handle` is not open, or was closed meanwhile. -EINVAL: an argument. -EIO: the probe has failed,
 /// and all events before that were read.
 ///
-/// Thread-safe: each event goes to one reader. Not for signal handlers.
+/// Thread-safe: each event goes to one reader. Not for signal handlers. While it waits it is a cancellation point
+/// (pthread_cancel), and a signal handler may end its thread (pthread_exit) or jump out of it (siglongjmp): the handle stays
+/// usable, but after a jump `tcpevent_close` takes 2 seconds more, and its memory stays taken.
 ///
 /// # Safety
 ///
 /// `events` is NULL or valid for `count` times `event_size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tcpevent_read(
+pub unsafe extern "C-unwind" fn tcpevent_read(
     handle: *mut tcpevent,
     events: *mut tcpevent_event,
     event_size: usize,
     count: usize,
     timeout_ms: c_int,
 ) -> c_int {
-    call("tcpevent_read", || {
-        let watch = handle::get(handle.addr())?;
-        if events.is_null() || count == 0 {
-            return Err(Error::argument("events is NULL or count is 0: there must be room for an event"));
-        }
-        if !(FIRST_EVENT_SIZE..=MOST_STRUCT_SIZE).contains(&event_size) {
-            return Err(Error::argument("event_size is wrong: it must be sizeof(struct tcpevent_event)"));
-        }
-        let timeout = match timeout_ms {
-            -1 => None,
-            0.. => Some(Duration::from_millis(timeout_ms.unsigned_abs().into())),
-            _ => return Err(Error::argument("timeout_ms is negative: it takes milliseconds, or -1 for ever")),
+    let held = cancellation::hold();
+    let reading = Reading { handle: handle.addr(), events, event_size, count };
+    let mut time = TimeLeft { timeout_ms, until: None };
+    let mut waited = None;
+    let result = loop {
+        let mut wait = None;
+        let result = call_held("tcpevent_read", || reading.step(&mut time, waited, &mut wait));
+        let Some((waiting, fd, left)) = wait else {
+            break result;
         };
-        let mut to: *mut u8 = events.cast();
+        waited = Some((waiting, held.poll(fd, left)));
+    };
+    held.release();
+    result
+}
+
+/// What is to be read.
+struct Reading {
+    handle: usize,
+    events: *mut tcpevent_event,
+    event_size: usize,
+    count: usize,
+}
+
+/// How long to wait for it.
+struct TimeLeft {
+    timeout_ms: c_int,
+    /// Set by the first wait that has an end.
+    until: Option<Instant>,
+}
+
+/// A wait: for what, and how long at most.
+type Wait = (Waiting, RawFd, Option<Duration>);
+
+impl Reading {
+    /// Reads what there is. Where there is nothing, it says what to wait for, and is to be called again with what came of that.
+    fn step(
+        &self,
+        time: &mut TimeLeft,
+        waited: Option<(Waiting, c_int)>,
+        wait: &mut Option<Wait>,
+    ) -> Result<c_int, Error> {
+        let watch = match waited {
+            Some((waiting, _)) => waiting.end(),
+            None => self.check(time)?,
+        };
+        match waited.map(|(_, result)| Waited::of(result)) {
+            Some(Waited::TimedOut) => return Ok(0),
+            Some(Waited::Interrupted) => return Ok(watch.interrupted().result()),
+            Some(Waited::Ready) | None => {}
+        }
+        let mut to: *mut u8 = self.events.cast();
         let take = |event: &Event| {
             // SAFETY: the caller's promise; it is called `count` times at most.
             unsafe {
-                sized::write(&tcpevent_event::from_event(event, event_size), to, event_size);
-                to = to.add(event_size);
+                sized::write(&tcpevent_event::from_event(event, self.event_size), to, self.event_size);
+                to = to.add(self.event_size);
             }
         };
-        match watch.read(count.min(MOST_READ), timeout, take)? {
-            ReadEnd::Events(count) => Ok(c_int::try_from(count).unwrap_or(c_int::MAX)),
-            ReadEnd::Woken => Ok(-libc::EINTR),
+        if let Some(end) = watch.read(self.count.min(MOST_READ), take)? {
+            return Ok(end.result());
         }
-    })
+        let fd = watch.fd();
+        *wait = Some((watch.wait(), fd, time.left()));
+        Ok(0)
+    }
+
+    fn check(&self, time: &TimeLeft) -> Result<InUse, Error> {
+        let watch = handle::get(self.handle)?;
+        if self.events.is_null() || self.count == 0 {
+            return Err(Error::argument("events is NULL or count is 0: there must be room for an event"));
+        }
+        if !(FIRST_EVENT_SIZE..=MOST_STRUCT_SIZE).contains(&self.event_size) {
+            return Err(Error::argument("event_size is wrong: it must be sizeof(struct tcpevent_event)"));
+        }
+        if time.timeout_ms < -1 {
+            return Err(Error::argument("timeout_ms is negative: it takes milliseconds, or -1 for ever"));
+        }
+        Ok(watch)
+    }
+}
+
+impl TimeLeft {
+    /// `None`: for ever.
+    fn left(&mut self) -> Option<Duration> {
+        let timeout = Duration::from_millis(u64::try_from(self.timeout_ms).ok()?);
+        let now = Instant::now();
+        let until = *self.until.get_or_insert_with(|| now + timeout);
+        Some(until.saturating_duration_since(now))
+    }
+}
+
+impl ReadEnd {
+    fn result(&self) -> c_int {
+        match self {
+            Self::Events(count) => c_int::try_from(*count).unwrap_or(c_int::MAX),
+            Self::Woken => -libc::EINTR,
+        }
+    }
 }
 
 /// Makes one `tcpevent_read` return -EINTR: one that waits, or else the next one. Each call is good for one.
@@ -383,15 +463,15 @@ pub unsafe extern "C" fn tcpevent_read(
 ///
 /// Thread-safe, and safe in signal handlers; errno stays as it was.
 #[unsafe(no_mangle)]
-pub extern "C" fn tcpevent_wake(handle: *mut tcpevent) -> c_int {
+pub extern "C-unwind" fn tcpevent_wake(handle: *mut tcpevent) -> c_int {
     // Neither guard nor error text: both take memory. Nothing here can panic.
-    match handle::get_in_handler(handle.addr()) {
+    held_off(|| match handle::get_in_handler(handle.addr()) {
         Some(watch) => {
             watch.wake();
             0
         }
         None => -libc::EBADF,
-    }
+    })
 }
 
 /// Reads all counters, those of the kernel's side as they are now.
@@ -406,23 +486,58 @@ pub extern "C" fn tcpevent_wake(handle: *mut tcpevent) -> c_int {
 ///
 /// `statistics` is NULL or valid for the bytes that its `size` says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tcpevent_get_statistics(handle: *mut tcpevent, statistics: *mut tcpevent_statistics) -> c_int {
+pub unsafe extern "C-unwind" fn tcpevent_get_statistics(
+    handle: *mut tcpevent,
+    statistics: *mut tcpevent_statistics,
+) -> c_int {
     call("tcpevent_get_statistics", || {
         let watch = handle::get(handle.addr())?;
-        if statistics.is_null() {
-            return Err(Error::argument("statistics is NULL: it must point to the structure to fill"));
-        }
-        // SAFETY: the caller's promise: at least the size can be read.
-        let size = unsafe { statistics.cast::<usize>().read_unaligned() };
-        if !(FIRST_STATISTICS_SIZE..=MOST_STRUCT_SIZE).contains(&size) {
-            return Err(Error::argument("statistics->size is wrong: it must be sizeof(struct tcpevent_statistics)"));
-        }
-        let mut filled = tcpevent_statistics::from(watch.statistics());
-        filled.size = size.min(size_of::<tcpevent_statistics>());
         // SAFETY: the caller's promise.
-        unsafe { sized::write(&filled, statistics.cast(), size) };
-        Ok(0)
+        unsafe { write_statistics(statistics, || watch.statistics().into()) }
     })
+}
+
+/// The same counters of the six classic functions (`AddProbe` and the others, see event.h), over all their probes in this
+/// process: how many events `DequeuePerfEvent` has returned, and every way in which one can be lost. All are 0 before the
+/// first call of one of them.
+///
+/// `statistics`: as for `tcpevent_get_statistics`. `probe` is that of the last start, 0 before one has succeeded.
+///
+/// Returns 0 or -EINVAL.
+///
+/// Thread-safe; not for signal handlers.
+///
+/// # Safety
+///
+/// `statistics` is NULL or valid for the bytes that its `size` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn tcpevent_classic_statistics(statistics: *mut tcpevent_statistics) -> c_int {
+    call("tcpevent_classic_statistics", || {
+        let read = || classic::statistics().map(Into::into).unwrap_or_default();
+        // SAFETY: the caller's promise.
+        unsafe { write_statistics(statistics, read) }
+    })
+}
+
+/// # Safety
+///
+/// `statistics` is NULL or valid for the bytes that its `size` says.
+unsafe fn write_statistics(
+    statistics: *mut tcpevent_statistics,
+    read: impl FnOnce() -> tcpevent_statistics,
+) -> Result<c_int, Error> {
+    if statistics.is_null() {
+        return Err(Error::argument("statistics is NULL: it must point to the structure to fill"));
+    }
+    // SAFETY: the caller's promise: at least the size can be read.
+    let size = unsafe { statistics.cast::<usize>().read_unaligned() };
+    if !(FIRST_STATISTICS_SIZE..=MOST_STRUCT_SIZE).contains(&size) {
+        return Err(Error::argument("statistics->size is wrong: it must be sizeof(struct tcpevent_statistics)"));
+    }
+    let filled = tcpevent_statistics { size: size.min(size_of::<tcpevent_statistics>()), ..read() };
+    // SAFETY: the caller's promise.
+    unsafe { sized::write(&filled, statistics.cast(), size) };
+    Ok(0)
 }
 
 /// What was wrong in the last function of this library that failed in this thread, in one line: cause, value, remedy. Empty
@@ -430,15 +545,15 @@ pub unsafe extern "C" fn tcpevent_get_statistics(handle: *mut tcpevent, statisti
 ///
 /// Thread-safe; not for signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C" fn tcpevent_last_error() -> *const c_char {
-    guard("tcpevent_last_error", last_error::text).unwrap_or(c"".as_ptr())
+pub extern "C-unwind" fn tcpevent_last_error() -> *const c_char {
+    held_off(|| guard("tcpevent_last_error", per_thread::last_error).unwrap_or(c"".as_ptr()))
 }
 
 /// The version of the library, as in "0.1.0". Static.
 ///
 /// Thread-safe, and safe in signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C" fn tcpevent_version() -> *const c_char {
+pub extern "C-unwind" fn tcpevent_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
@@ -446,7 +561,7 @@ pub extern "C" fn tcpevent_version() -> *const c_char {
 ///
 /// Thread-safe, and safe in signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C" fn tcpevent_state_name(state: c_int) -> *const c_char {
+pub extern "C-unwind" fn tcpevent_state_name(state: c_int) -> *const c_char {
     const NAMES: [&CStr; 13] = [
         c"UNKNOWN",
         c"ESTABLISHED",
@@ -469,7 +584,7 @@ pub extern "C" fn tcpevent_state_name(state: c_int) -> *const c_char {
 ///
 /// Thread-safe, and safe in signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C" fn tcpevent_origin_name(origin: c_int) -> *const c_char {
+pub extern "C-unwind" fn tcpevent_origin_name(origin: c_int) -> *const c_char {
     name(&[c"guess", c"connect", c"accept", c"close", c"inode"], origin, c"unknown")
 }
 
@@ -486,7 +601,7 @@ pub extern "C" fn tcpevent_origin_name(origin: c_int) -> *const c_char {
 ///
 /// `address` is NULL or valid for 4 bytes, or 16 for AF_INET6; `text` is NULL or valid for `size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tcpevent_format_address(
+pub unsafe extern "C-unwind" fn tcpevent_format_address(
     family: c_int,
     address: *const u8,
     text: *mut c_char,
@@ -539,11 +654,22 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 /// Runs the body of a function: an error becomes the thread's last one and its negative errno, and so does a panic. No line
 /// is written anywhere.
 fn call(function: &'static str, body: impl FnOnce() -> Result<c_int, Error>) -> c_int {
-    static SILENT: LazyLock<Arc<Logger>> =
-        LazyLock::new(|| Arc::new(Logger { most: None, write: Box::new(|_, _| {}) }));
+    held_off(|| call_held(function, body))
+}
 
-    let result = log::with_logger(&SILENT, || guard(function, body)).unwrap_or(Err(Error::Bug { function }));
-    result.unwrap_or_else(|error| last_error::set(&error))
+/// The same where cancellation is held off already.
+fn call_held(function: &'static str, body: impl FnOnce() -> Result<c_int, Error>) -> c_int {
+    guard(function, || {
+        log::with_logger(&Logger::Silent, || {
+            let result = guard(function, body).unwrap_or(Err(Error::Bug { function }));
+            result.unwrap_or_else(|error| {
+                // No error has a NUL in it: values are shown escaped.
+                per_thread::set_last_error(CString::new(error.to_string()).unwrap_or_default());
+                -error.errno()
+            })
+        })
+    })
+    .unwrap_or(-libc::EIO)
 }
 
 /// The name of a number; `unknown` where it has none.
@@ -652,7 +778,7 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
         probe: ProbeSettings { rung, btf, filter, detailed: true, states, closes },
         sweep_interval: (events & TCPEVENT_SNAPSHOTS != 0).then_some(sweep_interval),
         queue_slots,
-        logger: Arc::new(Logger { most, write: Box::new(write) }),
+        logger: Arc::new(most.map_or(Logger::Silent, |most| Logger::Up(most, Box::new(write)))),
     })
 }
 

@@ -8,10 +8,13 @@ use std::{ptr, slice};
 
 use crate::abi::tcp_event_t;
 use crate::boundary::guard;
+use crate::cancellation::{self, held_off};
 use crate::error::Error;
 use crate::log::{self, Level};
-use crate::session::{Run, Session};
+use crate::once::Once;
+use crate::session::{AwaitedRun, Run, Session};
 use crate::settings::{OnError, Settings};
+use crate::watch::WatchStatistics;
 
 /// The session behind the six functions: made when it is first needed, never freed, because a signal handler may
 /// look at it at any time. A forked child begins without one.
@@ -22,18 +25,28 @@ fn session_if_any() -> Option<&'static Session> {
     unsafe { SESSION.load(Ordering::Acquire).as_ref() }
 }
 
+/// What there was to count. `None` before the first call.
+pub fn statistics() -> Option<WatchStatistics> {
+    session_if_any().map(Session::statistics)
+}
+
 fn session() -> &'static Session {
+    static FORKS: Once = Once::new();
+
     if let Some(session) = session_if_any() {
         return session;
     }
+    FORKS.call(|| {
+        // SAFETY: the handler is a function of this library, which is never unmapped (-z nodelete).
+        unsafe { libc::pthread_atfork(None, None, Some(forget_session)) };
+    });
     let (settings, errors) = Settings::from_environment();
     log::set_level(settings.log);
-    let new = Box::into_raw(Box::new(Session::new(settings)));
+    let (new, no_memory) = Session::new(settings);
+    let new = Box::into_raw(Box::new(new));
     match SESSION.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {
-            // SAFETY: the handler is a function of this library, which is never unmapped (-z nodelete).
-            unsafe { libc::pthread_atfork(None, None, Some(forget_session)) };
-            for error in errors {
+            for error in errors.into_iter().chain(no_memory) {
                 log::line(Level::Error, error);
             }
             // SAFETY: leaked just now.
@@ -74,44 +87,80 @@ extern "C" fn forget_session() {
 ///
 /// `program` is NULL or a NUL-terminated string.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn AddProbe(program: *const c_char) {
-    guard("AddProbe", || {
-        // SAFETY: the caller's promise.
-        unsafe { look_at(program) };
-        let (run, on_error) = claim();
-        let started = run.and_then(|run| run.spawn(move |error| fail(&error, on_error)));
-        if let Err(error) = started {
-            fail(&error, on_error);
-        }
+pub unsafe extern "C-unwind" fn AddProbe(program: *const c_char) {
+    held_off(|| {
+        guard("AddProbe", || {
+            // SAFETY: the caller's promise.
+            unsafe { look_at(program) };
+            let (run, on_error) = claim();
+            let started = run.and_then(|run| run.spawn(move |error| fail(&error, on_error)));
+            if let Err(error) = started {
+                fail(&error, on_error);
+            }
+        })
     });
 }
 
-/// What `AddProbe` does in its thread, on the caller's thread: loads and attaches the probe and reads its records
-/// until `cleanup` is called.
+/// Watches as `AddProbe` does, and waits: loads and attaches the probe, and returns once `cleanup` is called. A thread of the
+/// library does the work, so that the calling one needs no stack to speak of.
 ///
 /// `program`: as for `AddProbe`. Returns 0 after `cleanup`, 1 on failure (where TCPEVENT_ON_ERROR=continue is set;
 /// else a failure ends the process, as with `AddProbe`).
 ///
-/// Thread-safe; not for signal handlers.
+/// Thread-safe; not for signal handlers. A cancellation point (pthread_cancel): where the thread is cancelled, or ended by
+/// pthread_exit in a signal handler, the probe ends as by `cleanup`.
 ///
 /// # Safety
 ///
 /// `program` is NULL or a NUL-terminated string.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn setupBPF(program: *const c_char) -> c_int {
-    guard("setupBPF", || {
-        // SAFETY: the caller's promise.
-        unsafe { look_at(program) };
-        let (run, on_error) = claim();
-        match run.and_then(|run| run.run()) {
-            Ok(()) => 0,
-            Err(error) => {
-                fail(&error, on_error);
-                1
+pub unsafe extern "C-unwind" fn setupBPF(program: *const c_char) -> c_int {
+    const FAILED: c_int = 1;
+
+    let held = cancellation::hold();
+    // SAFETY: the caller's promise.
+    let begun = guard("setupBPF", || unsafe { begin(program) }).unwrap_or_default();
+    let status = match begun {
+        None => FAILED,
+        Some((run, on_error)) => loop {
+            held.wait(run.ended());
+            let ended = guard("setupBPF", || run.end_wait().map(|result| status_of(result, on_error)));
+            if let Some(status) = ended.unwrap_or(Some(FAILED)) {
+                break status;
             }
+        },
+    };
+    held.release();
+    status
+}
+
+/// # Safety
+///
+/// `program` is NULL or a NUL-terminated string.
+unsafe fn begin(program: *const c_char) -> Option<(&'static AwaitedRun, OnError)> {
+    // SAFETY: the caller's promise.
+    unsafe { look_at(program) };
+    let (run, on_error) = claim();
+    match run.and_then(Run::spawn_awaited) {
+        Ok(run) => {
+            run.begin_wait();
+            Some((run, on_error))
         }
-    })
-    .unwrap_or(1)
+        Err(error) => {
+            fail(&error, on_error);
+            None
+        }
+    }
+}
+
+fn status_of(result: Result<(), Error>, on_error: OnError) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            fail(&error, on_error);
+            1
+        }
+    }
 }
 
 /// Whether connections are being watched: 1 from the moment the probe is attached and its records are read, until
@@ -119,7 +168,7 @@ pub unsafe extern "C" fn setupBPF(program: *const c_char) -> c_int {
 ///
 /// Thread-safe, and safe in signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C" fn getStatus() -> c_uint {
+pub extern "C-unwind" fn getStatus() -> c_uint {
     session_if_any().is_some_and(Session::is_reading).into()
 }
 
@@ -128,15 +177,32 @@ pub extern "C" fn getStatus() -> c_uint {
 ///
 /// Returns the event by value; nothing is to be freed. Any number of threads may call it at once, each event goes to
 /// one of them. After `cleanup` the events that are still queued can be taken; then it blocks until `AddProbe` is
-/// called again and events come. Not for signal handlers; a handler that runs while it waits may call `cleanup`.
+/// called again and events come. Not for signal handlers; a handler that runs while it waits may call `cleanup`. While it
+/// waits it is a cancellation point (pthread_cancel); no event is lost by that.
 #[unsafe(no_mangle)]
-pub extern "C" fn DequeuePerfEvent() -> tcp_event_t {
-    loop {
-        if let Some(event) = guard("DequeuePerfEvent", || tcp_event_t::from(&session().next_event())) {
-            return event;
+pub extern "C-unwind" fn DequeuePerfEvent() -> tcp_event_t {
+    let held = cancellation::hold();
+    let mut has_waited = false;
+    let event = loop {
+        let mut announced = None;
+        let event = guard("DequeuePerfEvent", || {
+            let session = session();
+            let event = session.next_event(has_waited);
+            announced = event.is_none().then(|| session.announced());
+            event.map(|event| tcp_event_t::from(&event))
+        });
+        match (event.flatten(), announced) {
+            (Some(event), _) => break event,
+            (None, Some(announced)) => {
+                held.wait(announced);
+                has_waited = true;
+            }
+            // A bug: there must be an event in the end.
+            (None, None) => std::thread::sleep(Duration::from_millis(100)),
         }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    };
+    held.release();
+    event
 }
 
 /// Stops watching: the probe is detached and the threads of the library end, shortly after the call has returned.
@@ -145,11 +211,13 @@ pub extern "C" fn DequeuePerfEvent() -> tcp_event_t {
 /// Async-signal-safe: it takes no lock and no memory, so any signal handler may call it, on a thread that waits in
 /// `DequeuePerfEvent` too. Thread-safe.
 #[unsafe(no_mangle)]
-pub extern "C" fn cleanup() {
+pub extern "C-unwind" fn cleanup() {
     // No guard: nothing here can panic, and catching one is not async-signal-safe.
-    if let Some(session) = session_if_any() {
-        session.stop();
-    }
+    held_off(|| {
+        if let Some(session) = session_if_any() {
+            session.stop();
+        }
+    });
 }
 
 /// Prints `Array: `, the string and a newline on stdout. A test of how strings are passed; NULL prints nothing.
@@ -160,11 +228,11 @@ pub extern "C" fn cleanup() {
 ///
 /// `s` is NULL or a NUL-terminated string.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn printCharArray(s: *const c_char) {
+pub unsafe extern "C-unwind" fn printCharArray(s: *const c_char) {
     if !s.is_null() {
         // stdio's, so that the line takes its place among those of the host.
         // SAFETY: the format takes one string, and the caller promises one.
-        unsafe { libc::printf(c"Array: %s\n".as_ptr(), s) };
+        held_off(|| unsafe { libc::printf(c"Array: %s\n".as_ptr(), s) });
     }
 }
 

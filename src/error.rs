@@ -72,6 +72,16 @@ pub enum Error {
         /// The errno that stands for it.
         errno: i32,
     },
+    /// There is no memory for a queue.
+    #[error(
+        "{name} is {slots}: there is no memory for so many; ask for fewer, or raise the limit (ulimit -v, ulimit -d)"
+    )]
+    Memory {
+        /// The setting.
+        name: &'static str,
+        /// What it holds.
+        slots: usize,
+    },
     /// A panic.
     #[error("{function} has failed by a bug in this library: please report it")]
     Bug {
@@ -104,6 +114,7 @@ impl Error {
         match self {
             Self::Setting { .. } | Self::Filter { .. } | Self::FilterEnd { .. } | Self::Option { .. } => libc::EINVAL,
             Self::Argument { errno, .. } | Self::Probe { errno, .. } => *errno,
+            Self::Memory { .. } => libc::ENOMEM,
             Self::Running => libc::EBUSY,
             Self::Bug { .. } => libc::EIO,
             Self::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),

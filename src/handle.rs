@@ -4,13 +4,15 @@
 //! counts itself in first and looks at that number then; who closes changes the number first and waits then for the
 //! count. So nobody uses what is freed, and neither needs a lock: a signal handler may look a handle up.
 
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr;
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::once::Once;
+use crate::per_thread::{self, Abandon};
 use crate::watch::Watch;
 
 /// Bits of a handle that are the slot's number.
@@ -51,7 +53,38 @@ impl Deref for InUse {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        self.slot.users.fetch_sub(1, Ordering::SeqCst);
+        self.slot.leave();
+    }
+}
+
+impl Slot {
+    fn leave(&self) {
+        // A forked child has set it to 0, where a signal handler forked within a read that then goes on.
+        let _ = self.users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |users| users.checked_sub(1));
+    }
+}
+
+/// A handle that stays in use while its thread waits, which may end meanwhile: then the use ends too.
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct Waiting(&'static Slot, &'static Watch);
+
+impl InUse {
+    /// Goes on in a frame that has nothing to drop.
+    pub fn wait(self) -> Waiting {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: as it is handed over below; the table is static.
+        let abandon = |slot: *const ()| unsafe { &*slot.cast::<Slot>() }.leave();
+        per_thread::set_waiting(Some(Abandon { call: abandon, with: ptr::from_ref(this.slot).cast() }));
+        Waiting(this.slot, this.watch)
+    }
+}
+
+impl Waiting {
+    /// The wait is over.
+    pub fn end(self) -> InUse {
+        per_thread::set_waiting(None);
+        InUse { slot: self.0, watch: self.1 }
     }
 }
 
@@ -63,7 +96,7 @@ const NOT_OPEN: Error = Error::Argument {
 /// Opens a watch, and gives it a handle.
 pub fn insert(open: impl FnOnce() -> Result<Watch, Error>) -> Result<usize, Error> {
     static FORKS: Once = Once::new();
-    FORKS.call_once(|| {
+    FORKS.call(|| {
         // SAFETY: the handler is a function of this library, which is never unmapped (-z nodelete).
         unsafe { libc::pthread_atfork(None, None, Some(forget_all)) };
     });
@@ -110,7 +143,12 @@ pub fn get(handle: usize) -> Result<InUse, Error> {
     get_in_handler(handle).ok_or(NOT_OPEN)
 }
 
-/// Closes a handle. Returns once its watch is gone.
+/// A read that has been told to end takes no longer than this, but where it never does: a signal handler has jumped out of it
+/// (siglongjmp), or a debugger has stopped its thread.
+const LONGEST_USE: Duration = Duration::from_secs(2);
+
+/// Closes a handle. Returns once its watch is gone; or has ended, where somebody may still look at it: then its memory and
+/// its place stay taken for good.
 pub fn remove(handle: usize) -> Result<(), Error> {
     let (slot, generation) = slot_of(handle);
     if generation.is_multiple_of(2)
@@ -120,8 +158,14 @@ pub fn remove(handle: usize) -> Result<(), Error> {
     }
     let watch = slot.watch.load(Ordering::SeqCst);
     // SAFETY: only who has changed the generation, which is one, frees it.
-    unsafe { &*watch }.end_reads();
+    let in_use = unsafe { &*watch };
+    in_use.end_reads();
+    let until = Instant::now() + LONGEST_USE;
     while slot.users.load(Ordering::SeqCst) != 0 {
+        if Instant::now() > until {
+            in_use.end();
+            return Ok(());
+        }
         std::thread::sleep(Duration::from_micros(100));
     }
     // SAFETY: likewise, and there are no users any more.

@@ -9,7 +9,9 @@
 //! **Threads.** All functions may be called from any number of threads. The library has two threads of its own, and two
 //! more for each handle: one loads the probe and reads its records, one sweeps the sockets that are open. All block all
 //! signals. `cleanup`, `getStatus` and `tcpevent_wake` are async-signal-safe, most others are not. A forked child
-//! begins with a library in which nothing runs, and all handles closed.
+//! begins with a library in which nothing runs, and all handles closed. The three calls that wait (`DequeuePerfEvent`,
+//! `setupBPF`, `tcpevent_read`) are cancellation points while they do; all others hold cancellation off until they return
+//! (see [`cancellation`]). All work after main has returned, and on threads that are ending.
 //!
 //! **Errors.** Of the classic functions, a failing start is one line on stderr, with cause and remedy. It ends the process
 //! only in the two functions that consumers of the reference expect it of, and not where TCPEVENT_ON_ERROR=continue is
@@ -27,6 +29,7 @@
 pub mod abi;
 mod boundary;
 mod btf;
+mod cancellation;
 pub mod capi;
 pub mod classic;
 pub mod classic_event;
@@ -41,9 +44,10 @@ pub mod filter;
 mod handle;
 mod inet;
 mod joiner;
-mod last_error;
 pub mod log;
 pub mod netlink;
+mod once;
+mod per_thread;
 mod perf_collector;
 mod pid_namespace;
 mod privilege;
@@ -51,6 +55,7 @@ mod probe;
 mod probe_thread;
 pub mod queue;
 mod readiness;
+mod semaphore;
 pub mod session;
 pub mod settings;
 mod sink;

@@ -3,10 +3,9 @@
 //! The host owns its stderr. A line must neither block it (a full pipe), kill it (SIGPIPE), nor fail it (a closed
 //! descriptor, a full disk), so what cannot be written at once is left out.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::{io, mem, ptr};
 
@@ -47,37 +46,46 @@ pub fn set_level(level: Level) {
 pub type Write = dyn Fn(Level, &CStr) + Send + Sync;
 
 /// Takes the lines of the threads that work for a handle.
-pub struct Logger {
-    /// The least important level that it takes; `None` for no lines at all.
-    pub most: Option<Level>,
-    /// What it does with them.
-    pub write: Box<Write>,
+pub enum Logger {
+    /// Takes none.
+    Silent,
+    /// Takes those of this level, and all that are more important.
+    Up(Level, Box<Write>),
 }
 
 thread_local! {
-    /// Where this thread's lines go; `None` for stderr.
-    static LOGGER: RefCell<Option<Arc<Logger>>> = const { RefCell::new(None) };
+    /// Where this thread's lines go; null for stderr. It has nothing to drop, so that it is there until the thread's very
+    /// end, when destructors of the host may call us.
+    static LOGGER: Cell<*const Logger> = const { Cell::new(ptr::null()) };
 }
 
 /// Runs `body` with the lines of this thread going to a logger.
-pub fn with_logger<T>(logger: &Arc<Logger>, body: impl FnOnce() -> T) -> T {
-    let before = LOGGER.replace(Some(Arc::clone(logger)));
-    let result = body();
-    LOGGER.replace(before);
-    result
+pub fn with_logger<T>(logger: &Logger, body: impl FnOnce() -> T) -> T {
+    struct Before(*const Logger);
+
+    impl Drop for Before {
+        fn drop(&mut self) {
+            LOGGER.set(self.0);
+        }
+    }
+
+    let _before = Before(LOGGER.replace(logger));
+    body()
 }
 
-fn logger() -> Option<Arc<Logger>> {
-    // A thread that is ending has none any more.
-    LOGGER.try_with(|logger| logger.borrow().clone()).ok().flatten()
+/// Hands on the logger of this thread.
+fn with_own<T>(take: impl FnOnce(Option<&Logger>) -> T) -> T {
+    // SAFETY: null, or borrowed by a `with_logger` that is further down on this very stack.
+    take(unsafe { LOGGER.get().as_ref() })
 }
 
 /// Whether lines of this level are written.
 pub fn enabled(level: Level) -> bool {
-    match logger() {
-        Some(logger) => logger.most.is_some_and(|most| level <= most),
+    with_own(|logger| match logger {
+        Some(Logger::Silent) => false,
+        Some(Logger::Up(most, _)) => level <= *most,
         None => level as u8 <= MOST.load(Ordering::Relaxed),
-    }
+    })
 }
 
 /// Writes one line, where its level is enabled.
@@ -88,13 +96,14 @@ pub fn line(level: Level, text: impl Display) {
 }
 
 fn write(level: Level, text: &dyn Display) {
-    match logger() {
-        Some(logger) => {
+    with_own(|logger| match logger {
+        Some(Logger::Silent) => {}
+        Some(Logger::Up(_, write)) => {
             let text = CString::new(text.to_string().replace('\0', "?")).unwrap_or_default();
-            (logger.write)(level, &text);
+            write(level, &text);
         }
         None => write_stderr(&format!("libtcpEvent: {}: {text}\n", level.name())),
-    }
+    });
 }
 
 /// A message that is written at most once a second.

@@ -1,9 +1,8 @@
 //! The life of a probe, from its start to its end, on the thread that owns it.
 
 use std::os::fd::RawFd;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::collector::{self, Completion};
 use crate::counters::Counters;
@@ -14,6 +13,7 @@ use crate::perf_collector;
 use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Variables};
 use crate::settings::{ProbeSettings, Rung};
 use crate::sink::Sink;
+use crate::threads::lock;
 use crate::wake::Sleeper;
 
 /// What others may know of a probe while it is attached.
@@ -23,6 +23,8 @@ pub struct Attached {
     /// For sweeps.
     pub holders: HolderIterator,
     kernel: Mutex<Option<Kernel>>,
+    /// Of the probe that is attached, or was last.
+    rung: Mutex<Option<Rung>>,
 }
 
 /// Where the kernel's side counts.
@@ -60,18 +62,23 @@ pub struct KernelCounters {
 impl Attached {
     /// Nothing is.
     pub const fn new() -> Self {
-        Self { fds: BpfFds::new(), holders: HolderIterator::new(), kernel: Mutex::new(None) }
+        Self { fds: BpfFds::new(), holders: HolderIterator::new(), kernel: Mutex::new(None), rung: Mutex::new(None) }
     }
 
     /// What the kernel's side has counted since the probe was attached. Nothing where none is: then it has been added to
     /// the session's counters.
     pub fn counters(&self) -> KernelCounters {
-        self.kernel.lock().as_ref().map(Kernel::counters).unwrap_or_default()
+        lock(&self.kernel).as_ref().map(Kernel::counters).unwrap_or_default()
+    }
+
+    /// The rung of the probe that is attached, or was last.
+    pub fn rung(&self) -> Option<Rung> {
+        *lock(&self.rung)
     }
 
     /// Endpoints whose owners are kept.
     pub fn tracked(&self) -> u64 {
-        self.kernel.lock().as_ref().and_then(|kernel| kernel.fds).map_or(0, |fds| fds.tracked())
+        lock(&self.kernel).as_ref().and_then(|kernel| kernel.fds).map_or(0, |fds| fds.tracked())
     }
 }
 
@@ -121,13 +128,14 @@ pub fn run(
     let _ended = Ended { attached, counters };
     let when_reading = |probe: &Probe<'_>| {
         drop(streams);
-        *attached.kernel.lock() = Some(Kernel::of(probe));
+        *lock(&attached.kernel) = Some(Kernel::of(probe));
+        *lock(&attached.rung) = Some(probe.rung());
         when_reading(probe.rung());
     };
     let before_detach = |_: &Probe<'_>| {
         attached.fds.forget();
         attached.holders.set(None);
-        if let Some(kernel) = &mut *attached.kernel.lock() {
+        if let Some(kernel) = &mut *lock(&attached.kernel) {
             kernel.by_fds = kernel.counters();
             kernel.fds = None;
         }
@@ -152,7 +160,7 @@ struct Ended<'run> {
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
         // Under the lock, so that nobody counts anything twice, or not at all.
-        let mut kernel = self.attached.kernel.lock();
+        let mut kernel = lock(&self.attached.kernel);
         if let Some(kernel) = kernel.take() {
             self.counters.add_kernel(&kernel.counters());
         }

@@ -3,15 +3,22 @@
 //! A change that finds it full displaces the oldest event; a snapshot that finds it full is itself refused. Every event
 //! that is dropped is counted by its kind.
 //!
-//! Consumers sleep until a batch of events is announced. The channel itself would wake one at the first event, who would
-//! then overtake the producer and sleep again, after a spin each time, once for every few events.
+//! Consumers sleep until a batch of events is announced, on a semaphore: nothing is left to put in order where one is
+//! cancelled, or never comes back. A channel would wake one at the first event, who would then overtake the producer and
+//! sleep again, after a spin each time, once for every few events.
+//!
+//! A deque behind a lock, and no channel of crossbeam's: that takes its memory in a way that ends the process where there is
+//! none, and touches all of it at once. The lock is the standard library's, as all locks here are: a futex by itself. Those
+//! of parking_lot keep their waiting threads in a table of the process, with locks of its own; a forked child inherits that as
+//! it is, and waits for threads that it does not have.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
-
-use crossbeam_channel::{Receiver, Sender, TrySendError};
-use parking_lot::{Condvar, Mutex};
+use std::collections::{TryReserveError, VecDeque};
+use std::sync::atomic::{Ordering, fence};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::event::{Event, Kind};
+use crate::semaphore::Semaphore;
+use crate::threads::lock;
 
 /// What a queue can hold.
 pub trait Queued {
@@ -39,69 +46,84 @@ pub const DEFAULT_SLOTS: usize = 1024;
 
 /// A bounded queue of events, for any number of producers and consumers.
 pub struct Queue<E> {
-    sender: Sender<E>,
-    receiver: Receiver<E>,
-    /// Consumers that wait, or are about to.
-    waiting: AtomicUsize,
-    /// Held from the last look at the queue until the wait has begun.
-    wait_turn: Mutex<()>,
-    announced: Condvar,
-    shed_states: AtomicU64,
-    shed_closes: AtomicU64,
-    shed_snapshots: AtomicU64,
+    slots: usize,
+    inner: Mutex<Inner<E>>,
+    announced: Semaphore,
+}
+
+struct Inner<E> {
+    events: VecDeque<E>,
+    shed: Shed,
 }
 
 impl<E: Queued> Queue<E> {
     /// A queue of `slots` events, at least one.
-    pub fn new(slots: usize) -> Self {
-        let (sender, receiver) = crossbeam_channel::bounded(slots.max(1));
-        Self {
-            sender,
-            receiver,
-            waiting: AtomicUsize::new(0),
-            wait_turn: Mutex::new(()),
-            announced: Condvar::new(),
-            shed_states: AtomicU64::new(0),
-            shed_closes: AtomicU64::new(0),
-            shed_snapshots: AtomicU64::new(0),
-        }
+    pub fn new(slots: usize) -> Result<Self, TryReserveError> {
+        let slots = slots.max(1);
+        let mut events = VecDeque::new();
+        events.try_reserve_exact(slots)?;
+        Ok(Self { slots, inner: Mutex::new(Inner { events, shed: Shed::default() }), announced: Semaphore::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner<E>> {
+        lock(&self.inner)
+    }
+
+    /// Events that it can hold.
+    pub fn slots(&self) -> usize {
+        self.slots
     }
 
     /// Queues a change, to be announced. Returns the number of older events that were dropped to make room.
-    pub fn push_displacing(&self, mut event: E) -> u64 {
+    pub fn push_displacing(&self, event: E) -> u64 {
+        let mut inner = self.lock();
         let mut shed = 0;
-        loop {
-            match self.sender.try_send(event) {
-                Ok(()) => return shed,
-                Err(TrySendError::Full(back) | TrySendError::Disconnected(back)) => event = back,
-            }
-            // A consumer may have taken it meanwhile: then there is room, and nothing to drop.
-            if let Ok(oldest) = self.receiver.try_recv() {
-                self.count_shed(oldest.kind());
-                shed += 1;
-            }
+        if inner.events.len() >= self.slots
+            && let Some(oldest) = inner.events.pop_front()
+        {
+            inner.shed.count(oldest.kind());
+            shed = 1;
         }
+        inner.events.push_back(event);
+        shed
     }
 
     /// Queues a snapshot if there is room for it, to be announced. Returns whether there was.
     pub fn push_if_room(&self, event: E) -> bool {
-        let kind = event.kind();
-        let queued = self.sender.try_send(event).is_ok();
-        if !queued {
-            self.count_shed(kind);
+        let mut inner = self.lock();
+        let has_room = inner.events.len() < self.slots;
+        if has_room {
+            inner.events.push_back(event);
+        } else {
+            inner.shed.count(event.kind());
         }
-        queued
+        has_room
     }
 
     /// Wakes a consumer, if one waits, for the events that were queued since the last call.
     pub fn announce(&self) {
-        // Against the one in `wait`: either this sees who waits, or they see the events.
+        // Against the one in `woken`: either this sees that a consumer has taken the last announcement, or that one sees the
+        // events.
         fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            // Whoever has found the queue empty is asleep before this has the lock.
-            drop(self.wait_turn.lock());
-            self.announced.notify_one();
+        if !self.announced.is_posted() {
+            self.announced.post();
         }
+    }
+
+    /// What to wait for, where the queue is empty; [`Self::woken`] is to follow.
+    pub fn announced(&self) -> &Semaphore {
+        &self.announced
+    }
+
+    /// A consumer has waited: the oldest event, if there is one by now.
+    pub fn woken(&self) -> Option<E> {
+        fence(Ordering::SeqCst);
+        let event = self.try_pop();
+        // Only one was woken for all of them.
+        if event.is_some() && !self.is_empty() {
+            self.announce();
+        }
+        event
     }
 
     /// The oldest event; waits until there is one.
@@ -110,59 +132,42 @@ impl<E: Queued> Queue<E> {
             return event;
         }
         loop {
-            self.wait();
-            if let Some(event) = self.try_pop() {
-                // Only one was woken for all of them.
-                if !self.is_empty() {
-                    self.announce();
-                }
+            self.announced.wait();
+            if let Some(event) = self.woken() {
                 return event;
             }
         }
     }
 
-    /// Waits until there may be an event.
-    fn wait(&self) {
-        let mut turn = self.wait_turn.lock();
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        while self.is_empty() {
-            self.announced.wait(&mut turn);
-        }
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-
     /// The oldest event, if there is one.
     pub fn try_pop(&self) -> Option<E> {
-        self.receiver.try_recv().ok()
+        self.lock().events.pop_front()
     }
 
     /// Events that are in it.
     pub fn len(&self) -> usize {
-        self.receiver.len()
+        self.lock().events.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.receiver.is_empty()
+        self.len() == 0
     }
 
     /// Events dropped so far.
     pub fn shed(&self) -> Shed {
-        Shed {
-            states: self.shed_states.load(Ordering::Relaxed),
-            closes: self.shed_closes.load(Ordering::Relaxed),
-            snapshots: self.shed_snapshots.load(Ordering::Relaxed),
-        }
+        self.lock().shed
     }
+}
 
-    fn count_shed(&self, kind: Kind) {
+impl Shed {
+    fn count(&mut self, kind: Kind) {
         let counter = match kind {
-            Kind::State => &self.shed_states,
-            Kind::Close => &self.shed_closes,
-            Kind::Snapshot => &self.shed_snapshots,
+            Kind::State => &mut self.states,
+            Kind::Close => &mut self.closes,
+            Kind::Snapshot => &mut self.snapshots,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        *counter += 1;
     }
 }
 
@@ -184,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_keeps_the_newest_closes() {
-        let queue = Queue::new(1024);
+        let queue = Queue::new(1024).unwrap();
         let shed: u64 = (0..3000).map(|n| queue.push_displacing(event(Kind::Close, n))).sum();
         assert_eq!(shed, 1976);
         assert_eq!(queue.shed(), Shed { closes: 1976, ..Shed::default() });
@@ -194,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_never_displaces() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2).unwrap();
         assert!(queue.push_if_room(event(Kind::Snapshot, 1)));
         assert!(queue.push_if_room(event(Kind::Snapshot, 2)));
         assert!(!queue.push_if_room(event(Kind::Snapshot, 3)));
@@ -208,7 +213,7 @@ mod tests {
     fn consumers_share_events_with_none_twice_and_none_missing() {
         const EVENTS: u64 = 100_000;
         const CONSUMERS: usize = 8;
-        let queue = Arc::new(Queue::<Event>::new(1024));
+        let queue = Arc::new(Queue::<Event>::new(1024).unwrap());
         let consumers: Vec<_> = (0..CONSUMERS)
             .map(|_| {
                 let queue = Arc::clone(&queue);
@@ -241,7 +246,7 @@ mod tests {
     #[test]
     fn an_announced_event_is_never_slept_through() {
         const ROUNDS: usize = 20_000;
-        let queue = Queue::<Event>::new(1024);
+        let queue = Queue::<Event>::new(1024).unwrap();
         let taken = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..3 {
@@ -276,7 +281,7 @@ mod tests {
     fn under_contention_every_event_is_delivered_whole_or_counted() {
         const EACH: u64 = 20_000;
         const PRODUCERS: [Kind; 4] = [Kind::Close, Kind::Close, Kind::Snapshot, Kind::Snapshot];
-        let queue = Queue::new(8);
+        let queue = Queue::new(8).unwrap();
         let producing = AtomicUsize::new(PRODUCERS.len());
         let make = |producer: usize, number: u64| Event {
             bytes_received: number * 3,
@@ -335,11 +340,17 @@ mod tests {
         assert_eq!(delivered(Kind::Snapshot) + shed.snapshots, 2 * EACH);
     }
 
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        assert!(Queue::<Event>::new(usize::MAX / 2).is_err());
+        assert!(Queue::<Event>::new(1 << 44).is_err());
+    }
+
     proptest! {
         /// Against a plain model: whatever the order of calls, the same events come out and are counted.
         #[test]
         fn it_behaves_as_a_bounded_deque(slots in 1usize..8, calls in proptest::collection::vec(0u8..3, 0..200)) {
-            let queue = Queue::new(slots);
+            let queue = Queue::new(slots).unwrap();
             let mut model = VecDeque::new();
             let mut dropped = 0;
             for (number, call) in (0u64..).zip(calls) {

@@ -6,9 +6,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use std::time::Duration;
 
-use crate::wake::{new_eventfd, poll, write_eventfd};
+use crate::wake::{new_eventfd, write_eventfd};
 
 /// See the module's documentation.
 pub struct Readiness {
@@ -103,13 +102,21 @@ impl Readiness {
     }
 
     /// Waits until there may be something.
-    pub fn wait(&self, time: Option<Duration>) -> Waited {
+    #[cfg(test)]
+    fn wait(&self, time: Option<std::time::Duration>) -> Waited {
         let fd = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
-        match poll(&mut [fd], time) {
-            0 => Waited::TimedOut,
-            1.. => Waited::Ready,
+        Waited::of(crate::wake::poll(&mut [fd], time))
+    }
+}
+
+impl Waited {
+    /// By what ppoll(2) of [`Readiness::fd`] has returned.
+    pub fn of(result: i32) -> Self {
+        match result {
+            0 => Self::TimedOut,
+            1.. => Self::Ready,
             // It can fail for no other reason.
-            _ => Waited::Interrupted,
+            _ => Self::Interrupted,
         }
     }
 }
@@ -125,6 +132,7 @@ fn drain(fd: RawFd) {
 mod tests {
     use std::sync::atomic::AtomicU64;
     use std::thread;
+    use std::time::Duration;
 
     use super::*;
 

@@ -5,9 +5,10 @@
 //! signal handlers, so it does nothing but count up an epoch and wake the threads; each thread belongs to the epoch
 //! that it was started in, and ends by itself when that is over.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use parking_lot::Mutex;
+use std::ptr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::classic_event::ClassicEvent;
 use crate::counters::{Counters, Statistics};
@@ -16,12 +17,15 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::log::{self, Level, Limited};
 use crate::netlink::sweep::{self, Naming, SweepSettings};
+use crate::per_thread::{self, Abandon};
 use crate::probe_thread::{self, Attached};
 use crate::queue::Queue;
+use crate::semaphore::Semaphore;
 use crate::settings::Settings;
 use crate::sink::Sink;
-use crate::threads::{no_descriptor, spawn};
+use crate::threads::{lock, no_descriptor, spawn};
 use crate::wake::Waker;
+use crate::watch::WatchStatistics;
 
 /// No epoch: counting from 0, it is never reached.
 const NEVER: u64 = u64::MAX;
@@ -33,6 +37,7 @@ static SHEDDING_SNAPSHOTS: Limited = Limited::new("Shedding TCP (Netlink) events
 pub struct Session {
     queue: Queue<ClassicEvent>,
     counters: Counters,
+    delivered: AtomicU64,
     settings: Mutex<Settings>,
     /// Counts up with each stop.
     epoch: AtomicU64,
@@ -73,10 +78,17 @@ impl Sink for Session {
 }
 
 impl Session {
-    /// A session in which nothing runs.
-    pub fn new(settings: Settings) -> Self {
-        Self {
-            queue: Queue::new(settings.queue_slots),
+    /// A session in which nothing runs. Where there is no memory for its queue, that is as long as there is memory for, and
+    /// the error says so.
+    pub fn new(settings: Settings) -> (Self, Option<Error>) {
+        let slots = settings.queue_slots;
+        let (queue, error) = match Queue::new(slots) {
+            Ok(queue) => (queue, None),
+            Err(_) => (shorter_queue(slots), Some(Error::Memory { name: "TCPEVENT_QUEUE", slots })),
+        };
+        let session = Self {
+            queue,
+            delivered: AtomicU64::new(0),
             counters: Counters::default(),
             settings: Mutex::new(settings),
             epoch: AtomicU64::new(0),
@@ -90,7 +102,8 @@ impl Session {
             probe_waker: Waker::new(),
             sweep_waker: Waker::new(),
             attached: Attached::new(),
-        }
+        };
+        (session, error)
     }
 
     /// Claims the probe of the current epoch for a [`Run`]. One that runs already is an error.
@@ -99,7 +112,7 @@ impl Session {
         if self.probe_epoch.swap(epoch, Ordering::SeqCst) == epoch {
             return Err(Error::Running);
         }
-        *self.settings.lock() = settings;
+        *lock(&self.settings) = settings;
         self.sweeps_allowed.store(epoch, Ordering::SeqCst);
         if self.consumed.load(Ordering::SeqCst) {
             self.start_sweeps();
@@ -116,7 +129,11 @@ impl Session {
     ///
     /// Async-signal-safe: atomics, and write(2) in [`Waker::wake`].
     pub fn stop(&self) {
-        let epoch = self.epoch.load(Ordering::SeqCst);
+        self.stop_run(self.epoch.load(Ordering::SeqCst));
+    }
+
+    /// The same for what runs in one epoch.
+    fn stop_run(&self, epoch: u64) {
         let runs = |started: &AtomicU64| started.load(Ordering::SeqCst) == epoch;
         if !runs(&self.probe_epoch) && !runs(&self.sweep_epoch) {
             return;
@@ -127,12 +144,20 @@ impl Session {
         self.sweep_waker.wake();
     }
 
-    /// The oldest event; waits until there is one. The first call starts the sweeps.
-    pub fn next_event(&'static self) -> ClassicEvent {
+    /// The oldest event, if there is one; else wait for [`Self::announced`]. `has_waited`: that has been done. The first call
+    /// starts the sweeps.
+    pub fn next_event(&'static self, has_waited: bool) -> Option<ClassicEvent> {
         if !self.consumed.swap(true, Ordering::SeqCst) {
             self.start_sweeps();
         }
-        self.queue.pop()
+        let event = if has_waited { self.queue.woken() } else { self.queue.try_pop() };
+        self.delivered.fetch_add(event.is_some().into(), Ordering::Relaxed);
+        event
+    }
+
+    /// Tells of events that are queued.
+    pub fn announced(&self) -> &Semaphore {
+        self.queue.announced()
     }
 
     /// Closes a forked child's copies of the probe's descriptors. Async-signal-safe.
@@ -140,9 +165,21 @@ impl Session {
         self.attached.fds.close_in_child();
     }
 
-    /// All counters.
-    pub fn statistics(&self) -> Statistics {
+    /// All counters, of all runs.
+    pub fn counters(&self) -> Statistics {
         self.counters.read(self.queue.shed(), &self.attached.counters())
+    }
+
+    /// What the session has seen, and every way in which an event can be lost.
+    pub fn statistics(&self) -> WatchStatistics {
+        WatchStatistics {
+            counters: self.counters(),
+            rung: self.attached.rung(),
+            queue_slots: self.queue.slots(),
+            queued: self.queue.len(),
+            delivered: self.delivered.load(Ordering::Relaxed),
+            tracked: self.attached.tracked(),
+        }
     }
 
     /// Starts the sweeping thread, once an epoch, where sweeps are allowed and wanted.
@@ -151,7 +188,7 @@ impl Session {
         if self.sweeps_allowed.load(Ordering::SeqCst) != epoch {
             return;
         }
-        let settings = self.settings.lock().clone();
+        let settings = lock(&self.settings).clone();
         let Some(interval) = settings.sweep_interval else {
             return;
         };
@@ -159,7 +196,7 @@ impl Session {
             return;
         }
         let body = move || {
-            let _turn = self.sweep_turn.lock();
+            let _turn = lock(&self.sweep_turn);
             let (filter, holders) = (&settings.probe.filter, &self.attached.holders);
             let settings = SweepSettings { interval, naming: Naming::CommandLine, filter, holders };
             let is_over = || self.epoch.load(Ordering::SeqCst) != epoch;
@@ -169,6 +206,20 @@ impl Session {
         match spawn("tcpevent-sweep", body) {
             Ok(handle) => drop(handle),
             Err(error) => log::line(Level::Warn, error),
+        }
+    }
+}
+
+/// A queue of as many slots as there is memory for, at most half of these.
+fn shorter_queue(mut slots: usize) -> Queue<ClassicEvent> {
+    loop {
+        slots /= 2;
+        if let Ok(queue) = Queue::new(slots) {
+            return queue;
+        }
+        // Not even for one: there will be again, or the process has other worries.
+        if slots == 0 {
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 }
@@ -191,16 +242,42 @@ impl Run {
         .map(drop)
     }
 
+    /// Runs on a thread of its own too, for one that waits for its end.
+    pub fn spawn_awaited(self) -> Result<&'static AwaitedRun, Error> {
+        let (session, epoch) = (self.session, self.epoch);
+        let awaited: &'static AwaitedRun = Box::leak(Box::new(AwaitedRun {
+            session,
+            epoch,
+            ended: Semaphore::new(),
+            result: Mutex::new(None),
+            sides: AtomicU8::new(2),
+        }));
+        let body = move || {
+            let result = self.run();
+            // The epoch is free again before the other side can know.
+            drop(self);
+            *lock(&awaited.result) = Some(result);
+            awaited.ended.post();
+            awaited.leave();
+        };
+        if let Err(error) = spawn("tcpevent-probe", body) {
+            awaited.leave();
+            awaited.leave();
+            return Err(error);
+        }
+        Ok(awaited)
+    }
+
     /// Loads, attaches and reads until the session is stopped.
     pub fn run(&self) -> Result<(), Error> {
         let session = self.session;
-        let _turn = session.probe_turn.lock();
+        let _turn = lock(&session.probe_turn);
         let streams = StandardStreams::hold();
         let sleeper = session.probe_waker.sleeper().map_err(no_descriptor)?;
         if self.is_over() {
             return Ok(());
         }
-        let settings = session.settings.lock().probe.clone();
+        let settings = lock(&session.settings).probe.clone();
         let when_reading = |_| session.reading_epoch.store(self.epoch, Ordering::SeqCst);
         let (counters, attached) = (&session.counters, &session.attached);
         let result = probe_thread::run(&settings, &sleeper, streams, session, counters, attached, when_reading);
@@ -208,7 +285,7 @@ impl Run {
             // Nobody waits for it any more.
             Err(_) if self.is_over() => Ok(()),
             Ok(()) => {
-                log::line(Level::Info, session.statistics());
+                log::line(Level::Info, session.counters());
                 Ok(())
             }
             Err(error) => Err(error),
@@ -217,6 +294,49 @@ impl Run {
 
     fn is_over(&self) -> bool {
         self.session.epoch.load(Ordering::SeqCst) != self.epoch
+    }
+}
+
+/// A run that another thread waits for: that one's stack may be small, and it may be cancelled.
+pub struct AwaitedRun {
+    session: &'static Session,
+    epoch: u64,
+    ended: Semaphore,
+    result: Mutex<Option<Result<(), Error>>>,
+    /// Of its thread and the one that waits, those that still look at this. The last one frees it.
+    sides: AtomicU8,
+}
+
+impl AwaitedRun {
+    /// The calling thread begins to wait for [`Self::ended`]. Where it ends before [`Self::end_wait`], the run is stopped.
+    pub fn begin_wait(&'static self) {
+        let abandon = |this: *const ()| {
+            // SAFETY: that of the call below; `leave` was not called for this side.
+            let this: &'static Self = unsafe { &*this.cast() };
+            this.session.stop_run(this.epoch);
+            this.leave();
+        };
+        per_thread::set_waiting(Some(Abandon { call: abandon, with: ptr::from_ref(self).cast() }));
+    }
+
+    /// Is posted once, at the end.
+    pub fn ended(&self) -> &Semaphore {
+        &self.ended
+    }
+
+    /// How the run went. `None`: it goes on, wait again.
+    pub fn end_wait(&'static self) -> Option<Result<(), Error>> {
+        let result = lock(&self.result).take()?;
+        per_thread::set_waiting(None);
+        self.leave();
+        Some(result)
+    }
+
+    fn leave(&'static self) {
+        if self.sides.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // SAFETY: it was leaked as a box, and neither side looks at it any more.
+            drop(unsafe { Box::from_raw(ptr::from_ref(self).cast_mut()) });
+        }
     }
 }
 

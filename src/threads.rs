@@ -1,5 +1,6 @@
 //! The library's own threads: how they are started.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::{mem, ptr};
 
@@ -8,6 +9,11 @@ use crate::error::{Error, NO_DESCRIPTORS};
 /// The error where a thread gets no descriptor to sleep on.
 pub fn no_descriptor(source: std::io::Error) -> Error {
     Error::System { what: "eventfd", remedy: NO_DESCRIPTORS, source }
+}
+
+/// Takes a lock. A panic of another thread that had it is that one's matter: what is behind our locks is whole at all times.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Starts a thread that blocks all signals: the host's handlers run on the host's threads.

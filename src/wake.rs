@@ -19,13 +19,18 @@ pub fn new_eventfd(flags: i32) -> io::Result<OwnedFd> {
     }
 }
 
+/// A time as the kernel takes it.
+pub fn timespec(time: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}
+
 /// Waits until one of these is ready (negative numbers are passed over), or for a time. As ppoll(2): how many are, or -1
 /// where a signal handler has run.
 pub fn poll(fds: &mut [libc::pollfd], time: Option<Duration>) -> i32 {
-    let limit = time.map(|time| libc::timespec {
-        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-        tv_nsec: time.subsec_nanos().into(),
-    });
+    let limit = time.map(timespec);
     let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: valid pollfds, as many as is said, and a valid timespec or none.
     unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, limit, std::ptr::null()) }

@@ -2,12 +2,10 @@
 
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
+use std::time::Duration;
 
 use crate::counters::{Counters, Statistics};
 use crate::descriptors::StandardStreams;
@@ -17,10 +15,10 @@ use crate::log::{self, Level, Logger};
 use crate::netlink::sweep::{self, Naming, SweepSettings};
 use crate::probe_thread::{self, Attached};
 use crate::queue::Queue;
-use crate::readiness::{Readiness, Waited};
+use crate::readiness::Readiness;
 use crate::settings::{ProbeSettings, Rung};
 use crate::sink::Sink;
-use crate::threads::{no_descriptor, spawn};
+use crate::threads::{lock, no_descriptor, spawn};
 use crate::wake::Waker;
 
 /// What to watch, and how.
@@ -40,8 +38,8 @@ pub struct Watch {
     shared: Arc<Shared>,
     rung: Option<Rung>,
     queue_slots: usize,
-    probe: Option<JoinHandle<()>>,
-    sweep: Option<JoinHandle<()>>,
+    /// Until the end.
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What the threads of a watch and its readers have in common.
@@ -110,8 +108,10 @@ impl Watch {
             source,
         })?;
         drop(streams);
+        let queue = Queue::new(options.queue_slots)
+            .map_err(|_| Error::Memory { name: "options->queue_slots", slots: options.queue_slots })?;
         let shared = Arc::new(Shared {
-            queue: Queue::new(options.queue_slots),
+            queue,
             ready,
             counters: Counters::default(),
             delivered: AtomicU64::new(0),
@@ -124,18 +124,19 @@ impl Watch {
             start: Condvar::new(),
         });
         // From here on its end is that of all threads that run already.
-        let mut watch = Self { shared, rung: None, queue_slots: options.queue_slots, probe: None, sweep: None };
+        let mut watch =
+            Self { shared, rung: None, queue_slots: options.queue_slots, threads: Mutex::new(Vec::with_capacity(2)) };
         let Options { probe, sweep_interval, logger, .. } = options;
         if probe.states || probe.closes {
             let (shared, logger, settings) = (Arc::clone(&watch.shared), Arc::clone(&logger), probe.clone());
             let body = move || log::with_logger(&logger, || shared.run_probe(&settings));
-            watch.probe = Some(spawn("tcpevent-probe", body)?);
+            lock(&watch.threads).push(spawn("tcpevent-probe", body)?);
             watch.rung = Some(watch.shared.wait_for_start()?);
         }
         if let Some(interval) = sweep_interval {
             let shared = Arc::clone(&watch.shared);
             let body = move || log::with_logger(&logger, || shared.run_sweeps(interval, &probe));
-            watch.sweep = Some(spawn("tcpevent-sweep", body)?);
+            lock(&watch.threads).push(spawn("tcpevent-sweep", body)?);
         }
         Ok(watch)
     }
@@ -145,47 +146,34 @@ impl Watch {
         self.shared.ready.fd()
     }
 
-    /// Hands up to `count` events to `take`; waits for the first one, `timeout` at most.
-    pub fn read(
-        &self,
-        count: usize,
-        timeout: Option<Duration>,
-        mut take: impl FnMut(&Event),
-    ) -> Result<ReadEnd, Error> {
+    /// Hands up to `count` events to `take`. `None`: there are none; wait for [`Self::fd`].
+    pub fn read(&self, count: usize, mut take: impl FnMut(&Event)) -> Result<Option<ReadEnd>, Error> {
         let shared = &*self.shared;
-        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        loop {
-            if shared.ending.load(Ordering::SeqCst) {
-                return Err(Error::Argument { what: "handle was closed by another thread", errno: libc::EBADF });
-            }
-            if shared.ready.take_wake() {
-                return Ok(ReadEnd::Woken);
-            }
-            let taken = std::iter::from_fn(|| shared.queue.try_pop()).take(count).map(|event| take(&event)).count();
-            shared.delivered.fetch_add(taken as u64, Ordering::Relaxed);
-            if shared.queue.is_empty() {
-                shared.ready.settle(|| shared.queue.is_empty());
-            }
-            if taken > 0 {
-                return Ok(ReadEnd::Events(taken));
-            }
-            match shared.failed.load(Ordering::SeqCst) {
-                0 => {}
-                errno => {
-                    return Err(Error::Argument { what: "the probe has failed: open another handle", errno });
-                }
-            }
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            match shared.ready.wait(left) {
-                Waited::Ready => {}
-                Waited::Interrupted => {
-                    // The handler may have called for this very wake.
-                    shared.ready.take_wake();
-                    return Ok(ReadEnd::Woken);
-                }
-                Waited::TimedOut => return Ok(ReadEnd::Events(0)),
-            }
+        if shared.ending.load(Ordering::SeqCst) {
+            return Err(Error::Argument { what: "handle was closed by another thread", errno: libc::EBADF });
         }
+        if shared.ready.take_wake() {
+            return Ok(Some(ReadEnd::Woken));
+        }
+        let taken = std::iter::from_fn(|| shared.queue.try_pop()).take(count).map(|event| take(&event)).count();
+        shared.delivered.fetch_add(taken as u64, Ordering::Relaxed);
+        if shared.queue.is_empty() {
+            shared.ready.settle(|| shared.queue.is_empty());
+        }
+        if taken > 0 {
+            return Ok(Some(ReadEnd::Events(taken)));
+        }
+        match shared.failed.load(Ordering::SeqCst) {
+            0 => Ok(None),
+            errno => Err(Error::Argument { what: "the probe has failed: open another handle", errno }),
+        }
+    }
+
+    /// A signal handler has ended a wait.
+    pub fn interrupted(&self) -> ReadEnd {
+        // It may have called for this very wake.
+        self.shared.ready.take_wake();
+        ReadEnd::Woken
     }
 
     /// Makes one read return. Async-signal-safe.
@@ -216,17 +204,23 @@ impl Watch {
     pub fn close_fds_in_child(&self) {
         self.shared.attached.fds.close_in_child();
     }
+
+    /// Ends all threads, and waits for that.
+    pub fn end(&self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        self.shared.probe_waker.wake();
+        self.shared.sweep_waker.wake();
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        for thread in threads {
+            // One that has panicked is over, too.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.shared.ending.store(true, Ordering::SeqCst);
-        self.shared.probe_waker.wake();
-        self.shared.sweep_waker.wake();
-        for thread in [self.probe.take(), self.sweep.take()].into_iter().flatten() {
-            // One that has panicked is over, too.
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
@@ -236,17 +230,17 @@ impl Shared {
     }
 
     fn wait_for_start(&self) -> Result<Rung, Error> {
-        let mut started = self.started.lock();
+        let mut started = lock(&self.started);
         loop {
             match started.take() {
                 Some(result) => return result,
-                None => self.start.wait(&mut started),
+                None => started = self.start.wait(started).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
 
     fn tell_start(&self, result: Result<Rung, Error>) {
-        *self.started.lock() = Some(result);
+        *lock(&self.started) = Some(result);
         self.start.notify_one();
     }
 

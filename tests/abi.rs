@@ -530,6 +530,7 @@ int (*descriptor)(tcpevent *) = tcpevent_fd;
 int (*read_events)(tcpevent *, tcpevent_event *, size_t, size_t, int) = tcpevent_read;
 int (*wake_reader)(tcpevent *) = tcpevent_wake;
 int (*statistics)(tcpevent *, tcpevent_statistics *) = tcpevent_get_statistics;
+int (*classic_statistics)(tcpevent_statistics *) = tcpevent_classic_statistics;
 const char *(*last_error)() = tcpevent_last_error;
 const char *(*version)() = tcpevent_version;
 const char *(*state_name)(int) = tcpevent_state_name;

@@ -6,13 +6,14 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
 
 use libbpf_rs::libbpf_sys;
-use parking_lot::Mutex;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::event::COMM_LEN;
 use crate::pid_namespace;
+use crate::threads::lock;
 
 /// Process by socket inode, as it was at one moment.
 ///
@@ -50,12 +51,12 @@ impl HolderIterator {
     /// Takes over a link to the iterator's program. It lists processes of the own PID namespace: where /proc shows more, that
     /// is read.
     pub fn set(&self, link: Option<OwnedFd>) {
-        *self.0.lock() = link.filter(|_| pid_namespace::proc_is_own());
+        *lock(&self.0) = link.filter(|_| pid_namespace::proc_is_own());
     }
 
     /// A run of the iterator. `None` where there is none, or it cannot run.
     fn start(&self) -> Option<File> {
-        let link = self.0.lock();
+        let link = lock(&self.0);
         // SAFETY: the link is open for as long as the lock is held.
         let fd = unsafe { libbpf_sys::bpf_iter_create(link.as_ref()?.as_fd().as_raw_fd()) };
         // SAFETY: a descriptor that the kernel has just given is nobody else's.

@@ -3,12 +3,13 @@
 
 use std::cell::RefCell;
 use std::os::raw::{c_int, c_long};
-use std::sync::Once;
 
 use libbpf_rs::libbpf_sys::{
     self, BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT, BPF_PROG_TYPE_TRACING,
     BPF_TRACE_ITER, BPF_TRACE_RAW_TP, bpf_insn, bpf_prog_load_opts, bpf_program,
 };
+
+use crate::once::Once;
 
 /// `RDONLY_CAST` of `bpf/tcp_event.bpf.c`.
 const RDONLY_CAST: i32 = 0x7fff_ffff;
@@ -81,7 +82,7 @@ impl Fitting {
 /// Has libbpf call [`prepare`] for the programs of sections that begin like these.
 pub(super) fn take_over() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    ONCE.call(|| {
         let options = libbpf_sys::libbpf_prog_handler_opts {
             sz: size_of::<libbpf_sys::libbpf_prog_handler_opts>() as libbpf_sys::size_t,
             prog_prepare_load_fn: Some(prepare),

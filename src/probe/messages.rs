@@ -1,9 +1,11 @@
 //! What libbpf has to say.
 
 use std::cell::RefCell;
-use std::sync::Once;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use libbpf_rs::PrintLevel;
+use libbpf_rs::libbpf_sys::{self, libbpf_print_fn_t, libbpf_print_level};
 
 use crate::log::{self, Level};
 
@@ -12,31 +14,50 @@ thread_local! {
     static LAST_WARNING: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Sends libbpf's messages where ours go. The callback is that of the libbpf inside this library: another one in the
-/// same process has its own.
-fn take_over_messages() {
-    static WARNINGS: Once = Once::new();
-    static ALL: Once = Once::new();
-    // To write each of its thousands of messages, for nobody, takes a tenth of a start. Once somebody wants them, they are
-    // written for all.
-    if log::enabled(Level::Debug) {
-        ALL.call_once(|| {
-            WARNINGS.call_once(|| {});
-            libbpf_rs::set_print(Some((PrintLevel::Debug, take_message)));
-        });
-    } else {
-        WARNINGS.call_once(|| {
-            libbpf_rs::set_print(Some((PrintLevel::Warn, take_message)));
-        });
-    }
+/// Somebody wants libbpf's other messages, too. To write each of its thousands, for nobody, takes a tenth of a start. Once
+/// somebody wants them, they are written for all.
+static ALL: AtomicBool = AtomicBool::new(false);
+
+/// Bytes of a message, at most.
+const MOST_MESSAGE: usize = 2048;
+
+unsafe extern "C" {
+    /// As in stdio.h. A `va_list` that is a parameter is a pointer on all architectures that the probe knows.
+    fn vsnprintf(text: *mut c_char, size: usize, format: *const c_char, arguments: *mut c_void) -> c_int;
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "libbpf-rs hands a String")]
-fn take_message(level: PrintLevel, message: String) {
-    let message = message.trim_end();
-    log::line(Level::Debug, message);
-    if level == PrintLevel::Warn {
-        let first = message.lines().next().unwrap_or_default();
+/// Takes the messages of the libbpf inside this library: another one in the same process has its own. Not by
+/// `libbpf_rs::set_print`, which takes a lock for each message: a child that is forked meanwhile would wait for it for ever.
+fn take_over_messages() {
+    type Callback = unsafe extern "C" fn(libbpf_print_level, *const c_char, *mut c_void) -> c_int;
+
+    if log::enabled(Level::Debug) {
+        ALL.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: both are functions of a number and two pointers, as a `va_list` is one.
+    let callback = unsafe { mem::transmute::<Callback, libbpf_print_fn_t>(take_message) };
+    // SAFETY: a function, which libbpf keeps in an atomic variable.
+    unsafe { libbpf_sys::libbpf_set_print(callback) };
+}
+
+unsafe extern "C" fn take_message(level: libbpf_print_level, format: *const c_char, arguments: *mut c_void) -> c_int {
+    let is_warning = level == libbpf_sys::LIBBPF_WARN;
+    if is_warning || ALL.load(Ordering::Relaxed) {
+        let mut text = [0; MOST_MESSAGE];
+        // SAFETY: room for so many bytes, and what libbpf has handed over for just this.
+        if unsafe { vsnprintf(text.as_mut_ptr(), text.len(), format, arguments) } >= 0 {
+            // SAFETY: it has ended the text, however long that would have been.
+            let text = unsafe { CStr::from_ptr(text.as_ptr()) };
+            take_text(is_warning, text.to_string_lossy().trim_end());
+        }
+    }
+    0
+}
+
+fn take_text(is_warning: bool, text: &str) {
+    log::line(Level::Debug, text);
+    if is_warning {
+        let first = text.lines().next().unwrap_or_default();
         let text = first.strip_prefix("libbpf: ").unwrap_or(first).to_owned();
         LAST_WARNING.with_borrow_mut(|last| {
             // The first warning of a call is the cause, those after it are consequences.

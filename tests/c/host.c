@@ -9,83 +9,21 @@
  *   host closed          no stdin, stdout, stderr
  *   host libbpf PATH     another libbpf is in the process, with a print callback of its own
  */
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <dlfcn.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "check.h"
 #include "event.h"
-
-/* Where "closed" has taken stderr away, the status alone tells: the line of the failure. */
-#define CHECK(condition)                                                                                               \
-	do {                                                                                                           \
-		if (!(condition)) {                                                                                    \
-			fprintf(stderr, "host: line %d: %s: errno %d\n", __LINE__, #condition, errno);                \
-			_exit(__LINE__ % 250 + 1);                                                                     \
-		}                                                                                                      \
-	} while (0)
-
-static void nap(long us)
-{
-	struct timespec left = {us / 1000000, us % 1000000 * 1000};
-
-	while (nanosleep(&left, &left) && errno == EINTR)
-		;
-}
-
-static int patience_s(void)
-{
-	const char *slowness = getenv("TCPEVENT_TEST_SLOWNESS");
-
-	return 10 * (slowness ? atoi(slowness) : 1);
-}
-
-/* Calls that the timer's signals interrupt. */
-#define RETRY(call)                                                                                                    \
-	do {                                                                                                           \
-		errno = 0;                                                                                             \
-		call;                                                                                                  \
-	} while (errno == EINTR)
-
-/* One connection, opened, reset by the client. Returns the client's port. */
-static unsigned connect_once(void)
-{
-	struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)}, from;
-	struct linger linger = {1, 0};
-	socklen_t length = sizeof(to);
-	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), client, server = -1;
-
-	CHECK(!bind(listener, (struct sockaddr *)&to, length));
-	CHECK(!listen(listener, 1));
-	CHECK(!getsockname(listener, (struct sockaddr *)&to, &length));
-	client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	while (connect(client, (struct sockaddr *)&to, length) && errno != EISCONN)
-		CHECK(errno == EINTR || errno == EALREADY);
-	RETRY(server = accept(listener, NULL, NULL));
-	CHECK(server >= 0);
-	CHECK(!getsockname(client, (struct sockaddr *)&from, &length));
-	CHECK(!setsockopt(client, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger)));
-	close(client);
-	close(server);
-	close(listener);
-	return ntohs(from.sin_port);
-}
 
 struct library {
 	void (*add_probe)(const char *);

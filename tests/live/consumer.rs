@@ -99,23 +99,16 @@ fn built(name: &str, to: &str, options: &[&str]) -> PathBuf {
     let folder = root().join("target/c");
     let program = folder.join(to);
     if !built.iter().any(|other| other == name) {
-        let source = root().join(format!("tests/c/{name}.c"));
-        let headers = ["event.h", "tcpevent.h"].map(|name| root().join("include").join(name));
-        if !is_newer(&program, &[&source, &library(), &headers[0], &headers[1]]) {
+        let source = |suffix| root().join(format!("tests/c/{name}.{suffix}"));
+        let is_cxx = source("cc").exists();
+        let (source, compiler, standard) =
+            if is_cxx { (source("cc"), "c++", "-std=c++17") } else { (source("c"), "cc", "-std=c11") };
+        let headers = ["include/event.h", "include/tcpevent.h", "tests/c/check.h"].map(|name| root().join(name));
+        if !is_newer(&program, &[&source, &library(), &headers[0], &headers[1], &headers[2]]) {
             std::fs::create_dir_all(&folder).unwrap();
             let unfinished = folder.join(format!("{name}.{}", std::process::id()));
-            let status = Command::new("cc")
-                .args([
-                    "-std=c11",
-                    "-D_GNU_SOURCE",
-                    "-O2",
-                    "-g",
-                    "-Wall",
-                    "-Wextra",
-                    "-Werror",
-                    "-pedantic",
-                    "-pthread",
-                ])
+            let status = Command::new(compiler)
+                .args([standard, "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pedantic", "-pthread"])
                 .arg("-I")
                 .arg(root().join("include"))
                 .arg(source)
@@ -124,7 +117,7 @@ fn built(name: &str, to: &str, options: &[&str]) -> PathBuf {
                 .args(options)
                 .status()
                 .expect("cc runs");
-            assert!(status.success(), "tests/c/{name}.c does not compile");
+            assert!(status.success(), "tests/c/{name} does not compile");
             // Two kernels may run the same tests on the same files.
             std::fs::rename(unfinished, &program).unwrap();
         }

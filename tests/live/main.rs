@@ -15,6 +15,7 @@ mod closes;
 mod confinement;
 mod consumer;
 mod containers;
+mod endings;
 mod endpoints;
 mod host;
 mod lifecycle;
