@@ -45,6 +45,7 @@ mod handle;
 mod inet;
 mod joiner;
 pub mod log;
+mod memory;
 pub mod netlink;
 mod once;
 mod per_thread;

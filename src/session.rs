@@ -16,6 +16,7 @@ use crate::descriptors::StandardStreams;
 use crate::error::Error;
 use crate::event::Event;
 use crate::log::{self, Level, Limited};
+use crate::memory;
 use crate::netlink::sweep::{self, Naming, SweepSettings};
 use crate::per_thread::{self, Abandon};
 use crate::probe_thread::{self, Attached};
@@ -272,6 +273,7 @@ impl Run {
     pub fn run(&self) -> Result<(), Error> {
         let session = self.session;
         let _turn = lock(&session.probe_turn);
+        memory::check_for_a_start()?;
         let streams = StandardStreams::hold();
         let sleeper = session.probe_waker.sleeper().map_err(no_descriptor)?;
         if self.is_over() {

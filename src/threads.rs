@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::{mem, ptr};
+use std::{io, mem, ptr};
 
 use crate::error::{Error, NO_DESCRIPTORS};
+use crate::memory;
 
 /// The error where a thread gets no descriptor to sleep on.
 pub fn no_descriptor(source: std::io::Error) -> Error {
@@ -21,13 +22,20 @@ pub fn spawn<T: Send + 'static>(
     name: &'static str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Error> {
-    let spawned = with_signals_blocked(|| thread::Builder::new().name(name.to_owned()).spawn(body));
-    spawned.map_err(|source| Error::System {
-        what: "starting a thread",
-        remedy: "raise the limit of processes (ulimit -u)",
-        source,
+    let builder = thread::Builder::new().name(name.to_owned()).stack_size(STACK);
+    with_signals_blocked(|| builder.spawn(body)).map_err(|source| {
+        // The C library has the same errno (EAGAIN) for both.
+        if memory::is_there(STACK) {
+            Error::System { what: "starting a thread", remedy: "raise the limit of processes (ulimit -u)", source }
+        } else {
+            let source = io::Error::from_raw_os_error(libc::ENOMEM);
+            Error::System { what: "taking memory for a thread's stack", remedy: memory::REMEDY, source }
+        }
     })
 }
+
+/// Bytes of a thread's stack. Said, so that the environment (RUST_MIN_STACK) has no say in it.
+const STACK: usize = 2 << 20;
 
 /// A new thread inherits the mask of the one that creates it.
 fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {

@@ -12,6 +12,7 @@ use crate::descriptors::StandardStreams;
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::event::Event;
 use crate::log::{self, Level, Logger};
+use crate::memory;
 use crate::netlink::sweep::{self, Naming, SweepSettings};
 use crate::probe_thread::{self, Attached};
 use crate::queue::Queue;
@@ -110,6 +111,7 @@ impl Watch {
         drop(streams);
         let queue = Queue::new(options.queue_slots)
             .map_err(|_| Error::Memory { name: "options->queue_slots", slots: options.queue_slots })?;
+        memory::check_for_a_start()?;
         let shared = Arc::new(Shared {
             queue,
             ready,

@@ -37,6 +37,23 @@ fn forked_children_leave_the_parent_alone_and_can_use_the_library() {
     host("fork", None, &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
 }
 
+/// `make soak` makes a thousand.
+#[test]
+fn children_forked_amid_all_calls_can_use_the_library() {
+    let count = match (soak(), slowness() > 1) {
+        (true, _) => "1000",
+        (false, false) => "60",
+        (false, true) => "10",
+    };
+    let _turn = turn();
+    let mut command = Command::new(c_program("forks"));
+    command.arg(count).env("TCPEVENT_NETLINK_INTERVAL", "0.1").env("TCPEVENT_LOG", "error");
+    let output = command.output().unwrap();
+    let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}: {said:?}", output.status);
+    println!("{}", said.0.trim_end());
+}
+
 #[test]
 fn a_host_without_standard_streams_keeps_their_numbers_free() {
     host("closed", None, &[("TCPEVENT_NETLINK_INTERVAL", "0")]);
@@ -136,6 +153,36 @@ fn few_descriptors_give_a_clear_error_or_work() {
         }
     }
     assert!(worked > 0, "it worked with {worked} of the limits");
+}
+
+/// Runs `tests/c/limits.c` in one of its modes. Gives what it and the library had to say.
+fn limits(arguments: &[&str], variables: &[(&str, &str)]) -> (String, String) {
+    let _turn = turn();
+    let output = Command::new(c_program("limits")).args(arguments).envs(variables.iter().copied()).output().unwrap();
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{arguments:?}: {}: {said:?}", output.status);
+    let [stdout, stderr] = said;
+    (stdout, stderr)
+}
+
+#[test]
+fn little_memory_is_an_error_of_a_handle() {
+    for slots in ["1", "10000", "1048576"] {
+        limits(&["memory", slots], &[]);
+    }
+}
+
+#[test]
+fn a_classic_queue_is_as_long_as_there_is_memory_for() {
+    let (stdout, stderr) = limits(&["queue"], &[("TCPEVENT_QUEUE", "1048576"), ("TCPEVENT_NETLINK_INTERVAL", "0")]);
+    assert!(["524288 slots\n", "262144 slots\n"].contains(&stdout.as_str()), "{stdout}{stderr}");
+    assert!(stderr.contains("TCPEVENT_QUEUE is 1048576: there is no memory for so many"), "{stderr}");
+}
+
+#[test]
+fn every_call_needs_but_a_small_stack() {
+    // The least that a thread can have: PTHREAD_STACK_MIN.
+    limits(&["stack", "16384"], &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
 }
 
 #[test]

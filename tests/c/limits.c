@@ -1,0 +1,172 @@
+/*
+ * A host that has little of something. Exits with 0 where all went well; else it says what did not.
+ *
+ *   limits memory SLOTS    tcpevent_open of so many slots, with ever more address space: -ENOMEM, -EAGAIN or a handle
+ *   limits queue           AddProbe in as much address space as a probe needs, with TCPEVENT_QUEUE as it is set
+ *   limits stack BYTES     every function on a thread with such a stack
+ */
+#include <pthread.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#include "check.h"
+#include "event.h"
+#include "tcpevent.h"
+
+static long taken_bytes(void)
+{
+	long pages = 0;
+	FILE *statm = fopen("/proc/self/statm", "r");
+
+	CHECK(statm && fscanf(statm, "%ld", &pages) == 1);
+	fclose(statm);
+	return pages * sysconf(_SC_PAGESIZE);
+}
+
+static void limit(int resource, long bytes)
+{
+	struct rlimit limit = {(rlim_t)bytes, (rlim_t)bytes};
+
+	CHECK(!setrlimit(resource, &limit));
+}
+
+static void memory(unsigned slots)
+{
+	/* Bytes of an event in the queue: include/tcpevent.h says some 280. The rest is for threads, types and maps. */
+	const long step = (280L * slots + (64L << 20)) / 32;
+	int refused = 0, opened = 0;
+	long more;
+
+	for (more = step; more <= 48 * step && !opened; more += step) {
+		int status;
+		pid_t child = fork();
+
+		CHECK(child >= 0);
+		if (child == 0) {
+			struct tcpevent_options options = {.size = sizeof(options), .queue_slots = slots};
+			struct tcpevent *handle;
+			int result;
+
+			limit(RLIMIT_AS, taken_bytes() + more);
+			result = tcpevent_open(&options, &handle);
+			if (result == -ENOMEM)
+				CHECK(strstr(tcpevent_last_error(), "memory"));
+			else if (result == 0)
+				CHECK(tcpevent_close(handle) == 0);
+			else
+				CHECK(result == -EAGAIN);
+			exit(-result);
+		}
+		CHECK(waitpid(child, &status, 0) == child);
+		if (!WIFEXITED(status)) {
+			fprintf(stderr, "with %ld bytes more: status %#x\n", more, status);
+			_exit(1);
+		}
+		refused += WEXITSTATUS(status) == ENOMEM;
+		opened += WEXITSTATUS(status) == 0;
+	}
+	/* At first there was too little, and in the end enough. */
+	CHECK(refused >= 4 && opened == 1);
+}
+
+static void start(void)
+{
+	time_t until = time(NULL) + patience_s();
+
+	AddProbe(NULL);
+	while (!getStatus()) {
+		CHECK(time(NULL) < until);
+		nap(500);
+	}
+}
+
+static void see_one(void)
+{
+	unsigned port = connect_once();
+	struct tcp_event_t event;
+
+	do
+		event = DequeuePerfEvent();
+	while (event.SPT != port || event.pid != (unsigned)getpid());
+}
+
+static void queue(void)
+{
+	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
+
+	limit(RLIMIT_AS, taken_bytes() + (80L << 20));
+	start();
+	see_one();
+	CHECK(tcpevent_classic_statistics(&statistics) == 0);
+	printf("%u slots\n", statistics.queue_slots);
+}
+
+static void *end_setup(void *unused)
+{
+	while (!getStatus())
+		nap(500);
+	cleanup();
+	return unused;
+}
+
+static void *call_all(void *unused)
+{
+	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS,
+					   .filter = "dst 127.0.0.0/8 family inet"};
+	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
+	struct tcpevent_event event;
+	struct tcpevent *handle;
+	char text[64];
+
+	start();
+	see_one();
+	cleanup();
+	CHECK(setupBPF("not a program") == 0);
+	printCharArray("text");
+	CHECK(tcpevent_open(&options, &handle) == 0);
+	connect_once();
+	CHECK(tcpevent_fd(handle) >= 0);
+	CHECK(tcpevent_read(handle, &event, sizeof(event), 1, -1) == 1);
+	CHECK(tcpevent_wake(handle) == 0);
+	CHECK(tcpevent_get_statistics(handle, &statistics) == 0);
+	CHECK(tcpevent_classic_statistics(&statistics) == 0);
+	CHECK(tcpevent_format_address(AF_INET, event.local_addr, text, sizeof(text)) == 0);
+	CHECK(tcpevent_close(handle) == 0);
+	options.filter = "dst no.address";
+	CHECK(tcpevent_open(&options, &handle) == -EINVAL && tcpevent_last_error()[0]);
+	CHECK(tcpevent_version()[0] && tcpevent_state_name(1)[0] && tcpevent_origin_name(1)[0]);
+	return unused;
+}
+
+static void stack(size_t bytes)
+{
+	pthread_attr_t attributes;
+	pthread_t thread, other;
+
+	CHECK(!pthread_attr_init(&attributes));
+	CHECK(!pthread_attr_setstacksize(&attributes, bytes));
+	CHECK(!pthread_create(&thread, &attributes, call_all, NULL));
+	/* The first cleanup is call_all's own: this one ends setupBPF. */
+	while (!getStatus())
+		nap(500);
+	while (getStatus())
+		nap(500);
+	CHECK(!pthread_create(&other, NULL, end_setup, NULL));
+	CHECK(!pthread_join(thread, NULL) && !pthread_join(other, NULL));
+}
+
+int main(int argc, char **argv)
+{
+	const char *mode = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(mode, "memory") && argc == 3)
+		memory((unsigned)strtoul(argv[2], NULL, 10));
+	else if (!strcmp(mode, "queue"))
+		queue();
+	else if (!strcmp(mode, "stack") && argc == 3)
+		stack(strtoul(argv[2], NULL, 10));
+	else
+		return 2;
+	return 0;
+}
