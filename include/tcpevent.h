@@ -517,7 +517,7 @@ int tcpevent_fd(struct tcpevent *handle);
  *
  * Returns the number of events; 0 when the time is over. -EINTR: `tcpevent_wake` was called, or a signal handler has run
  * while it waited. -EBADF: `handle` is not open, or was closed meanwhile. -EINVAL: an argument. -EIO: the probe has failed,
- * and all events before that were read.
+ * or the program has closed descriptors of the handle (close_range, say), and all events before that were read.
  *
  * Thread-safe: each event goes to one reader. Not for signal handlers. While it waits it is a cancellation point
  * (pthread_cancel), and a signal handler may end its thread (pthread_exit) or jump out of it (siglongjmp): the handle stays

@@ -339,7 +339,7 @@ pub extern "C-unwind" fn tcpevent_fd(handle: *mut tcpevent) -> c_int {
 ///
 /// Returns the number of events; 0 when the time is over. -EINTR: `tcpevent_wake` was called, or a signal handler has run
 /// while it waited. -EBADF: `handle` is not open, or was closed meanwhile. -EINVAL: an argument. -EIO: the probe has failed,
-/// and all events before that were read.
+/// or the program has closed descriptors of the handle (close_range, say), and all events before that were read.
 ///
 /// Thread-safe: each event goes to one reader. Not for signal handlers. While it waits it is a cancellation point
 /// (pthread_cancel), and a signal handler may end its thread (pthread_exit) or jump out of it (siglongjmp): the handle stays
@@ -417,6 +417,9 @@ impl Reading {
         };
         if let Some(end) = watch.read(self.count.min(MOST_READ), take)? {
             return Ok(end.result());
+        }
+        if waited.is_some() || !watch.may_wait() {
+            watch.check_descriptors()?;
         }
         let fd = watch.fd();
         *wait = Some((watch.wait(), fd, time.left()));

@@ -260,7 +260,8 @@ fn session_for(settings: Settings) -> Result<Run, Error> {
 /// A start has failed: as consumers of the reference expect, or as they have asked for.
 fn fail(error: &Error, on_error: OnError) {
     log::line(Level::Error, error);
-    let only_told = matches!(error, Error::Running);
+    // By a mistake of the host's, in the one case before, in the other long after the start.
+    let only_told = matches!(error, Error::Running | Error::Descriptors { .. });
     if on_error == OnError::Exit && !only_told {
         // SAFETY: exit(3) is what a C library would call here, and runs the host's handlers.
         unsafe { libc::exit(1) };

@@ -19,6 +19,7 @@ use crate::event::{Event, Kind, Origin};
 use crate::filter::Filter;
 use crate::log::{self, Level};
 use crate::netlink::owners::{self, HolderIterator, Owners};
+use crate::own_fd::Guarded;
 use crate::probe::Probe;
 use crate::sink::Sink;
 use crate::wake::{Sleeper, Woken};
@@ -77,7 +78,8 @@ pub fn collect(
         0
     })?;
     let ring = builder.build()?;
-    let mut reader = Reader { ring, batch: &batch, completer: Completer::new(completion) };
+    let epoll = ring.epoll_fd();
+    let mut reader = Reader { ring: Guarded::new(ring, [epoll]), batch: &batch, completer: Completer::new(completion) };
 
     when_reading(probe);
     let mut pace = Pace::default();
@@ -95,7 +97,8 @@ pub fn collect(
                     if reader.read() > 0 { Woken::Ready } else { sleeper.wait(Some(reader.ring.epoll_fd()), None) };
                 flag.store(0, Ordering::SeqCst);
                 pace.woken(Instant::now());
-                woken
+                // A descriptor that is closed, or the host's by now, may be ready for ever.
+                if woken == Woken::Ready && sleeper.is_lost() { Woken::Told } else { woken }
             }
         };
         if woken == Woken::Told {
@@ -110,7 +113,7 @@ pub fn collect(
 
 /// Empties the ring into the queue.
 struct Reader<'run, 'cb> {
-    ring: RingBuffer<'cb>,
+    ring: Guarded<RingBuffer<'cb>>,
     batch: &'run RefCell<Vec<Decoded>>,
     completer: Completer<'run>,
 }

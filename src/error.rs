@@ -82,6 +82,12 @@ pub enum Error {
         /// What it holds.
         slots: usize,
     },
+    /// The host has closed what was not its own.
+    #[error("the host has closed descriptors of this library (close_range, say), or put others in their place: {lost}")]
+    Descriptors {
+        /// What came of it.
+        lost: &'static str,
+    },
     /// A panic.
     #[error("{function} has failed by a bug in this library: please report it")]
     Bug {
@@ -116,7 +122,7 @@ impl Error {
             Self::Argument { errno, .. } | Self::Probe { errno, .. } => *errno,
             Self::Memory { .. } => libc::ENOMEM,
             Self::Running => libc::EBUSY,
-            Self::Bug { .. } => libc::EIO,
+            Self::Bug { .. } | Self::Descriptors { .. } => libc::EIO,
             Self::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
         }
     }

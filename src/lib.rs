@@ -48,6 +48,7 @@ pub mod log;
 mod memory;
 pub mod netlink;
 mod once;
+mod own_fd;
 mod per_thread;
 mod perf_collector;
 mod pid_namespace;

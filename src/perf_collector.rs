@@ -19,6 +19,7 @@ use crate::joiner::{Joiner, LONGEST_WAIT};
 use crate::log::{self, Level};
 use crate::netlink::destroyed::Listener;
 use crate::netlink::older::OlderEndpoints;
+use crate::own_fd::Guarded;
 use crate::probe::Probe;
 use crate::settings::ProbeSettings;
 use crate::wake::{Sleeper, Woken};
@@ -68,6 +69,7 @@ impl Run<'_> {
             .chain([buffer.epoll_fd()])
             .collect();
         note_fds(&buffer_fds);
+        let buffer = Guarded::new(buffer, buffer_fds);
         let listener = if self.settings.closes && !probe.tells_counters() { listen()? } else { None };
         let mut reader = Reader {
             run: self,
@@ -116,7 +118,7 @@ fn pages() -> usize {
 /// Empties the perf buffer into the queue.
 struct Reader<'run, 'cb> {
     run: &'run Run<'run>,
-    buffer: PerfBuffer<'cb>,
+    buffer: Guarded<PerfBuffer<'cb>>,
     batch: &'run RefCell<Vec<Decoded>>,
     listener: Option<Listener>,
     joiner: Joiner,

@@ -61,7 +61,7 @@ pub struct KernelCounters {
 
 impl Attached {
     /// Nothing is.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self { fds: BpfFds::new(), holders: HolderIterator::new(), kernel: Mutex::new(None), rung: Mutex::new(None) }
     }
 
@@ -148,7 +148,11 @@ pub fn run(
         let run = perf_collector::Run { sleeper, completion: &completion, settings };
         ("perf", run.collect(&mut probe, further_fds, when_reading, before_detach))
     };
-    result.map_err(|error| probe::refused(settings, format!("the {buffer} buffer cannot be read: {error}")))
+    result.map_err(|error| probe::refused(settings, format!("the {buffer} buffer cannot be read: {error}")))?;
+    if sleeper.is_lost() {
+        return Err(Error::Descriptors { lost: "connections are no longer watched" });
+    }
+    Ok(())
 }
 
 /// Takes `Kernel` away, and adds what it has counted to the counters of all probes.

@@ -7,15 +7,16 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
+use crate::own_fd::OwnFd;
 use crate::wake::{new_eventfd, write_eventfd};
 
 /// See the module's documentation.
 pub struct Readiness {
-    epoll: OwnedFd,
-    queued: OwnedFd,
+    epoll: OwnFd,
+    queued: OwnFd,
     /// `queued` is readable, or about to be.
     signalled: AtomicBool,
-    wake: OwnedFd,
+    wake: OwnFd,
     /// Wakes that `wake` holds, at least: counted up after it is written.
     wakes: AtomicU32,
 }
@@ -32,6 +33,17 @@ pub enum Waited {
 }
 
 impl Readiness {
+    /// Whether the host has closed any of its descriptors.
+    pub fn is_lost(&self) -> bool {
+        ![&self.epoll, &self.queued, &self.wake].into_iter().all(OwnFd::is_ours)
+    }
+
+    /// The same of what tells of events, by one system call: an epoll instance changes what it waits for only where that is
+    /// in it, under this number.
+    pub fn has_lost_events(&self) -> bool {
+        control(&self.epoll, libc::EPOLL_CTL_MOD, &self.queued).is_err()
+    }
+
     /// Nothing is there yet.
     pub fn new() -> io::Result<Self> {
         // SAFETY: it takes no pointer, and a descriptor that it returns is nobody else's.
@@ -42,16 +54,12 @@ impl Readiness {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        let (queued, wake) = (new_eventfd(0)?, new_eventfd(libc::EFD_SEMAPHORE)?);
+        let (queued, wake) = (OwnFd::new(new_eventfd(0)?), OwnFd::new(new_eventfd(libc::EFD_SEMAPHORE)?));
         for fd in [&queued, &wake] {
-            let mut event = libc::epoll_event { events: libc::EPOLLIN.cast_unsigned(), u64: 0 };
-            // SAFETY: open descriptors and a valid event.
-            let result =
-                unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) };
-            if result < 0 {
-                return Err(io::Error::last_os_error());
-            }
+            control(&epoll, libc::EPOLL_CTL_ADD, fd)?;
         }
+        // What an epoll instance waits for is part of what it is.
+        let epoll = OwnFd::new(epoll);
         Ok(Self { epoll, queued, signalled: AtomicBool::new(false), wake, wakes: AtomicU32::new(0) })
     }
 
@@ -65,14 +73,14 @@ impl Readiness {
         // Against the fence in `settle`: one of the two sees what the other has done.
         fence(Ordering::SeqCst);
         if !self.signalled.swap(true, Ordering::SeqCst) {
-            write_eventfd(self.queued.as_raw_fd(), 1);
+            write(&self.queued, 1);
         }
     }
 
     /// A reader has found the queue empty: it is not readable any more, unless there are events after all.
     pub fn settle(&self, is_empty: impl Fn() -> bool) {
         // In each case: another reader may have cleared the flag before the descriptor was written.
-        drain(self.queued.as_raw_fd());
+        drain(&self.queued);
         self.signalled.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         if !is_empty() {
@@ -82,21 +90,21 @@ impl Readiness {
 
     /// Makes one [`Self::take_wake`] true. Async-signal-safe.
     pub fn wake(&self) {
-        write_eventfd(self.wake.as_raw_fd(), 1);
+        write(&self.wake, 1);
         self.wakes.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Ends all waits, from now on.
     pub fn wake_all(&self) {
         // More than there can be readers to take one.
-        write_eventfd(self.wake.as_raw_fd(), u64::MAX / 2);
+        write(&self.wake, u64::MAX / 2);
     }
 
     /// Whether a wake was due. It is taken.
     pub fn take_wake(&self) -> bool {
         let taken = self.wakes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |wakes| wakes.checked_sub(1)).is_ok();
         if taken {
-            drain(self.wake.as_raw_fd());
+            drain(&self.wake);
         }
         taken
     }
@@ -121,11 +129,28 @@ impl Waited {
     }
 }
 
+/// epoll_ctl(2), for reading.
+fn control(epoll: &impl AsRawFd, operation: libc::c_int, fd: &OwnFd) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: libc::EPOLLIN.cast_unsigned(), u64: 0 };
+    // SAFETY: a valid event. Any number may be given for a descriptor.
+    let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Adds to an eventfd, unless the host has another file in its place. Async-signal-safe.
+fn write(fd: &OwnFd, value: u64) {
+    if fd.may_be_ours() {
+        write_eventfd(fd.as_raw_fd(), value);
+    }
+}
+
 /// Takes what an eventfd has to give: all, or one where it is a semaphore. Nothing is no error.
-fn drain(fd: RawFd) {
+fn drain(fd: &OwnFd) {
     let mut count = 0u64;
-    // SAFETY: 8 bytes to fill.
-    unsafe { libc::read(fd, (&raw mut count).cast(), size_of::<u64>()) };
+    if fd.may_be_ours() {
+        // SAFETY: 8 bytes to fill.
+        unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+    }
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! that it was started in, and ends by itself when that is over.
 
 use std::ptr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::classic_event::ClassicEvent;
@@ -53,8 +53,8 @@ pub struct Session {
     /// A consumer has asked for events.
     consumed: AtomicBool,
     /// Held for as long as a probe is loaded, and a sweep thread runs: the next one waits for the end of the last.
-    probe_turn: Mutex<()>,
-    sweep_turn: Mutex<()>,
+    probe_turn: Turn,
+    sweep_turn: Turn,
     probe_waker: Waker,
     sweep_waker: Waker,
     attached: Attached,
@@ -98,8 +98,8 @@ impl Session {
             sweeps_allowed: AtomicU64::new(0),
             sweep_epoch: AtomicU64::new(NEVER),
             consumed: AtomicBool::new(false),
-            probe_turn: Mutex::new(()),
-            sweep_turn: Mutex::new(()),
+            probe_turn: Turn::new(),
+            sweep_turn: Turn::new(),
             probe_waker: Waker::new(),
             sweep_waker: Waker::new(),
             attached: Attached::new(),
@@ -139,10 +139,15 @@ impl Session {
         if !runs(&self.probe_epoch) && !runs(&self.sweep_epoch) {
             return;
         }
+        for (waker, turn) in [(&self.probe_waker, &self.probe_turn), (&self.sweep_waker, &self.sweep_turn)] {
+            if !waker.can_wake() {
+                turn.abandon(epoch);
+            }
+        }
         // Where another stop was faster, it has ended the same things.
         let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
-        self.probe_waker.wake();
-        self.sweep_waker.wake();
+        // Those that cannot be told sleep for ever: nobody waits for them.
+        let _ = (self.probe_waker.wake(), self.sweep_waker.wake());
     }
 
     /// The oldest event, if there is one; else wait for [`Self::announced`]. `has_waited`: that has been done. The first call
@@ -197,7 +202,7 @@ impl Session {
             return;
         }
         let body = move || {
-            let _turn = lock(&self.sweep_turn);
+            let _turn = self.sweep_turn.take(epoch);
             let (filter, holders) = (&settings.probe.filter, &self.attached.holders);
             let settings = SweepSettings { interval, naming: Naming::CommandLine, filter, holders };
             let is_over = || self.epoch.load(Ordering::SeqCst) != epoch;
@@ -272,7 +277,7 @@ impl Run {
     /// Loads, attaches and reads until the session is stopped.
     pub fn run(&self) -> Result<(), Error> {
         let session = self.session;
-        let _turn = lock(&session.probe_turn);
+        let _turn = session.probe_turn.take(self.epoch);
         memory::check_for_a_start()?;
         let streams = StandardStreams::hold();
         let sleeper = session.probe_waker.sleeper().map_err(no_descriptor)?;
@@ -283,6 +288,8 @@ impl Run {
         let when_reading = |_| session.reading_epoch.store(self.epoch, Ordering::SeqCst);
         let (counters, attached) = (&session.counters, &session.attached);
         let result = probe_thread::run(&settings, &sleeper, streams, session, counters, attached, when_reading);
+        // It may have ended by itself.
+        let _ = session.reading_epoch.compare_exchange(self.epoch, NEVER, Ordering::SeqCst, Ordering::SeqCst);
         match result {
             // Nobody waits for it any more.
             Err(_) if self.is_over() => Ok(()),
@@ -296,6 +303,56 @@ impl Run {
 
     fn is_over(&self) -> bool {
         self.session.epoch.load(Ordering::SeqCst) != self.epoch
+    }
+}
+
+/// Whose turn it is: a probe, or the sweeps, of one epoch at a time.
+struct Turn {
+    epoch: Mutex<Option<u64>>,
+    given_back: Condvar,
+    /// The epoch of one that will never give it back.
+    abandoned: AtomicU64,
+}
+
+/// The turn of one epoch, until it is dropped.
+struct Taken<'turn> {
+    turn: &'turn Turn,
+    epoch: u64,
+}
+
+impl Turn {
+    const fn new() -> Self {
+        Self { epoch: Mutex::new(None), given_back: Condvar::new(), abandoned: AtomicU64::new(NEVER) }
+    }
+
+    /// Waits for the one before to end, unless it never will.
+    fn take(&self, epoch: u64) -> Taken<'_> {
+        let mut current = lock(&self.epoch);
+        while let Some(before) = *current {
+            if before == self.abandoned.load(Ordering::SeqCst) {
+                let lost = "a thread and what it had open stay behind";
+                log::line(Level::Warn, Error::Descriptors { lost });
+                break;
+            }
+            current = self.given_back.wait(current).unwrap_or_else(PoisonError::into_inner);
+        }
+        *current = Some(epoch);
+        Taken { turn: self, epoch }
+    }
+
+    /// Before the epoch's end: nobody waits yet. Async-signal-safe.
+    fn abandon(&self, epoch: u64) {
+        self.abandoned.store(epoch, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut current = lock(&self.turn.epoch);
+        if *current == Some(self.epoch) {
+            *current = None;
+            self.turn.given_back.notify_all();
+        }
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
+
+use crate::own_fd::OwnFd;
 
 const NO_FD: RawFd = -1;
 
@@ -51,42 +54,60 @@ pub fn write_eventfd(fd: RawFd, value: u64) {
 
 /// Where a thread publishes the eventfd that it sleeps on.
 pub struct Waker {
-    fd: AtomicI32,
+    /// The sleeper's; null where nobody sleeps here.
+    fd: AtomicPtr<OwnFd>,
     writers: AtomicU32,
 }
 
 impl Waker {
     /// Nobody sleeps here yet.
     pub const fn new() -> Self {
-        Self { fd: AtomicI32::new(NO_FD), writers: AtomicU32::new(0) }
+        Self { fd: AtomicPtr::new(ptr::null_mut()), writers: AtomicU32::new(0) }
     }
 
     /// Publishes a new eventfd for the calling thread, until the sleeper is dropped.
     pub fn sleeper(&self) -> io::Result<Sleeper<'_>> {
-        let fd = new_eventfd(0)?;
-        self.fd.store(fd.as_raw_fd(), Ordering::SeqCst);
+        let fd = Box::new(OwnFd::new(new_eventfd(0)?));
+        self.fd.store(ptr::from_ref(&*fd).cast_mut(), Ordering::SeqCst);
         Ok(Sleeper { waker: self, fd })
     }
 
-    /// Wakes the sleeper, now and for every later wait.
+    /// Whether the sleeper, if there is one, can be woken. Async-signal-safe.
+    pub fn can_wake(&self) -> bool {
+        self.with_fd(|fd| fd.is_none_or(OwnFd::is_ours))
+    }
+
+    /// Wakes the sleeper, now and for every later wait. False where that cannot be done: the host has closed the eventfd, and
+    /// the sleeper sleeps for ever.
     ///
-    /// Async-signal-safe: atomics and write(2) only, and errno is left as it was. While a write is under way
+    /// Async-signal-safe: atomics and system calls only, and errno is left as it was. While a write is under way
     /// `writers` keeps the descriptor open.
-    pub fn wake(&self) {
+    #[must_use]
+    pub fn wake(&self) -> bool {
+        self.with_fd(|fd| match fd {
+            Some(fd) if fd.is_ours() => {
+                write_eventfd(fd.as_raw_fd(), 1);
+                true
+            }
+            Some(_) => false,
+            None => true,
+        })
+    }
+
+    fn with_fd<T>(&self, take: impl FnOnce(Option<&OwnFd>) -> T) -> T {
         self.writers.fetch_add(1, Ordering::SeqCst);
-        let fd = self.fd.load(Ordering::SeqCst);
-        // Its owner waits for `writers` to become 0 before it closes it.
-        if fd != NO_FD {
-            write_eventfd(fd, 1);
-        }
+        // SAFETY: its owner waits for `writers` to become 0 before it frees it.
+        let result = take(unsafe { self.fd.load(Ordering::SeqCst).as_ref() });
         self.writers.fetch_sub(1, Ordering::SeqCst);
+        result
     }
 }
 
 /// The sleeping side of a [`Waker`]; owns the eventfd.
 pub struct Sleeper<'waker> {
     waker: &'waker Waker,
-    fd: OwnedFd,
+    /// In a place of its own: the waker has its address.
+    fd: Box<OwnFd>,
 }
 
 /// Why a wait ended.
@@ -101,6 +122,11 @@ pub enum Woken {
 }
 
 impl Sleeper<'_> {
+    /// Whether the host has closed the eventfd, so that nobody can tell this thread anything any more.
+    pub fn is_lost(&self) -> bool {
+        !self.fd.may_be_ours()
+    }
+
     /// Waits until told, until `other` is readable, or for a time.
     pub fn wait(&self, other: Option<RawFd>, time: Option<Duration>) -> Woken {
         self.wait_for_any([other, None], time)
@@ -126,7 +152,7 @@ impl Sleeper<'_> {
 
 impl Drop for Sleeper<'_> {
     fn drop(&mut self) {
-        self.waker.fd.store(NO_FD, Ordering::SeqCst);
+        self.waker.fd.store(ptr::null_mut(), Ordering::SeqCst);
         // A writer is between two instructions of `wake`, maybe in a thread that is not running just now.
         while self.waker.writers.load(Ordering::SeqCst) != 0 {
             std::thread::sleep(Duration::from_micros(100));
@@ -146,7 +172,7 @@ mod tests {
     #[test]
     fn a_wait_ends_when_told_and_stays_ended() {
         let waker = Waker::new();
-        waker.wake();
+        assert!(waker.wake());
         let sleeper = waker.sleeper().unwrap();
         assert_eq!(sleeper.wait(None, Some(Duration::from_millis(1))), Woken::TimedOut);
         thread::scope(|scope| {
@@ -162,7 +188,7 @@ mod tests {
         let other = Waker::new();
         let sleeper = waker.sleeper().unwrap();
         let ready = other.sleeper().unwrap();
-        other.wake();
+        assert!(other.wake());
         assert_eq!(sleeper.wait(Some(ready.fd.as_raw_fd()), None), Woken::Ready);
     }
 
@@ -174,7 +200,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     while Instant::now() < until {
-                        waker.wake();
+                        assert!(waker.wake());
                     }
                 });
             }
@@ -183,7 +209,7 @@ mod tests {
                 sleeper.wait(None, Some(Duration::from_micros(50)));
             }
         });
-        assert_eq!(waker.fd.load(Ordering::SeqCst), NO_FD);
+        assert!(waker.fd.load(Ordering::SeqCst).is_null());
     }
 
     /// As the session does it: the stop is noted before the wake, and looked at once the sleeper is published.
@@ -200,7 +226,7 @@ mod tests {
                 for _ in 0..ROUNDS {
                     start.wait();
                     stopped.fetch_add(1, Ordering::SeqCst);
-                    waker.wake();
+                    assert!(waker.wake());
                     end.wait();
                 }
             };
@@ -228,7 +254,7 @@ mod tests {
         let _sleeper = waker.sleeper().unwrap();
         // SAFETY: errno is thread-local and always there.
         unsafe { *libc::__errno_location() = 4711 };
-        waker.wake();
+        assert!(waker.wake());
         assert_eq!(io::Error::last_os_error().raw_os_error(), Some(4711));
     }
 }

@@ -39,6 +39,7 @@ pub struct Watch {
     shared: Arc<Shared>,
     rung: Option<Rung>,
     queue_slots: usize,
+    logger: Arc<Logger>,
     /// Until the end.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -126,9 +127,14 @@ impl Watch {
             start: Condvar::new(),
         });
         // From here on its end is that of all threads that run already.
-        let mut watch =
-            Self { shared, rung: None, queue_slots: options.queue_slots, threads: Mutex::new(Vec::with_capacity(2)) };
-        let Options { probe, sweep_interval, logger, .. } = options;
+        let Options { probe, sweep_interval, queue_slots, logger } = options;
+        let mut watch = Self {
+            shared,
+            rung: None,
+            queue_slots,
+            logger: Arc::clone(&logger),
+            threads: Mutex::new(Vec::with_capacity(2)),
+        };
         if probe.states || probe.closes {
             let (shared, logger, settings) = (Arc::clone(&watch.shared), Arc::clone(&logger), probe.clone());
             let body = move || log::with_logger(&logger, || shared.run_probe(&settings));
@@ -171,6 +177,19 @@ impl Watch {
         }
     }
 
+    /// Whether [`Self::fd`] is worth waiting for.
+    pub fn may_wait(&self) -> bool {
+        !self.shared.ready.has_lost_events()
+    }
+
+    /// An error where the host has closed what readers wait for.
+    pub fn check_descriptors(&self) -> Result<(), Error> {
+        if self.shared.ready.is_lost() {
+            return Err(Error::Descriptors { lost: "close the handle and open another one" });
+        }
+        Ok(())
+    }
+
     /// A signal handler has ended a wait.
     pub fn interrupted(&self) -> ReadEnd {
         // It may have called for this very wake.
@@ -209,13 +228,19 @@ impl Watch {
 
     /// Ends all threads, and waits for that.
     pub fn end(&self) {
-        self.shared.ending.store(true, Ordering::SeqCst);
-        self.shared.probe_waker.wake();
-        self.shared.sweep_waker.wake();
+        let shared = &*self.shared;
+        shared.ending.store(true, Ordering::SeqCst);
+        // Both, in each case.
+        let can_end = shared.probe_waker.wake() & shared.sweep_waker.wake();
         let threads = std::mem::take(&mut *lock(&self.threads));
-        for thread in threads {
-            // One that has panicked is over, too.
-            let _ = thread.join();
+        if can_end {
+            for thread in threads {
+                // One that has panicked is over, too.
+                let _ = thread.join();
+            }
+        } else {
+            let lost = "a thread and what it had open stay behind";
+            log::with_logger(&self.logger, || log::line(Level::Warn, Error::Descriptors { lost }));
         }
     }
 }

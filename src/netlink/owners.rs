@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
 
@@ -12,6 +12,7 @@ use libbpf_rs::libbpf_sys;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::event::COMM_LEN;
+use crate::own_fd::OwnFd;
 use crate::pid_namespace;
 use crate::threads::lock;
 
@@ -28,7 +29,7 @@ pub struct Owners {
 
 /// The iterator of a probe, as long as that is attached.
 #[derive(Default)]
-pub struct HolderIterator(Mutex<Option<OwnedFd>>);
+pub struct HolderIterator(Mutex<Option<OwnFd>>);
 
 /// `struct tcp_holder` of `bpf/tcp_event.h`.
 #[repr(C)]
@@ -51,14 +52,14 @@ impl HolderIterator {
     /// Takes over a link to the iterator's program. It lists processes of the own PID namespace: where /proc shows more, that
     /// is read.
     pub fn set(&self, link: Option<OwnedFd>) {
-        *lock(&self.0) = link.filter(|_| pid_namespace::proc_is_own());
+        *lock(&self.0) = link.filter(|_| pid_namespace::proc_is_own()).map(OwnFd::new);
     }
 
     /// A run of the iterator. `None` where there is none, or it cannot run.
     fn start(&self) -> Option<File> {
         let link = lock(&self.0);
         // SAFETY: the link is open for as long as the lock is held.
-        let fd = unsafe { libbpf_sys::bpf_iter_create(link.as_ref()?.as_fd().as_raw_fd()) };
+        let fd = unsafe { libbpf_sys::bpf_iter_create(link.as_ref()?.as_raw_fd()) };
         // SAFETY: a descriptor that the kernel has just given is nobody else's.
         (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }.into())
     }

@@ -1,11 +1,12 @@
-//! The descriptors that a forked child has to close.
+//! The descriptors of a probe: those that a forked child has to close, and what each stands for.
 
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use libbpf_rs::{AsRawLibbpf, libbpf_sys};
 
 use super::Probe;
+use crate::own_fd::Identity;
 
 /// A probe has at most 7 links, 2 perf events, 6 programs and 9 maps; and where it has a perf buffer, a perf event for
 /// each processor of up to 256.
@@ -16,52 +17,87 @@ const NO_FD: RawFd = -1;
 
 /// Descriptors of the links, programs and maps in force, for a forked child to close: they would keep the probe attached,
 /// or loaded, after the parent has ended it.
-pub struct BpfFds([AtomicI32; MOST_FDS]);
+pub struct BpfFds(Box<[Place]>);
+
+struct Place {
+    fd: AtomicI32,
+    identity: [AtomicU64; 3],
+}
+
+impl Place {
+    const fn free() -> Self {
+        Self { fd: AtomicI32::new(NO_FD), identity: [const { AtomicU64::new(0) }; 3] }
+    }
+
+    fn fill(&self, fd: RawFd) {
+        if let Some(identity) = Identity::of(fd) {
+            for (to, from) in self.identity.iter().zip(identity.numbers()) {
+                to.store(from, Ordering::SeqCst);
+            }
+            self.fd.store(fd, Ordering::SeqCst);
+        }
+    }
+
+    fn is_free(&self) -> bool {
+        self.fd.load(Ordering::SeqCst) == NO_FD
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::from_numbers(self.identity.each_ref().map(|number| number.load(Ordering::SeqCst)))
+    }
+}
 
 impl BpfFds {
     /// None.
-    pub const fn new() -> Self {
-        Self([const { AtomicI32::new(NO_FD) }; _])
+    pub fn new() -> Self {
+        // Not by way of the stack: the caller's may be small.
+        Self((0..MOST_FDS).map(|_| Place::free()).collect())
     }
 
     /// A probe is attached.
     pub fn note(&self, probe: &Probe<'_>) {
-        let links = probe.links.iter().map(|link| link.as_fd().as_raw_fd());
-        let links = links.chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd)).chain(probe.events.iter().copied());
-        let object = probe.object();
-        // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.
-        let programs =
-            object.progs().map(|program| unsafe { libbpf_sys::bpf_program__fd(program.as_libbpf_object().as_ptr()) });
-        let maps = object.maps().map(|map| map.as_fd().as_raw_fd());
-        let fds = links.chain(programs).chain(maps).filter(|fd| *fd >= 0);
-        for (place, fd) in self.0.iter().zip(fds) {
-            place.store(fd, Ordering::SeqCst);
-        }
+        let links = of_links(probe).into_iter().chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd));
+        self.add(links.chain(of_object(probe)));
     }
 
     /// There are some more, as long as there are places.
     pub fn add(&self, fds: impl Iterator<Item = RawFd>) {
-        let free = self.0.iter().filter(|place| place.load(Ordering::SeqCst) == NO_FD);
-        for (place, fd) in free.zip(fds) {
-            place.store(fd, Ordering::SeqCst);
+        for (place, fd) in self.0.iter().filter(|place| place.is_free()).zip(fds) {
+            place.fill(fd);
         }
     }
 
     /// They are about to be closed.
     pub fn forget(&self) {
         for place in &self.0 {
-            place.store(NO_FD, Ordering::SeqCst);
+            place.fd.store(NO_FD, Ordering::SeqCst);
         }
     }
 
-    /// Closes a forked child's copies. Async-signal-safe, as all that runs between fork and exec must be.
+    /// Closes a forked child's copies, but for those that the host has put something else in the place of. Async-signal-safe,
+    /// as all that runs between fork and exec must be.
     pub fn close_in_child(&self) {
         for place in &self.0 {
-            let fd = place.swap(NO_FD, Ordering::SeqCst);
-            if fd != NO_FD {
+            let fd = place.fd.swap(NO_FD, Ordering::SeqCst);
+            if fd != NO_FD && place.identity().is_of(fd) {
                 // SAFETY: in the child nobody but this function knows the descriptor.
                 unsafe { libc::close(fd) };
             }
         }
     }
+}
+
+/// Those of a probe's links, with the perf events that they close.
+pub(super) fn of_links(probe: &Probe<'_>) -> Vec<RawFd> {
+    probe.links.iter().map(|link| link.as_fd().as_raw_fd()).chain(probe.events.iter().copied()).collect()
+}
+
+/// Those of its programs and maps.
+pub(super) fn of_object(probe: &Probe<'_>) -> Vec<RawFd> {
+    let object = probe.object();
+    // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.
+    let programs =
+        object.progs().map(|program| unsafe { libbpf_sys::bpf_program__fd(program.as_libbpf_object().as_ptr()) });
+    let maps = object.maps().map(|map| map.as_fd().as_raw_fd());
+    programs.chain(maps).filter(|fd| *fd >= 0).collect()
 }

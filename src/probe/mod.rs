@@ -13,7 +13,7 @@ mod types;
 
 use std::cell::Cell;
 use std::io::Read;
-use std::mem::MaybeUninit;
+use std::mem::{self, ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -32,6 +32,7 @@ use self::types::{KERNEL_BTF, KernelTypes, OPEN_FILES, SET_STATE};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
+use crate::own_fd::Identity;
 use crate::perf_skeleton::TcpEventPerfSkel;
 use crate::pid_namespace::PidNamespace;
 use crate::privilege::{self, Capability, FilteredCall};
@@ -49,9 +50,18 @@ pub struct Probe<'obj> {
     /// The link of the iterator over all open files.
     holders: Option<OwnedFd>,
     /// Maps and programs.
-    skeleton: Skeleton<'obj>,
+    skeleton: ManuallyDrop<Skeleton<'obj>>,
     rung: Rung,
     fds: ProbeFds,
+    /// What the descriptors of all that was when it was attached.
+    own: Own,
+}
+
+/// Descriptors that libbpf closes, and what they stand for.
+#[derive(Default)]
+struct Own {
+    links: Vec<(RawFd, Identity)>,
+    object: Vec<(RawFd, Identity)>,
 }
 
 /// The maps and programs of a rung.
@@ -117,8 +127,9 @@ impl<'obj> Probe<'obj> {
         let mut places = places.0.iter_mut();
         for &rung in rungs {
             match Self::attach_rung(rung, settings, &kernel, &mut places) {
-                Ok(probe) => {
+                Ok(mut probe) => {
                     log::line(Level::Info, format_args!("attached by {}", rung.name()));
+                    probe.own = Own::of(&probe);
                     return Ok(probe);
                 }
                 Err(refusal) => {
@@ -278,7 +289,15 @@ impl<'obj> Probe<'obj> {
                 log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {refusal}"));
             }
         }
-        Ok(Self { links, events, holders, skeleton: Skeleton::Core(Box::new(skeleton)), rung, fds })
+        Ok(Self {
+            links,
+            events,
+            holders,
+            skeleton: ManuallyDrop::new(Skeleton::Core(Box::new(skeleton))),
+            rung,
+            fds,
+            own: Own::default(),
+        })
     }
 
     /// Hands the iterator over all open files to somebody else.
@@ -296,15 +315,22 @@ impl<'obj> Probe<'obj> {
         self.fds
     }
 
-    /// Takes the hooks away. What is in the ring stays readable.
+    /// Takes the hooks away. What is in the ring stays readable. Where the host has closed a descriptor of these, it has taken
+    /// some away itself: the others are closed, and what libbpf keeps of them is left as it is.
     pub fn detach(&mut self) {
-        // The accept hooks last, for the same reason that they were attached first.
-        while self.links.pop().is_some() {}
+        let own = mem::take(&mut self.own.links);
+        if is_whole(&own) {
+            // The accept hooks last, for the same reason that they were attached first.
+            while self.links.pop().is_some() {}
+        } else {
+            self.links.drain(..).for_each(mem::forget);
+            close_those_left(&own);
+        }
     }
 
     /// The map that the records go through: a ring buffer, or what a perf buffer is made of.
     pub fn records(&self) -> &MapMut<'obj> {
-        match &self.skeleton {
+        match &*self.skeleton {
             Skeleton::Core(skeleton) => &skeleton.maps.records,
             Skeleton::Perf(skeleton) => &skeleton.maps.records,
             Skeleton::Tracepoint(skeleton) => &skeleton.maps.records,
@@ -313,22 +339,22 @@ impl<'obj> Probe<'obj> {
 
     /// Whether they go through a ring buffer.
     pub fn has_ring(&self) -> bool {
-        matches!(self.skeleton, Skeleton::Core(_))
+        matches!(*self.skeleton, Skeleton::Core(_))
     }
 
     /// Whether a record of a close has the connection's counters.
     pub fn tells_counters(&self) -> bool {
-        !matches!(self.skeleton, Skeleton::Tracepoint(_))
+        !matches!(*self.skeleton, Skeleton::Tracepoint(_))
     }
 
     /// Whether process IDs are those of the library's own PID namespace, or 0. Else they are the initial one's.
     pub fn tells_own_ids(&self) -> bool {
-        !matches!(self.skeleton, Skeleton::Perf(_)) || PidNamespace::find().is_none()
+        !matches!(*self.skeleton, Skeleton::Perf(_)) || PidNamespace::find().is_none()
     }
 
     /// The program's variables, where it has any.
     pub fn variables(&self) -> Option<Variables<'_>> {
-        match &self.skeleton {
+        match &*self.skeleton {
             Skeleton::Core(skeleton) => Some(Variables::of(skeleton)),
             Skeleton::Perf(_) | Skeleton::Tracepoint(_) => None,
         }
@@ -336,11 +362,41 @@ impl<'obj> Probe<'obj> {
 
     /// All maps and programs.
     fn object(&self) -> &libbpf_rs::Object {
-        match &self.skeleton {
+        match &*self.skeleton {
             Skeleton::Core(skeleton) => skeleton.object(),
             Skeleton::Perf(skeleton) => skeleton.object(),
             Skeleton::Tracepoint(skeleton) => skeleton.object(),
         }
+    }
+}
+
+impl Drop for Probe<'_> {
+    fn drop(&mut self) {
+        self.detach();
+        if is_whole(&self.own.object) {
+            // SAFETY: it is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.skeleton) };
+        } else {
+            close_those_left(&self.own.object);
+        }
+    }
+}
+
+impl Own {
+    fn of(probe: &Probe<'_>) -> Self {
+        let identified = |fds: Vec<RawFd>| fds.into_iter().filter_map(|fd| Some((fd, Identity::of(fd)?))).collect();
+        Self { links: identified(fds::of_links(probe)), object: identified(fds::of_object(probe)) }
+    }
+}
+
+fn is_whole(fds: &[(RawFd, Identity)]) -> bool {
+    fds.iter().all(|(fd, identity)| identity.is_of(*fd))
+}
+
+fn close_those_left(fds: &[(RawFd, Identity)]) {
+    for (fd, _) in fds.iter().filter(|(fd, identity)| identity.is_of(*fd)) {
+        // SAFETY: what it belongs to is never used again.
+        unsafe { libc::close(*fd) };
     }
 }
 

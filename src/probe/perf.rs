@@ -1,6 +1,6 @@
 //! The first rung for kernels without a ring buffer (before Linux 5.8): its records go through a perf buffer.
 
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -8,7 +8,7 @@ use libbpf_rs::{MapCore, MapFlags, OpenObject, libbpf_sys};
 
 use super::messages::explain;
 use super::types::KernelTypes;
-use super::{ACCEPT_GRAFT, Probe, ProbeFds, Refusal, Skeleton, builder, wanted, warn_of_unseen_accepts};
+use super::{ACCEPT_GRAFT, Own, Probe, ProbeFds, Refusal, Skeleton, builder, wanted, warn_of_unseen_accepts};
 use crate::log::{self, Level};
 use crate::perf_skeleton::TcpEventPerfSkelBuilder;
 use crate::settings::{ProbeSettings, Rung};
@@ -92,6 +92,6 @@ fn try_attach<'obj>(
         lost: Some(maps.lost.as_fd().as_raw_fd()),
     };
     links.push(main_link);
-    let skeleton = Skeleton::Perf(Box::new(skeleton));
-    Ok(Probe { links, events: Vec::new(), holders: None, skeleton, rung: Rung::Kprobe, fds })
+    let skeleton = ManuallyDrop::new(Skeleton::Perf(Box::new(skeleton)));
+    Ok(Probe { links, events: Vec::new(), holders: None, skeleton, rung: Rung::Kprobe, fds, own: Own::default() })
 }

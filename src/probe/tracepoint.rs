@@ -1,6 +1,6 @@
 //! The last rung: a plain tracepoint, for kernels without type information or without a ring buffer.
 
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -10,7 +10,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::instructions::{self, Fitting};
 use super::messages::explain;
 use super::perf_event::{self, errno_name};
-use super::{ACCEPT_GRAFT, Probe, ProbeFds, Skeleton, kernel_has_kprobes, wanted};
+use super::{ACCEPT_GRAFT, Own, Probe, ProbeFds, Skeleton, kernel_has_kprobes, wanted};
 use crate::log::{self, Level};
 use crate::pid_namespace::PidNamespace;
 use crate::settings::{ProbeSettings, Rung};
@@ -183,9 +183,10 @@ fn try_attach<'obj>(
         links,
         events,
         holders: None,
-        skeleton: Skeleton::Tracepoint(Box::new(skeleton)),
+        skeleton: ManuallyDrop::new(Skeleton::Tracepoint(Box::new(skeleton))),
         rung: Rung::Tracepoint,
         fds,
+        own: Own::default(),
     })
 }
 

@@ -4,10 +4,17 @@
  *   limits memory SLOTS    tcpevent_open of so many slots, with ever more address space: -ENOMEM, -EAGAIN or a handle
  *   limits queue           AddProbe in as much address space as a probe needs, with TCPEVENT_QUEUE as it is set
  *   limits stack BYTES     every function on a thread with such a stack
+ *   limits closed WHAT     close_range(3, ~0) after AddProbe or tcpevent_open, and files of its own in their place
  */
+#include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "check.h"
@@ -110,6 +117,8 @@ static void *end_setup(void *unused)
 	return unused;
 }
 
+static sem_t cleaned_up;
+
 static void *call_all(void *unused)
 {
 	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS,
@@ -122,6 +131,7 @@ static void *call_all(void *unused)
 	start();
 	see_one();
 	cleanup();
+	sem_post(&cleaned_up);
 	CHECK(setupBPF("not a program") == 0);
 	printCharArray("text");
 	CHECK(tcpevent_open(&options, &handle) == 0);
@@ -144,16 +154,125 @@ static void stack(size_t bytes)
 	pthread_attr_t attributes;
 	pthread_t thread, other;
 
+	CHECK(!sem_init(&cleaned_up, 0, 0));
 	CHECK(!pthread_attr_init(&attributes));
 	CHECK(!pthread_attr_setstacksize(&attributes, bytes));
 	CHECK(!pthread_create(&thread, &attributes, call_all, NULL));
 	/* The first cleanup is call_all's own: this one ends setupBPF. */
-	while (!getStatus())
-		nap(500);
-	while (getStatus())
-		nap(500);
+	CHECK(!sem_wait(&cleaned_up));
 	CHECK(!pthread_create(&other, NULL, end_setup, NULL));
 	CHECK(!pthread_join(thread, NULL) && !pthread_join(other, NULL));
+}
+
+/* Files of the host's, of kinds that could be taken for the library's, under the numbers that those had. */
+#define OWN_FILES 80
+
+static int own_files[OWN_FILES];
+static struct stat own_status[OWN_FILES];
+
+static int open_one(int number)
+{
+	char name[] = "/tmp/tcpevent-limits.XXXXXX";
+	int fd;
+
+	switch (number % 5) {
+	case 0:
+		fd = mkstemp(name);
+		CHECK(!unlink(name));
+		return fd;
+	case 1:
+		return eventfd(0, EFD_NONBLOCK);
+	case 2:
+		return epoll_create1(0);
+	case 3:
+		return socket(AF_INET, SOCK_STREAM, 0);
+	default:
+		return open("/dev/null", O_RDWR);
+	}
+}
+
+static void take_all_descriptors(void)
+{
+	int i;
+
+	CHECK(!syscall(SYS_close_range, 3, ~0U, 0));
+	for (i = 0; i < OWN_FILES; i++) {
+		own_files[i] = open_one(i);
+		CHECK(own_files[i] >= 0 && !fstat(own_files[i], &own_status[i]));
+	}
+}
+
+/* They are all there, and nothing was written to them. */
+static void own_files_are_untouched(void)
+{
+	uint64_t count;
+	int i;
+
+	for (i = 0; i < OWN_FILES; i++) {
+		struct stat status;
+
+		CHECK(!fstat(own_files[i], &status));
+		CHECK(status.st_ino == own_status[i].st_ino && status.st_dev == own_status[i].st_dev);
+		CHECK(status.st_size == own_status[i].st_size);
+		if (i % 5 == 1)
+			CHECK(read(own_files[i], &count, sizeof(count)) == -1 && errno == EAGAIN);
+	}
+}
+
+static void closed(const char *what)
+{
+	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_STATES | TCPEVENT_SNAPSHOTS,
+					   .snapshot_interval_ms = 100};
+	struct tcpevent_event events[64];
+	struct tcpevent *handle = NULL;
+	int result, status;
+	time_t until;
+	pid_t child;
+
+	if (!strcmp(what, "handle")) {
+		CHECK(tcpevent_open(&options, &handle) == 0);
+	} else {
+		start();
+		see_one();
+	}
+	/* Sweeps are under way. */
+	nap(250000);
+	take_all_descriptors();
+	connect_once();
+	child = fork();
+	CHECK(child >= 0);
+	if (child == 0) {
+		own_files_are_untouched();
+		exit(0);
+	}
+	CHECK(waitpid(child, &status, 0) == child && status == 0);
+	nap(250000);
+	until = time(NULL) + patience_s();
+	if (handle) {
+		/* What came before is there still; then it says what happened, and waits for nothing. */
+		do
+			result = tcpevent_read(handle, events, sizeof(*events), 64, 100);
+		while (result > 0);
+		CHECK(result == -EIO && strstr(tcpevent_last_error(), "the host has closed descriptors"));
+		CHECK(tcpevent_wake(handle) == 0);
+		CHECK(tcpevent_close(handle) == 0);
+	} else {
+		cleanup();
+		CHECK(getStatus() == 0);
+	}
+	CHECK(time(NULL) <= until);
+	nap(250000);
+	own_files_are_untouched();
+	/* And it can be used again. */
+	start();
+	see_one();
+	cleanup();
+	CHECK(tcpevent_open(&options, &handle) == 0);
+	connect_once();
+	CHECK(tcpevent_read(handle, events, sizeof(*events), 1, -1) == 1);
+	CHECK(tcpevent_close(handle) == 0);
+	nap(250000);
+	own_files_are_untouched();
 }
 
 int main(int argc, char **argv)
@@ -166,6 +285,8 @@ int main(int argc, char **argv)
 		queue();
 	else if (!strcmp(mode, "stack") && argc == 3)
 		stack(strtoul(argv[2], NULL, 10));
+	else if (!strcmp(mode, "closed") && argc == 3)
+		closed(argv[2]);
 	else
 		return 2;
 	return 0;

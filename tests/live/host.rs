@@ -180,6 +180,15 @@ fn a_classic_queue_is_as_long_as_there_is_memory_for() {
 }
 
 #[test]
+fn a_host_that_closes_every_descriptor_keeps_those_that_it_opens_then() {
+    for what in ["classic", "handle"] {
+        let (_, stderr) = limits(&["closed", what], &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
+        // A handle's lines are its own.
+        assert_eq!(stderr.contains("the host has closed descriptors"), what == "classic", "{stderr}");
+    }
+}
+
+#[test]
 fn every_call_needs_but_a_small_stack() {
     // The least that a thread can have: PTHREAD_STACK_MIN.
     limits(&["stack", "16384"], &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
