@@ -114,7 +114,7 @@ fn a_second_probe_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn setup_bpf_runs_on_the_callers_thread_and_returns_0_after_cleanup() {
+fn setup_bpf_waits_and_returns_0_after_cleanup() {
     let _turn = turn();
     let mut consumer = Consumer::run(&[]);
     consumer.tell("setup");
