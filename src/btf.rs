@@ -90,6 +90,20 @@ impl<'btf> Type<'btf> {
     }
 }
 
+/// Adds to a list, where there is memory for that: how long it gets is the kernel's choice.
+fn push<T>(to: &mut Vec<T>, value: T) -> Option<()> {
+    to.try_reserve(1).ok()?;
+    to.push(value);
+    Some(())
+}
+
+/// The same for bytes.
+fn extend(to: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
+    to.try_reserve(bytes.len()).ok()?;
+    to.extend_from_slice(bytes);
+    Some(())
+}
+
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
@@ -149,9 +163,9 @@ impl<'btf> Btf<'btf> {
                 kind::STRUCT | kind::UNION | kind::ENUM | kind::ENUM64 | kind::TYPEDEF | kind::FUNC
             );
             if has_name && strings.get(found.word(0) as usize..).is_some_and(is_wanted) {
-                this.roots.push(u32::try_from(this.types.len()).ok()?);
+                push(&mut this.roots, u32::try_from(this.types.len()).ok()?)?;
             }
-            this.types.push(u32::try_from(at).ok()?);
+            push(&mut this.types, u32::try_from(at).ok()?)?;
             at += found.0.len();
         }
         Some(this)
@@ -207,12 +221,14 @@ impl Btf<'_> {
     /// does not follow them. Functions are left out.
     pub fn reduced(&self) -> Option<Vec<u8>> {
         // The new ID of each type; 0 for those that are not taken.
-        let mut new_ids = vec![0u32; self.types.len()];
+        let mut new_ids = Vec::new();
+        new_ids.try_reserve_exact(self.types.len()).ok()?;
+        new_ids.resize(self.types.len(), 0u32);
         let mut taken = Vec::new();
         let mut take = |id: u32, taken: &mut Vec<u32>| {
             let new_id = new_ids.get_mut(id as usize)?;
             if id != 0 && *new_id == 0 {
-                taken.push(id);
+                push(taken, id)?;
                 *new_id = u32::try_from(taken.len()).ok()?;
             }
             Some(*new_id)
@@ -229,14 +245,14 @@ impl Btf<'_> {
             let found = self.at(taken[next])?;
             next += 1;
             let start = types.len();
-            types.extend_from_slice(found.0);
+            extend(&mut types, found.0)?;
             let mut set =
                 |at: usize, value: u32| types[start + at..start + at + 4].copy_from_slice(&value.to_ne_bytes());
             for at in found.name_places() {
                 let name = self.name(found.word(at))?;
                 set(at, if name.len() > 1 { u32::try_from(strings.len()).ok()? } else { 0 });
                 if name.len() > 1 {
-                    strings.extend_from_slice(name);
+                    extend(&mut strings, name)?;
                 }
             }
             for at in found.part_places() {
@@ -247,7 +263,8 @@ impl Btf<'_> {
             }
         }
 
-        let mut reduced = Vec::with_capacity(HEADER_LEN + types.len() + strings.len());
+        let mut reduced = Vec::new();
+        reduced.try_reserve_exact(HEADER_LEN + types.len() + strings.len()).ok()?;
         reduced.extend(MAGIC.to_ne_bytes());
         reduced.extend([VERSION, 0]);
         for value in [HEADER_LEN, 0, types.len(), types.len(), strings.len()] {

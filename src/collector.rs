@@ -70,7 +70,7 @@ pub fn collect(
     builder.add(probe.records(), |bytes| {
         // A panic must not unwind into libbpf.
         match catch_unwind(|| decode(bytes)) {
-            Ok(Some(decoded)) => batch.borrow_mut().push(decoded),
+            Ok(Some(decoded)) => add(&mut batch.borrow_mut(), decoded, completion.counters),
             Ok(None) | Err(_) => {
                 completion.counters.undecoded.fetch_add(1, Ordering::Relaxed);
             }
@@ -109,6 +109,15 @@ pub fn collect(
     probe.detach();
     reader.read();
     Ok(())
+}
+
+/// Adds a record to a batch, or counts it as lost where there is no memory for it.
+pub fn add(batch: &mut Vec<Decoded>, decoded: Decoded, counters: &Counters) {
+    if batch.try_reserve(1).is_ok() {
+        batch.push(decoded);
+    } else {
+        counters.lost_records.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Empties the ring into the queue.

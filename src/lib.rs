@@ -41,6 +41,7 @@ mod descriptors;
 pub mod error;
 pub mod event;
 pub mod filter;
+mod folder;
 mod handle;
 mod inet;
 mod joiner;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use libbpf_rs::{PerfBuffer, PerfBufferBuilder};
 
 use crate::clock::WallClock;
-use crate::collector::{Completer, Completion};
+use crate::collector::{Completer, Completion, add};
 use crate::decode::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN, decode};
 use crate::event::{Kind, Origin, state};
 use crate::filter::Filter;
@@ -50,7 +50,7 @@ impl Run<'_> {
         let take = |_, bytes: &[u8]| {
             // A panic must not unwind into libbpf.
             match catch_unwind(|| decode(bytes.get(..length)?)) {
-                Ok(Some(decoded)) => batch.borrow_mut().push(decoded),
+                Ok(Some(decoded)) => add(&mut batch.borrow_mut(), decoded, counters),
                 Ok(None) | Err(_) => {
                     counters.undecoded.fetch_add(1, Ordering::Relaxed);
                 }
