@@ -12,7 +12,7 @@
 
 #if defined(__TARGET_ARCH_x86)
 struct pt_regs {
-	unsigned long di, si, dx, cx, r8, r9, ax, ip, sp, bp;
+	unsigned long di, si, dx, cx, r8, r9, ax, orig_ax, ip, cs, sp, bp;
 };
 #elif defined(__TARGET_ARCH_arm64)
 struct user_pt_regs {
@@ -22,6 +22,7 @@ struct user_pt_regs {
 };
 struct pt_regs {
 	struct user_pt_regs user_regs;
+	__s32 syscallno;
 };
 #else
 #error "bpf/core_types.h knows pt_regs of x86-64 and arm64 only: add this architecture's"
@@ -165,6 +166,7 @@ struct mptcp_sock {
 enum bpf_func_id {
 	BPF_FUNC_get_current_task_btf = 158,
 	BPF_FUNC_check_mtu = 163,
+	BPF_FUNC_task_pt_regs = 175,
 };
 
 struct file {
@@ -201,6 +203,7 @@ struct pid {
 
 struct task_struct {
 	unsigned int flags;
+	void *stack;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	int tgid;

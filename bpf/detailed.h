@@ -51,24 +51,29 @@ static __always_inline __u32 netns_of(struct sock *sk)
 	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
-/* Whether a change to TCP_CLOSE is the end of a connection, or of an attempt at one. */
-static __always_inline bool is_end(const struct owner *known, int old_state)
+/*
+ * Whether a change to TCP_CLOSE is the end of a connection, or of an attempt at one. A handshake that was aborted before it was
+ * complete is none yet, unless a process has it in its hands: it has connected (two SYNs crossed), or has accepted it (Fast
+ * Open).
+ */
+static __always_inline bool is_end(struct sock *sk, const struct owner *known, int old_state)
 {
 	if (old_state == TCP_SYN_RECV)
-		return known->direction == TCP_DIRECTION_CONNECTED;
+		return known->origin != TCP_ORIGIN_NONE || socket_of(sk);
 	return old_state != TCP_LISTEN;
 }
 
 static __always_inline bool has_failed(const struct owner *known, int old_state)
 {
 	/* From SYN_RECV: a simultaneous open. */
-	return old_state == TCP_SYN_SENT || (old_state == TCP_SYN_RECV && !known->established_ns);
+	return old_state == TCP_SYN_SENT ||
+	       (old_state == TCP_SYN_RECV && known->direction == TCP_DIRECTION_CONNECTED && !known->established_ns);
 }
 
 static __always_inline void report_detailed(void *ctx, struct sock *sk, const struct owner *known, int old_state,
 					    int new_state, const bool direct)
 {
-	bool ends = new_state == TCP_CLOSE && is_end(known, old_state);
+	bool ends = new_state == TCP_CLOSE && is_end(sk, known, old_state);
 	struct tcp_detailed_record *record;
 	struct socket *socket;
 	struct tcp_sock *tp;

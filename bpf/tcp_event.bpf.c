@@ -82,6 +82,8 @@ struct done done[MOST_CPUS];
 __u64 lost_records;
 __u64 recovered;
 
+#define has_registers bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)
+
 #include "transition.h"
 
 /*

@@ -23,6 +23,7 @@ enum {
 	main_is_kprobe = true,
 	second_look = false,
 	look_at_end = false,
+	has_registers = false,
 };
 
 #define CAST(name, ptr) ((struct name *)(ptr))

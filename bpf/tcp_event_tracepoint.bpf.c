@@ -64,6 +64,17 @@ struct {
  */
 #define SAME_SEGMENT_NS 100000
 
+/*
+ * Where in user mode a process begins that has just executed a program. As long as it is still there, it has not done anything:
+ * it is on its way out of execve(), when the files are closed that the program is not to inherit (do_close_on_exec(), ____fput()).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u64);
+} beginnings SEC(".maps");
+
 #define READ(to, ctx, offset) bpf_probe_read(&(to), sizeof(to), (char *)(ctx) + (offset))
 
 /* A change of state, as the tracepoint tells it. */
@@ -135,10 +146,42 @@ static __always_inline bool is_worker(void)
 	return *(__u64 *)comm == *(const __u64 *)"kworker/";
 }
 
-/* The current process acts on the endpoint. */
-static __always_inline void acted(const struct tcp_tracepoint *at, const struct change *change, struct endpoint *known)
+/* Where the current process is in user mode; 0 where it is not known, as before Linux 4.18. */
+static __always_inline __u64 user_address(void *ctx)
 {
-	if (is_worker())
+	__u64 address = 0;
+
+	return bpf_get_stack(ctx, &address, sizeof(address), BPF_F_USER_STACK) == sizeof(address) ? address : 0;
+}
+
+/*
+ * Whether the current process executes another program. That it lets go of a socket then is no act: it may be a child that has
+ * just been forked, and has a copy of all that its parent has open.
+ */
+static __always_inline bool is_in_exec(void *ctx)
+{
+	__u32 process = bpf_get_current_pid_tgid() >> 32;
+	__u64 *beginning = bpf_map_lookup_elem(&beginnings, &process);
+
+	return beginning && *beginning && *beginning == user_address(ctx);
+}
+
+/* The program is there, and none of its instructions has run. */
+SEC("tracepoint/sched/sched_process_exec")
+int note_exec(void *ctx)
+{
+	__u32 process = bpf_get_current_pid_tgid() >> 32;
+	__u64 address = user_address(ctx);
+
+	bpf_map_update_elem(&beginnings, &process, &address, BPF_ANY);
+	return 0;
+}
+
+/* The current process acts on the endpoint. */
+static __always_inline void acted(void *ctx, const struct tcp_tracepoint *at, const struct change *change,
+				  struct endpoint *known)
+{
+	if (is_worker() || is_in_exec(ctx))
 		return;
 	if (known) {
 		set_actor(at, known, TCP_ORIGIN_CLOSE);
@@ -153,8 +196,9 @@ static __always_inline void acted(const struct tcp_tracepoint *at, const struct 
 /* Whether a change to TCP_CLOSE is the end of a connection, or of an attempt at one. */
 static __always_inline bool is_end(const struct endpoint *known, int old_state)
 {
+	/* A handshake that was aborted is none, unless a process has it in its hands: two SYNs crossed, or Fast Open. */
 	if (old_state == TCP_SYN_RECV)
-		return known && known->direction == TCP_DIRECTION_CONNECTED;
+		return known && known->origin != TCP_ORIGIN_NONE;
 	return old_state != TCP_LISTEN;
 }
 
@@ -254,11 +298,14 @@ static __always_inline void report(void *ctx, const struct tcp_tracepoint *at, c
 
 	if (!(at->wanted & (ends ? TCP_WANTED_CLOSES : TCP_WANTED_STATES)))
 		return;
-	/* The plain records know no direction. */
-	if (!at->detailed && change->old_state == TCP_SYN_RECV)
+	/* The plain records are of ends. */
+	if (!at->detailed && !ends)
 		return;
 	fill_plain(&record.plain, ctx, at, change);
 	fill_owner(&record.plain, at, known, change);
+	/* Fast Open, whose handshake has not come to its end: that is what age is counted from. */
+	if (ends && change->old_state == TCP_SYN_RECV && !record.plain.birth_ns)
+		record.plain.birth_ns = change->now;
 	if (!at->detailed) {
 		put(ctx, &record.plain, sizeof(record.plain));
 		return;
@@ -328,7 +375,7 @@ int set_state(void *ctx)
 		break;
 	case TCP_FIN_WAIT1:
 	case TCP_LAST_ACK:
-		acted(at, &change, known);
+		acted(ctx, at, &change, known);
 		break;
 	}
 	if (change.new_state != TCP_CLOSE) {

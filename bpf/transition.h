@@ -4,7 +4,7 @@
  * Shared by tcp_event.bpf.c and tcp_event_perf.bpf.c.
  *
  * Before it is included, each of them says what it can do (constants: can_cast and CAST, main_is_kprobe, second_look,
- * look_at_end), where it keeps owners (owner_of(), note_owner(), forget_owner()), and how it reports:
+ * look_at_end, has_registers), where it keeps owners (owner_of(), note_owner(), forget_owner()), and how it reports:
  */
 #ifndef TCPEVENT_TRANSITION_H
 #define TCPEVENT_TRANSITION_H
@@ -40,6 +40,58 @@ static __always_inline struct task_struct *current_task(void)
 static __always_inline bool is_kernel_thread(struct task_struct *task)
 {
 	return (can_cast ? task->flags : BPF_CORE_READ(task, flags)) & PF_KTHREAD;
+}
+
+/* Of the current task, as it has entered the kernel; or NULL where they cannot be found. */
+static __always_inline struct pt_regs *user_registers(void)
+{
+	struct pt_regs *registers = 0;
+
+	/* Since Linux 5.15. */
+	if (has_registers)
+		return (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
+#if defined(__TARGET_ARCH_x86)
+	/* At the end of a stack of 16 KiB (arch/x86/include/asm/page_64_types.h), and so it is where they are of user mode. */
+	registers = BPF_CORE_READ((struct task_struct *)bpf_get_current_task(), stack) + (16 << 10) - 21 * sizeof(long);
+	if ((BPF_CORE_READ(registers, cs) & 3) != 3)
+		registers = 0;
+#endif
+	return registers;
+}
+
+/*
+ * Whether the current process executes another program. It lets go of files as task work, on its way back to user mode
+ * (do_close_on_exec(), ____fput()): it has the other program's name by then, and in_execve is no longer set; but the number of
+ * the system call is what it was.
+ */
+static __always_inline bool is_in_exec(void)
+{
+	struct pt_regs *registers = user_registers();
+	__s32 call;
+
+	if (!registers)
+		return false;
+#if defined(__TARGET_ARCH_x86)
+	call = BPF_CORE_READ(registers, orig_ax);
+	/* execve and execveat: of x86-64, of its programs with short pointers, and of 32-bit ones. (Their 11 is munmap elsewhere.) */
+	return call == 59 || call == 322 || call == 520 || call == 545 || call == 11 || call == 358;
+#else
+	call = BPF_CORE_READ(registers, syscallno);
+	return call == 221 || call == 281 || call == 11 || call == 387;
+#endif
+}
+
+/*
+ * Whether a process other than the known owner, or the owner under another name, lets go of the socket because it executes a
+ * program. That is no act: it may be a child that has just been forked, and has a copy of all that its parent has open.
+ */
+static __always_inline bool is_let_go_by_exec(const struct owner *known, const struct owner *current)
+{
+	const __u64 *name = (const __u64 *)known->comm, *other = (const __u64 *)current->comm;
+
+	if (known->origin && known->pid == current->pid && name[0] == other[0] && name[1] == other[1])
+		return false;
+	return is_in_exec();
 }
 
 static __always_inline void set_actor(struct owner *owner, struct task_struct *task, __u8 origin)
@@ -87,6 +139,7 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 {
 	bool owned = in_owner_context(sk, direct);
 	int err = FIELD(direct, sk, sk_err);
+	struct owner current;
 	bool current_acts;
 
 	/*
@@ -105,10 +158,17 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	if (new_state != TCP_CLOSE && known->origin)
 		current_acts = false;
 
+	if (current_acts) {
+		set_actor(&current, current_task(), new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE);
+		current_acts = !is_let_go_by_exec(known, &current);
+	}
+
 	record->birth_ns = known->birth_ns;
 	if (current_acts) {
-		read_current(current_task(), &record->pid, &record->uid, record->comm);
-		record->origin = new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE;
+		record->pid = current.pid;
+		record->uid = current.uid;
+		record->origin = current.origin;
+		__builtin_memcpy(record->comm, current.comm, sizeof(record->comm));
 	} else if (known->origin) {
 		record->pid = known->pid;
 		record->uid = known->uid;
@@ -255,7 +315,7 @@ static __always_inline bool acts_for_another(struct task_struct *task, struct so
 static __always_inline void note_change(struct sock *sk, int new_state, const bool detailed)
 {
 	bool is_born = new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED;
-	struct owner *known = owner_of(sk), fresh = {}, *owner = known ? known : &fresh;
+	struct owner *known = owner_of(sk), fresh = {}, *owner = known ? known : &fresh, current;
 	struct task_struct *task;
 	bool is_taken;
 
@@ -279,10 +339,17 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 	}
 	if (new_state != TCP_ESTABLISHED) {
 		task = current_task();
-		if (!acts_for_another(task, sk, new_state))
-			set_actor(owner, task, new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE);
-		else if (!is_born)
+		if (!acts_for_another(task, sk, new_state)) {
+			set_actor(&current, task, new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE);
+			if (!is_born && is_let_go_by_exec(owner, &current))
+				return;
+			owner->pid = current.pid;
+			owner->uid = current.uid;
+			owner->origin = current.origin;
+			__builtin_memcpy(owner->comm, current.comm, sizeof(owner->comm));
+		} else if (!is_born) {
 			return;
+		}
 	}
 	if (!known)
 		note_owner(sk, &fresh, new_state == TCP_ESTABLISHED ? BPF_NOEXIST : BPF_ANY);
@@ -299,14 +366,16 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 		if (old_state == TCP_CLOSE || (old_state == TCP_LISTEN && !detailed))
 			return 0;
 		is_known = copy_owner(&known, sk);
+		/* Fast Open, whose handshake has not come to its end: that is what age is counted from. */
+		if (old_state == TCP_SYN_RECV && is_known && !known.birth_ns)
+			known.birth_ns = detailed ? bpf_ktime_get_ns() : 1;
 	} else if (new_state == TCP_SYN_SENT || (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV) ||
 		   ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct))) {
 		note_change(sk, new_state, detailed);
 	}
 	if (detailed)
 		report_change(ctx, sk, &known, old_state, new_state, direct);
-	/* A handshake that was aborted before it was complete is no connection yet. */
-	else if (new_state == TCP_CLOSE && old_state != TCP_SYN_RECV)
+	else if (new_state == TCP_CLOSE && (old_state != TCP_SYN_RECV || is_end(sk, &known, old_state)))
 		report(ctx, sk, &known, old_state, direct);
 	if (is_known)
 		forget_owner(sk);

@@ -144,7 +144,11 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     if event.direction == Direction::Connected && birth_ns != 0 && detail.established_ns != 0 {
         event.establish_ns = detail.established_ns.saturating_sub(birth_ns);
     }
-    let aborted_handshake = event.old_state == state::SYN_RECV && event.direction != Direction::Connected;
+    // No process has it in its hands: it has neither connected, nor accepted it before the handshake was over (Fast Open).
+    let aborted_handshake = event.old_state == state::SYN_RECV
+        && event.direction != Direction::Connected
+        && event.origin == Origin::Guess
+        && event.inode == 0;
     if event.new_state != state::CLOSE || event.old_state == state::LISTEN || aborted_handshake {
         event.kind = Kind::State;
         // A listening socket is no connection, of whatever age.
@@ -155,8 +159,10 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     if birth_ns != 0 {
         event.age_ns = event.monotonic_ns.saturating_sub(birth_ns);
     }
-    let failed =
-        event.old_state == state::SYN_SENT || (event.old_state == state::SYN_RECV && detail.established_ns == 0);
+    let failed = event.old_state == state::SYN_SENT
+        || (event.old_state == state::SYN_RECV
+            && event.direction == Direction::Connected
+            && detail.established_ns == 0);
     // The kernel sets an error before it ends an attempt by itself, and none where the program does. Within connect()
     // it may end one that could not even begin: without an error too, but the program has not had it yet to give up.
     let given_up = has(BEING_CLOSED) || (detail.err == 0 && !has(WITHIN_CONNECT));
@@ -464,9 +470,25 @@ mod tests {
         };
         assert_eq!(kind(state::SYN_SENT, state::ESTABLISHED, 1), (Kind::State, 0));
         assert_eq!(kind(state::LISTEN, state::CLOSE, 0), (Kind::State, 0));
-        assert_eq!(kind(state::SYN_RECV, state::CLOSE, 2), (Kind::State, 0));
+        // By Fast Open, the process that is told has accepted it.
+        assert_eq!(kind(state::SYN_RECV, state::CLOSE, 2), (Kind::Close, 5_000));
         assert_eq!(kind(state::SYN_RECV, state::CLOSE, 1), (Kind::Close, 5_000));
         assert_eq!(kind(state::FIN_WAIT2, state::CLOSE, 0), (Kind::Close, 5_000));
+    }
+
+    #[test]
+    fn a_handshake_that_no_process_has_in_its_hands_is_no_connection() {
+        let mut bytes = sample();
+        bytes.extend([0; DETAIL]);
+        bytes[63] = state::SYN_RECV;
+        bytes[RECORD + 32] = state::CLOSE;
+        bytes[RECORD + 33] = 2;
+        for (origin, inode, kind) in [(0, 0u64, Kind::State), (0, 4711, Kind::Close), (2, 0, Kind::Close)] {
+            bytes[62] = origin;
+            bytes[32..40].copy_from_slice(&inode.to_ne_bytes());
+            let event = decode(&bytes).unwrap().event;
+            assert_eq!((event.kind, event.failure), (kind, Failure::None));
+        }
     }
 
     #[test]

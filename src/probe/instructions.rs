@@ -25,6 +25,9 @@ const MOV_64: u8 = 0xb7;
 /// `bpf_get_ns_current_pid_tgid`, since Linux 5.7.
 const NAMESPACE_ID: i32 = 120;
 
+/// `bpf_get_stack`, since Linux 4.18.
+const STACK: i32 = 67;
+
 /// What the programs have to be changed by.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fitting {
@@ -34,6 +37,8 @@ pub(super) struct Fitting {
     pub rdonly_cast: Option<u32>,
     /// Whether programs may ask for process IDs of another PID namespace than the initial one.
     pub knows_namespaces: bool,
+    /// Whether programs may ask for the stack of the current process.
+    pub knows_stacks: bool,
 }
 
 thread_local! {
@@ -66,6 +71,9 @@ impl Fitting {
                 (CALL, _)
                     if !self.knows_namespaces && instruction.imm == NAMESPACE_ID && instruction.src_reg() == 0 =>
                 {
+                    *instruction = self::instruction(MOV_64, 0, 0, 0, -libc::EINVAL);
+                }
+                (CALL, _) if !self.knows_stacks && instruction.imm == STACK && instruction.src_reg() == 0 => {
                     *instruction = self::instruction(MOV_64, 0, 0, 0, -libc::EINVAL);
                 }
                 // Not reached, but the kernel may know no atomic instructions that give the old value (before Linux
@@ -190,6 +198,23 @@ pub(super) fn knows_namespaces() -> bool {
         instruction(ADD_64, 3, 0, 0, -8),
         instruction(MOV_64, 4, 0, 0, 8),
         instruction(CALL, 0, 0, 0, NAMESPACE_ID),
+        instruction(MOV_64, 0, 0, 0, 0),
+        instruction(EXIT, 0, 0, 0, 0),
+    ])
+}
+
+/// Whether a program may ask where the current process is in user mode: by trial.
+pub(super) fn knows_stacks() -> bool {
+    const COPY_64: u8 = 0xbf;
+    const ADD_64: u8 = 0x07;
+    const OF_USER_MODE: i32 = 256;
+    is_taken(&[
+        instruction(STORE_64, 10, 0, -8, 0),
+        instruction(COPY_64, 2, 10, 0, 0),
+        instruction(ADD_64, 2, 0, 0, -8),
+        instruction(MOV_64, 3, 0, 0, 8),
+        instruction(MOV_64, 4, 0, 0, OF_USER_MODE),
+        instruction(CALL, 0, 0, 0, STACK),
         instruction(MOV_64, 0, 0, 0, 0),
         instruction(EXIT, 0, 0, 0, 0),
     ])

@@ -135,8 +135,10 @@ fn try_attach<'obj>(
     let reset_sk = resets.and_then(|format| format.field("skaddr"));
     open.progs.accept_graft.set_autoload(with_accepts);
     open.progs.receive_reset.set_autoload(reset_sk.is_some());
+    let sees_execs = instructions::knows_stacks();
+    open.progs.note_exec.set_autoload(sees_execs);
     let knows_namespaces = ids.namespace.is_some() && ids.are_known;
-    let fitting = Fitting { knows_namespaces, ..Fitting::default() };
+    let fitting = Fitting { knows_namespaces, knows_stacks: sees_execs, ..Fitting::default() };
     let skeleton = fitting.during(|| explain(|| open.load()))?;
 
     let (category, name, format) = find_changes(tracefs)?;
@@ -167,6 +169,15 @@ fn try_attach<'obj>(
                 events.push(attachment.event);
             }
             Err(refusal) => log::line(Level::Info, format_args!("resets are not seen: {refusal}")),
+        }
+    }
+    if sees_execs {
+        match perf_event::attach(&progs.note_exec, tracefs, "sched", "sched_process_exec") {
+            Ok(attachment) => {
+                links.push(attachment.link);
+                events.push(attachment.event);
+            }
+            Err(refusal) => log::line(Level::Info, format_args!("execs are not seen: {refusal}")),
         }
     }
     let main = perf_event::attach(&progs.set_state, tracefs, category, name)?;

@@ -610,6 +610,58 @@ static void client_leaves_a_child(int sync)
 	}
 }
 
+/*
+ * A child that was just forked executes another program, which is when its copy of the socket is closed, and the socket with
+ * it: it has never touched that.
+ */
+static void leave_to_exec(int fd, int linger)
+{
+	struct linger none = {1, 0};
+	int closed[2];
+	pid_t child;
+
+	MUST(fcntl(fd, F_SETFD, FD_CLOEXEC));
+	if (linger)
+		MUST(setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none)));
+	MUST(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, closed));
+	own(fd);
+	child = MUST(fork());
+	if (child == 0) {
+		hear(closed[1]);
+		execl("/bin/true", "true", (char *)NULL);
+		die("execl");
+	}
+	close(fd);
+	say(closed[0]);
+	waitpid(child, NULL, 0);
+}
+
+static void client_closes_beside_exec(int sync)
+{
+	leave_to_exec(dial(sync), 0);
+}
+
+static void client_resets_beside_exec(int sync)
+{
+	leave_to_exec(dial(sync), 1);
+}
+
+static void server_closes_beside_exec(int sync)
+{
+	leave_to_exec(take(listen_for(sync)), 0);
+}
+
+/* What the process is called later is not who has acted. */
+static void client_executes(int sync)
+{
+	int fd = dial(sync);
+
+	MUST(fcntl(fd, F_SETFD, FD_CLOEXEC));
+	own(fd);
+	execl("/bin/true", "true", (char *)NULL);
+	die("execl");
+}
+
 static void client_does_not_block(int sync)
 {
 	struct sockaddr_storage address;
@@ -872,6 +924,10 @@ static const struct scenario {
 	{"thread-connects", server_resets, thread_connects, 0},
 	{"client-exits", server_closes_late, client_exits, 0},
 	{"client-leaves-a-child", server_resets, client_leaves_a_child, 0},
+	{"client-exec", server_closes_after_peer, client_closes_beside_exec, 0},
+	{"client-exec-resets", server_closes_after_peer, client_resets_beside_exec, 0},
+	{"server-exec", server_closes_beside_exec, client_closes_after_peer, 0},
+	{"client-executes", server_closes_after_peer, client_executes, 0},
 	{"non-blocking", server_resets, client_does_not_block, 0},
 	{"io-uring", io_uring_server_idles, client_resets, 0},
 	{"io-uring-worker", io_uring_worker_accepts, client_resets, 0},

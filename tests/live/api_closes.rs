@@ -254,7 +254,7 @@ fn a_lost_syn_and_lost_data_count_as_sent_again_and_not_as_payload() {
 // ---- Fast Open
 
 /// A server THERE, and a client HERE whose SYN carries data.
-fn send_with_syn(network: &Network, data: &[u8]) -> (TcpListener, TcpStream) {
+pub fn send_with_syn(network: &Network, data: &[u8]) -> (TcpListener, TcpStream) {
     // Both ends may, without a cookie, and every listener does.
     let allow = || fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1543").unwrap();
     let listener = network.there.run(|| {

@@ -8,11 +8,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{self, Command};
 use std::time::Instant;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::api_closes::send_with_syn;
 use crate::api_network::{Host, Network};
-use crate::api_traffic::{begin_connect, option};
-use crate::consumer::{Consumer, Event, kernel_version, patience, rung_is_tracepoint, turn};
+use crate::api_traffic::{SYN_RECV, begin_connect, option, wait_for_state};
+use crate::consumer::{Consumer, Event, kernel_version, patience, rung_is_tracepoint, sees_accepts, turn};
 use crate::owners::{Owner, RUNS, Truths, check, check_unless, consumer, run, scenario};
 use crate::traffic::{Connection, V4};
 
@@ -271,4 +272,59 @@ fn a_listener_that_is_closed_with_a_full_backlog_gives_a_close_for_each_that_nob
     all.insert((address.port(), 0));
     let more: Vec<_> = consumer.events_until_silence().into_iter().filter(|e| all.contains(&e.ports())).collect();
     assert_eq!(more, []);
+}
+
+/// Two SYNs cross: each host has begun to connect to the other, but what THERE sends does not come HERE.
+#[test]
+fn a_connect_that_is_reset_after_two_syns_have_crossed_gives_one_close() {
+    let _turn = turn();
+    let network = Network::new();
+    let mut consumer = Consumer::started(&[]);
+    consumer.tell("consume 1");
+    network.there.cut();
+    let (here, there) = ((Network::HERE_V4, 0), (Network::THERE_V4, 0));
+    let bound = |host: &Host, (address, port): (&str, u16)| {
+        host.run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::new(address.parse().unwrap(), port).into()).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            socket
+        })
+    };
+    let [ours, theirs] = [bound(&network.here, here), bound(&network.there, there)];
+    let [our_address, their_address] = [&ours, &theirs].map(|socket| socket.local_addr().unwrap());
+    theirs.connect(&our_address).expect_err("nobody answers");
+    ours.connect(&their_address).expect_err("nobody answers");
+    wait_for_state(&theirs, SYN_RECV);
+    drop(ours);
+    network.there.mend();
+    // It sends its answer again, to where no socket is any more.
+    let port = |address: &SockAddr| address.as_socket().unwrap().port();
+    let ports = (port(&their_address), port(&our_address));
+    let event = consumer.event("the end in SYN_RECV", |event| event.ports() == ports);
+    assert_eq!(event.pid, process::id(), "{event:?}");
+    assert_eq!(events_of(&mut consumer, &[ports]).iter().filter(|event| event.ports() == ports).count(), 0);
+}
+
+/// Accepted and read before the handshake is over, and then reset.
+#[test]
+fn a_fast_open_that_is_reset_before_its_handshake_is_over_gives_one_close() {
+    let _turn = turn();
+    let network = Network::new();
+    let mut consumer = Consumer::started(&[]);
+    consumer.tell("consume 1");
+    network.there.cut();
+    let (listener, client) = send_with_syn(&network, b"early");
+    let (mut server, _) = listener.accept().unwrap();
+    server.read_exact(&mut [0; 5]).unwrap();
+    let ports = (listener.local_addr().unwrap().port(), client.local_addr().unwrap().port());
+    wait_for_state(&server, SYN_RECV);
+    drop(client);
+    network.there.mend();
+    if !sees_accepts() {
+        return eprintln!("skipped: who does not see accepts cannot tell it from a handshake that was aborted");
+    }
+    let event = consumer.event("the end in SYN_RECV", |event| event.ports() == ports);
+    assert_eq!(event.pid, process::id(), "{event:?}");
+    assert_eq!(events_of(&mut consumer, &[ports]).iter().filter(|event| event.ports() == ports).count(), 0);
 }

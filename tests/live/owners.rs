@@ -134,6 +134,10 @@ scenarios! {
     a_thread_with_a_name_of_its_own_connects: "thread-connects", 2;
     the_process_that_connected_has_exited: "client-exits", 2;
     the_process_that_connected_has_left_the_socket_to_a_child: "client-leaves-a-child", 2;
+    a_forked_child_executes_a_program_as_its_parent_closes: "client-exec", 2;
+    a_forked_child_executes_a_program_as_its_parent_resets: "client-exec-resets", 2;
+    a_forked_child_executes_a_program_as_its_parent_closes_what_it_accepted: "server-exec", 2;
+    a_process_executes_a_program_that_does_not_inherit_the_socket: "client-executes", 2;
     a_connect_does_not_block: "non-blocking", 2;
     an_accept_goes_through_io_uring: "io-uring", 2;
     an_accept_is_done_by_a_worker_of_io_uring: "io-uring-worker", 2;
