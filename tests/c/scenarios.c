@@ -643,7 +643,11 @@ static void client_closes_beside_exec(int sync)
 
 static void client_resets_beside_exec(int sync)
 {
-	leave_to_exec(dial(sync), 1);
+	int fd = dial(sync);
+
+	hear(sync);
+	leave_to_exec(fd, 1);
+	say(sync);
 }
 
 static void server_closes_beside_exec(int sync)
@@ -925,7 +929,7 @@ static const struct scenario {
 	{"client-exits", server_closes_late, client_exits, 0},
 	{"client-leaves-a-child", server_resets, client_leaves_a_child, 0},
 	{"client-exec", server_closes_after_peer, client_closes_beside_exec, 0},
-	{"client-exec-resets", server_closes_after_peer, client_resets_beside_exec, 0},
+	{"client-exec-resets", server_idles, client_resets_beside_exec, 0},
 	{"server-exec", server_closes_beside_exec, client_closes_after_peer, 0},
 	{"client-executes", server_closes_after_peer, client_executes, 0},
 	{"non-blocking", server_resets, client_does_not_block, 0},
