@@ -84,6 +84,7 @@ enum {
 #define EPIPE 32
 #define EEXIST 17
 #define ECONNABORTED 103
+#define ETIMEDOUT 110
 #define ECONNRESET 104
 #define ECONNREFUSED 111
 

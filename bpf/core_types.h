@@ -116,6 +116,7 @@ struct sock {
 	socket_lock_t sk_lock;
 	struct socket *sk_socket;
 	int sk_err;
+	int sk_err_soft;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
 	kuid_t sk_uid;

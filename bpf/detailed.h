@@ -97,7 +97,7 @@ static __always_inline void report_detailed(void *ctx, struct sock *sk, const st
 	record->established_ns = known->established_ns;
 	record->cookie = cookie_of(sk, direct);
 	record->netns = netns_of(sk);
-	record->err = FIELD(direct, sk, sk_err);
+	record->err = error_of_end(sk, old_state, direct);
 	record->new_state = new_state;
 	record->direction = known->direction;
 	record->flags = 0;
@@ -108,8 +108,12 @@ static __always_inline void report_detailed(void *ctx, struct sock *sk, const st
 		if (FIELD(direct, sk, sk_shutdown) == SHUTDOWN_MASK)
 			record->flags |= TCP_FLAG_BEING_CLOSED;
 		socket = BPF_CORE_READ(sk, sk_socket);
-		if (socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED)
+		if (socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED) {
 			record->flags |= TCP_FLAG_WITHIN_CONNECT;
+		} else if (!record->err && has_failed(known, old_state)) {
+			record->err = FIELD(direct, sk, sk_err_soft);
+			record->flags |= TCP_FLAG_ERROR_SOFT;
+		}
 		/* Since Linux 4.19 (commit ba113c3aa79a, fb31c9b9f6c8). */
 		record->bytes_sent = bpf_core_field_exists(tp->bytes_sent) ? FIELD(direct, tp, bytes_sent) : 0;
 		record->bytes_retrans = bpf_core_field_exists(tp->bytes_retrans) ? FIELD(direct, tp, bytes_retrans) : 0;

@@ -53,6 +53,10 @@ enum tcp_flag {
 	TCP_FLAG_BEING_CLOSED = 2,
 	/* It happens within connect() itself, before the first segment is out. */
 	TCP_FLAG_WITHIN_CONNECT = 4,
+	/* `err` says 0 for want of knowledge. */
+	TCP_FLAG_ERROR_UNKNOWN = 8,
+	/* `err` is what the network has answered so far (sock.sk_err_soft); it has not ended the attempt. */
+	TCP_FLAG_ERROR_SOFT = 16,
 };
 
 /* The counters of the first part, and those of this one from bytes_sent on, are 0 but where the connection ends. */
@@ -62,7 +66,7 @@ struct tcp_detailed_record {
 	__u64 cookie;
 	__u64 cgroup;
 	__u32 netns;
-	__s32 err; /* sock.sk_err */
+	__s32 err; /* what ended it: sock.sk_err, where that is the reason */
 	__u8 new_state;
 	__u8 direction;
 	__u8 flags;

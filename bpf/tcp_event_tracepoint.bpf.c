@@ -75,6 +75,9 @@ struct {
 	__type(value, __u64);
 } beginnings SEC(".maps");
 
+/* An attempt that ends sooner than this may have ended within connect() itself: a clock tick, at most. */
+#define CONNECT_NS 10000000
+
 #define READ(to, ctx, offset) bpf_probe_read(&(to), sizeof(to), (char *)(ctx) + (offset))
 
 /* A change of state, as the tracepoint tells it. */
@@ -257,21 +260,27 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 {
 	__u32 current_pid = bpf_get_current_pid_tgid() >> 32;
 	bool by_reset = change->by_reset;
+	bool by_owner = known && known->initial_pid == current_pid;
 
 	switch (change->old_state) {
 	case TCP_SYN_SENT:
 	case TCP_SYN_RECV:
 		if (by_reset)
 			record->err = change->old_state == TCP_SYN_SENT ? ECONNREFUSED : ECONNRESET;
-		else if (record->plain.local_port && known && known->initial_pid == current_pid)
-			record->flags |= TCP_FLAG_BEING_CLOSED;
 		else
-			/* By the network, for an unknown reason, or for want of a local port. */
-			record->flags |= TCP_FLAG_WITHIN_CONNECT;
+			/*
+			 * By the network; by the program, to which the network may have answered before; or within connect()
+			 * itself, for want of a local port, even where the program has chosen one: others have it.
+			 */
+			record->flags |= TCP_FLAG_ERROR_UNKNOWN;
+		if (!by_reset && record->plain.local_port && by_owner && change->now - known->birth_ns > CONNECT_NS)
+			record->flags |= TCP_FLAG_BEING_CLOSED;
 		break;
 	case TCP_CLOSE_WAIT:
 		record->err = by_reset ? EPIPE : 0;
 		record->flags |= TCP_FLAG_FIN_RECEIVED;
+		if (!by_reset && !by_owner)
+			record->flags |= TCP_FLAG_ERROR_UNKNOWN;
 		break;
 	case TCP_LAST_ACK:
 	case TCP_CLOSING:
@@ -286,7 +295,10 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 			record->flags |= TCP_FLAG_FIN_RECEIVED;
 		break;
 	default:
+		/* Not in order. Its own program, or a time limit, or root: in another's context it was not the program. */
 		record->err = by_reset ? ECONNRESET : 0;
+		if (!by_reset && !by_owner)
+			record->flags |= TCP_FLAG_ERROR_UNKNOWN;
 	}
 }
 

@@ -134,11 +134,35 @@ static __always_inline struct socket *socket_of(struct sock *sk)
 	return can_cast ? CAST(sock, sk)->sk_socket : BPF_CORE_READ(sk, sk_socket);
 }
 
+/*
+ * The error that ends a connection, or 0. sk_err may be what an ICMP message has left there before (IP_RECVERR, and the
+ * program has not asked): none of those is one that the kernel ends connections with (icmp_err_convert, tcp_reset,
+ * tcp_write_err, tcp_abort). But a time limit ends one with the last such answer (tcp_write_err: sk_err_soft): in a timer,
+ * where no process holds the lock, with something that is not acknowledged.
+ */
+static __always_inline int error_of_end(struct sock *sk, int old_state, const bool direct)
+{
+	int err = FIELD(direct, sk, sk_err);
+
+	if (!err || err == ECONNRESET || err == EPIPE || err == ETIMEDOUT || err == ECONNABORTED)
+		return err;
+	/* What answers an attempt ends it at once. */
+	if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
+		return err;
+	if (old_state == TCP_LAST_ACK || old_state == TCP_CLOSING || old_state == TCP_FIN_WAIT2) {
+		struct tcp_sock *tp = (struct tcp_sock *)sk;
+
+		if (BPF_CORE_READ(tp, snd_una) == BPF_CORE_READ(tp, write_seq))
+			return 0;
+	}
+	return err == FIELD(direct, sk, sk_err_soft) && !is_locked_by_process(sk, direct) ? err : 0;
+}
+
 static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, const struct owner *known,
 				       int old_state, int new_state, const bool direct)
 {
 	bool owned = in_owner_context(sk, direct);
-	int err = FIELD(direct, sk, sk_err);
+	int err = error_of_end(sk, old_state, direct);
 	struct owner current;
 	bool current_acts;
 

@@ -97,13 +97,14 @@
 #define TCPEVENT_ORIGIN_INODE 4
 
 /**
- * A flag of closes: the connection was never established (SYN_SENT to CLOSE). `error` has the reason; 0 without
- * TCPEVENT_GIVEN_UP is one that the kernel could not even begin (no local port was free).
+ * A flag of closes: the connection was never established (SYN_SENT to CLOSE). `error` has the reason; 0 with neither
+ * TCPEVENT_GIVEN_UP nor TCPEVENT_ERROR_UNKNOWN is one that the kernel could not even begin (no local port was free).
  */
 #define TCPEVENT_FAILED 1
 
 /**
- * A flag beside TCPEVENT_FAILED: the program has given up, by close, shutdown or exit; the network has not answered.
+ * A flag beside TCPEVENT_FAILED: the program has given up, by close, shutdown or exit. `error` is what the network had
+ * answered until then (an ICMP message that does not end an attempt by itself), or 0.
  */
 #define TCPEVENT_GIVEN_UP 2
 
@@ -111,6 +112,19 @@
  * A flag: the connection is older than the probe, so that its age and time to establish are not known.
  */
 #define TCPEVENT_OLDER 4
+
+/**
+ * A flag of closes: `error` is 0 because it is not known. With a plain tracepoint, which tells resets that have been
+ * received and nothing else. With it an attempt that ends within 10 ms is not said to be given up.
+ */
+#define TCPEVENT_ERROR_UNKNOWN 8
+
+/**
+ * A flag of closes: what the connection has carried is not known, and 0. With a plain tracepoint: the kernel tells it
+ * later, and not of attempts that failed, of sockets that a process still holds, of other network namespaces, and not
+ * surely where several connections have had the same addresses and ports.
+ */
+#define TCPEVENT_UNCOUNTED 16
 
 /**
  * The least important lines that `tcpevent_options.log` gets: what was lost, or is not as asked for.
@@ -249,7 +263,8 @@ struct tcpevent_event {
      */
     uint32_t pid;
     /**
-     * The owner's user ID; where there is no owner, that of the socket.
+     * The owner's real user ID: of a set-user-ID program that of who has started it. Where there is no owner, that of the
+     * socket (of who made it, with the effective rights).
      */
     uint32_t uid;
     /**
@@ -258,7 +273,7 @@ struct tcpevent_event {
     uint32_t flags;
     /**
      * On close: why the kernel has ended the connection, as a positive errno: ECONNREFUSED, ETIMEDOUT, ECONNRESET,
-     * EHOSTUNREACH ... (sock.sk_err); 0 for an orderly end.
+     * EHOSTUNREACH ... (sock.sk_err); 0 for an orderly end, one by the program itself, and with TCPEVENT_ERROR_UNKNOWN.
      */
     int32_t error;
     /**

@@ -75,13 +75,21 @@ pub const TCPEVENT_ORIGIN_CLOSE: u8 = 3;
 /// The owner holds the socket open.
 pub const TCPEVENT_ORIGIN_INODE: u8 = 4;
 
-/// A flag of closes: the connection was never established (SYN_SENT to CLOSE). `error` has the reason; 0 without
-/// TCPEVENT_GIVEN_UP is one that the kernel could not even begin (no local port was free).
+/// A flag of closes: the connection was never established (SYN_SENT to CLOSE). `error` has the reason; 0 with neither
+/// TCPEVENT_GIVEN_UP nor TCPEVENT_ERROR_UNKNOWN is one that the kernel could not even begin (no local port was free).
 pub const TCPEVENT_FAILED: u32 = 1;
-/// A flag beside TCPEVENT_FAILED: the program has given up, by close, shutdown or exit; the network has not answered.
+/// A flag beside TCPEVENT_FAILED: the program has given up, by close, shutdown or exit. `error` is what the network had
+/// answered until then (an ICMP message that does not end an attempt by itself), or 0.
 pub const TCPEVENT_GIVEN_UP: u32 = 2;
 /// A flag: the connection is older than the probe, so that its age and time to establish are not known.
 pub const TCPEVENT_OLDER: u32 = 4;
+/// A flag of closes: `error` is 0 because it is not known. With a plain tracepoint, which tells resets that have been
+/// received and nothing else. With it an attempt that ends within 10 ms is not said to be given up.
+pub const TCPEVENT_ERROR_UNKNOWN: u32 = 8;
+/// A flag of closes: what the connection has carried is not known, and 0. With a plain tracepoint: the kernel tells it
+/// later, and not of attempts that failed, of sockets that a process still holds, of other network namespaces, and not
+/// surely where several connections have had the same addresses and ports.
+pub const TCPEVENT_UNCOUNTED: u32 = 16;
 
 /// The least important lines that `tcpevent_options.log` gets: what was lost, or is not as asked for.
 pub const TCPEVENT_LOG_WARN: c_int = 1;
@@ -157,12 +165,13 @@ pub struct tcpevent_event {
     /// The owner's process ID (thread group), as the watching process sees it: in its own PID namespace. 0 where there is
     /// none, or none yet, or the owner cannot be seen from there; comm and uid are told all the same.
     pub pid: u32,
-    /// The owner's user ID; where there is no owner, that of the socket.
+    /// The owner's real user ID: of a set-user-ID program that of who has started it. Where there is no owner, that of the
+    /// socket (of who made it, with the effective rights).
     pub uid: u32,
     /// TCPEVENT_FAILED and the others, or-ed.
     pub flags: u32,
     /// On close: why the kernel has ended the connection, as a positive errno: ECONNREFUSED, ETIMEDOUT, ECONNRESET,
-    /// EHOSTUNREACH ... (sock.sk_err); 0 for an orderly end.
+    /// EHOSTUNREACH ... (sock.sk_err); 0 for an orderly end, one by the program itself, and with TCPEVENT_ERROR_UNKNOWN.
     pub error: i32,
     /// AF_INET or AF_INET6.
     pub family: u16,
@@ -827,7 +836,9 @@ impl tcpevent_event {
             uid: event.uid,
             flags: flag(event.failure != Failure::None, TCPEVENT_FAILED)
                 | flag(event.failure == Failure::GivenUp, TCPEVENT_GIVEN_UP)
-                | flag(event.older, TCPEVENT_OLDER),
+                | flag(event.older, TCPEVENT_OLDER)
+                | flag(event.error_unknown, TCPEVENT_ERROR_UNKNOWN)
+                | flag(event.uncounted, TCPEVENT_UNCOUNTED),
             error: event.error,
             family: event.family,
             local_port: event.local_port,

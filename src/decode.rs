@@ -55,6 +55,8 @@ struct Detail {
 const FIN_RECEIVED: u8 = 1;
 const BEING_CLOSED: u8 = 2;
 const WITHIN_CONNECT: u8 = 4;
+const ERROR_UNKNOWN: u8 = 8;
+const ERROR_SOFT: u8 = 16;
 
 /// An event, and what is still needed to name its owner.
 #[derive(Debug, PartialEq, Eq)]
@@ -165,13 +167,15 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
             && detail.established_ns == 0);
     // The kernel sets an error before it ends an attempt by itself, and none where the program does. Within connect()
     // it may end one that could not even begin: without an error too, but the program has not had it yet to give up.
-    let given_up = has(BEING_CLOSED) || (detail.err == 0 && !has(WITHIN_CONNECT));
+    let ended_by_error = detail.err != 0 && !has(ERROR_SOFT);
+    let given_up = has(BEING_CLOSED) || (!ended_by_error && !has(WITHIN_CONNECT) && !has(ERROR_UNKNOWN));
     event.failure = match (failed, given_up) {
         (false, _) => Failure::None,
         (true, false) => Failure::Network,
         (true, true) => Failure::GivenUp,
     };
-    event.error = if event.failure == Failure::GivenUp { 0 } else { detail.err };
+    event.error = detail.err;
+    event.error_unknown = has(ERROR_UNKNOWN);
 
     event.bytes_sent = Some(detail.bytes_sent);
     event.bytes_retransmitted = detail.bytes_retrans;
@@ -206,11 +210,11 @@ fn payload_in_flight(event: &Event, sequence: &Sequence) -> u64 {
 pub fn payload_acked(event: &Event, sequence: &Sequence, failed: bool) -> u64 {
     let (fin_sent, fin_acked) = fin(event, sequence);
     let syn_acked = match event.direction {
-        Direction::Connected => !failed,
+        Direction::Connected if failed => false,
         // The kernel begins to count behind the SYN.
         Direction::Accepted => false,
-        // Whatever is acknowledged beyond what was sent.
-        Direction::Unknown => {
+        // Whatever is acknowledged beyond what was sent. A connection that is restored (TCP_REPAIR) sends no SYN.
+        Direction::Connected | Direction::Unknown => {
             let in_flight = u64::from(sequence.sent.wrapping_sub(sequence.acked));
             event.bytes_acked + in_flight > event.payload_sent + u64::from(fin_sent)
         }
@@ -454,7 +458,12 @@ mod tests {
         assert_eq!(failure(state::SYN_SENT, libc::ECONNREFUSED, 0, 0), (Failure::Network, libc::ECONNREFUSED));
         assert_eq!(failure(state::SYN_SENT, 0, BEING_CLOSED, 0), (Failure::GivenUp, 0));
         assert_eq!(failure(state::SYN_SENT, 0, 0, 0), (Failure::GivenUp, 0), "shutdown, or connect to AF_UNSPEC");
-        assert_eq!(failure(state::SYN_SENT, libc::EHOSTUNREACH, BEING_CLOSED, 0), (Failure::GivenUp, 0));
+        for flags in [BEING_CLOSED, ERROR_SOFT, BEING_CLOSED | ERROR_SOFT] {
+            let expected = (Failure::GivenUp, libc::EHOSTUNREACH);
+            assert_eq!(failure(state::SYN_SENT, libc::EHOSTUNREACH, flags, 0), expected, "{flags}");
+        }
+        assert_eq!(failure(state::SYN_SENT, 0, ERROR_UNKNOWN, 0), (Failure::Network, 0));
+        assert_eq!(failure(state::SYN_SENT, 0, ERROR_UNKNOWN | BEING_CLOSED, 0), (Failure::GivenUp, 0));
         assert_eq!(failure(state::SYN_SENT, 0, WITHIN_CONNECT, 0), (Failure::Network, 0));
         assert_eq!(failure(state::SYN_RECV, libc::ECONNRESET, 0, 0), (Failure::Network, libc::ECONNRESET));
         assert_eq!(failure(state::ESTABLISHED, libc::ECONNRESET, 0, 33), (Failure::None, libc::ECONNRESET));

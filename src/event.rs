@@ -45,7 +45,7 @@ pub enum Direction {
 pub enum Failure {
     /// It has not failed, or there was none.
     None,
-    /// By the network, for the reason in `error`; or, without one, before anything was sent.
+    /// For the reason in `error`; or, without one that is known, before anything was sent.
     Network,
     /// The program did not wait any longer.
     GivenUp,
@@ -109,6 +109,10 @@ pub struct Event {
     pub error: i32,
     /// Whether this is the end of an attempt that failed.
     pub failure: Failure,
+    /// `error` is 0 for want of knowledge.
+    pub error_unknown: bool,
+    /// The connection's counters are not known.
+    pub uncounted: bool,
     /// The connection is older than the probe.
     pub older: bool,
     /// What the event stands for.
@@ -165,6 +169,8 @@ impl Event {
             uid: 0,
             error: 0,
             failure: Failure::None,
+            error_unknown: false,
+            uncounted: false,
             older: false,
             kind,
             origin: Origin::Guess,

@@ -1,10 +1,14 @@
 //! Joins closes with the counters that the kernel tells of them later, by their endpoints. Pure: time is handed in.
+//!
+//! An endpoint is no identity: a port is used again while its first socket is still held, and other network namespaces,
+//! whose sockets nothing is heard of, have the same addresses. Where counters could be those of another close, no close gets
+//! them.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::decode::{Decoded, Sequence, payload_acked};
-use crate::event::{Event, Failure, state};
+use crate::event::{Direction, Event, Failure, state};
 use crate::filter::normal_form;
 use crate::netlink::diag::Destroyed;
 
@@ -18,6 +22,9 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Closes that wait at the same time, at most.
 const MOST_WAITING: usize = 1 << 15;
+
+/// Closes that do not wait any more, and of whose sockets nothing was heard, that are remembered at most.
+const MOST_LATE: usize = 1 << 15;
 
 /// Both ends of a connection. IPv4 addresses are in their `::ffff:` form: not every kernel tells them from those.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +43,14 @@ impl Endpoint {
     }
 }
 
+/// Closes of one endpoint whose counters have not come yet.
+#[derive(Default)]
+struct Unheard {
+    count: usize,
+    /// Number of the one that waits, where there is no other.
+    waiting: Option<u64>,
+}
+
 /// Closes that wait for their counters.
 #[derive(Default)]
 pub struct Joiner {
@@ -43,20 +58,27 @@ pub struct Joiner {
     waiting: VecDeque<Option<(Instant, Decoded)>>,
     /// Number of the first one in `waiting`.
     first: u64,
-    /// Numbers of those that wait, oldest first.
-    by_endpoint: HashMap<Endpoint, VecDeque<u64>>,
+    by_endpoint: HashMap<Endpoint, Unheard>,
+    /// Those that do not wait any more, oldest first; of some the socket was heard of since.
+    late: VecDeque<Endpoint>,
     /// When the last counters came, of whatever socket.
     heard: Option<Instant>,
 }
 
 impl Joiner {
     /// A close. It is handed back where too many wait already.
-    pub fn wait_for_counters(&mut self, close: Decoded, now: Instant) -> Option<Decoded> {
-        if self.waiting.len() >= MOST_WAITING {
+    pub fn wait_for_counters(&mut self, mut close: Decoded, now: Instant) -> Option<Decoded> {
+        let endpoint = Endpoint::of(&close.event);
+        let number = self.first + self.waiting.len() as u64;
+        let may_wait = self.waiting.len() < MOST_WAITING;
+        let unheard = self.by_endpoint.entry(endpoint).or_default();
+        unheard.count += 1;
+        unheard.waiting = (unheard.count == 1 && may_wait).then_some(number);
+        if !may_wait {
+            self.remember(endpoint);
+            close.event.uncounted = true;
             return Some(close);
         }
-        let number = self.first + self.waiting.len() as u64;
-        self.by_endpoint.entry(Endpoint::of(&close.event)).or_default().push_back(number);
         self.waiting.push_back(Some((now, close)));
         None
     }
@@ -65,13 +87,26 @@ impl Joiner {
     pub fn join(&mut self, destroyed: &Destroyed, now: Instant) -> Option<Decoded> {
         self.heard = Some(now);
         let endpoint = Endpoint::of(&destroyed.event);
-        let numbers = self.by_endpoint.get_mut(&endpoint)?;
-        let number = numbers.pop_front();
-        if numbers.is_empty() {
+        let unheard = self.by_endpoint.get_mut(&endpoint)?;
+        let index = unheard.waiting.and_then(|number| usize::try_from(number - self.first).ok());
+        let place = index.and_then(|index| self.waiting.get_mut(index));
+        let waits = place.as_ref().and_then(|place| place.as_ref());
+        // Those of an attempt that has failed before, from the same port: not even its SYN was acknowledged.
+        if waits.is_some_and(|(_, close)| close.event.direction == Direction::Connected)
+            && destroyed.event.bytes_acked == 0
+        {
+            return None;
+        }
+        // Those of a socket that its program has reset: tcp_disconnect() clears them.
+        if destroyed.event.segs_in == 0 && destroyed.event.segs_out == 0 {
+            return None;
+        }
+        unheard.count -= 1;
+        unheard.waiting = None;
+        if unheard.count == 0 {
             self.by_endpoint.remove(&endpoint);
         }
-        let index = usize::try_from(number? - self.first).ok()?;
-        let (_, mut close) = self.waiting.get_mut(index)?.take()?;
+        let (_, mut close) = place?.take()?;
         while let Some(None) = self.waiting.front() {
             self.waiting.pop_front();
             self.first += 1;
@@ -93,20 +128,35 @@ impl Joiner {
         if self.due()? > now {
             return None;
         }
-        let (_, close) = self.waiting.pop_front()??;
+        let (_, mut close) = self.waiting.pop_front()??;
+        let number = self.first;
         self.first += 1;
         let endpoint = Endpoint::of(&close.event);
-        if let Some(numbers) = self.by_endpoint.get_mut(&endpoint) {
-            numbers.pop_front();
-            if numbers.is_empty() {
-                self.by_endpoint.remove(&endpoint);
-            }
+        if let Some(unheard) = self.by_endpoint.get_mut(&endpoint) {
+            unheard.waiting = unheard.waiting.filter(|waiting| *waiting != number);
+            self.remember(endpoint);
         }
+        close.event.uncounted = true;
         while let Some(None) = self.waiting.front() {
             self.waiting.pop_front();
             self.first += 1;
         }
         Some(close)
+    }
+
+    /// Notes one that does not wait any more. The oldest is forgotten where there are too many.
+    fn remember(&mut self, endpoint: Endpoint) {
+        self.late.push_back(endpoint);
+        if self.late.len() > MOST_LATE
+            && let Some(oldest) = self.late.pop_front()
+            && let Some(unheard) = self.by_endpoint.get_mut(&oldest)
+            && unheard.waiting.is_none()
+        {
+            unheard.count -= 1;
+            if unheard.count == 0 {
+                self.by_endpoint.remove(&oldest);
+            }
+        }
     }
 }
 
@@ -150,7 +200,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{Direction, Kind};
+    use crate::event::Kind;
 
     fn close(port: u16, pid: u32) -> Decoded {
         let mut event = Event {
@@ -173,6 +223,7 @@ mod tests {
             bytes_acked: 5_002,
             bytes_sent: Some(5_000),
             payload_sent: 5_000,
+            segs_in: 9,
             cookie: 7,
             ..close(port, 0).event
         };
@@ -211,15 +262,53 @@ mod tests {
     }
 
     #[test]
-    fn of_two_with_the_same_endpoint_the_older_one_comes_first() {
+    fn where_counters_could_be_those_of_another_close_none_gets_them() {
         let mut joiner = Joiner::default();
         let now = Instant::now();
         joiner.wait_for_counters(close(1, 11), now);
         joiner.wait_for_counters(close(1, 12), now + WAIT / 2);
         assert_eq!(joiner.take_overdue(now + WAIT / 2), None);
-        assert_eq!(joiner.take_overdue(now + WAIT).unwrap().event.pid, 11);
+        let first = joiner.take_overdue(now + WAIT).unwrap().event;
+        assert_eq!((first.pid, first.uncounted, first.bytes_received), (11, true, 0));
         assert_eq!(joiner.take_overdue(now + WAIT), None);
-        assert_eq!(joiner.join(&destroyed(1, 0), now + WAIT).unwrap().event.pid, 12);
+        // One of the two; then the other.
+        assert_eq!(joiner.join(&destroyed(1, 100), now + WAIT), None);
+        assert_eq!(joiner.join(&destroyed(1, 9), now + WAIT), None);
+        let second = joiner.take_overdue(now + LONGEST_WAIT * 2).unwrap().event;
+        assert_eq!((second.pid, second.uncounted, second.bytes_received), (12, true, 0));
+        // Both were heard of: the next one is alone.
+        joiner.wait_for_counters(close(1, 13), now);
+        let third = joiner.join(&destroyed(1, 8), now).unwrap().event;
+        assert_eq!((third.pid, third.uncounted, third.bytes_received), (13, false, 8));
+        assert!(joiner.by_endpoint.is_empty());
+    }
+
+    #[test]
+    fn counters_of_an_attempt_that_has_failed_are_not_those_of_a_connection() {
+        let mut joiner = Joiner::default();
+        let now = Instant::now();
+        joiner.wait_for_counters(close(1, 11), now);
+        let mut failed = destroyed(1, 0);
+        failed.event.bytes_acked = 0;
+        assert_eq!(joiner.join(&failed, now), None);
+        let mut cleared = destroyed(1, 0);
+        cleared.event.segs_in = 0;
+        assert_eq!(joiner.join(&cleared, now), None);
+        assert_eq!(joiner.join(&destroyed(1, 7), now).unwrap().event.bytes_received, 7);
+    }
+
+    #[test]
+    fn no_more_are_remembered_than_fit() {
+        let mut joiner = Joiner::default();
+        let now = Instant::now();
+        for number in 0..2 * MOST_LATE {
+            let mut close = close(1, 11);
+            close.event.remote_addr[..8].copy_from_slice(&number.to_ne_bytes());
+            close.event.family = 10;
+            joiner.wait_for_counters(close, now);
+            joiner.take_overdue(now + LONGEST_WAIT);
+        }
+        assert_eq!((joiner.late.len(), joiner.by_endpoint.len()), (MOST_LATE, MOST_LATE));
     }
 
     #[test]
@@ -293,7 +382,7 @@ mod tests {
             now += LONGEST_WAIT;
             out.extend(std::iter::from_fn(|| joiner.take_overdue(now)).map(|close| close.event.pid));
             prop_assert_eq!(joiner.due(), None);
-            prop_assert!(joiner.by_endpoint.is_empty());
+            prop_assert!(joiner.by_endpoint.values().all(|unheard| unheard.waiting.is_none() && unheard.count > 0));
             out.sort_unstable();
             prop_assert_eq!(out, (0..came).collect::<Vec<_>>());
         }

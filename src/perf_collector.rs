@@ -81,6 +81,7 @@ impl Run<'_> {
             older: OlderEndpoints::list(self.sleeper),
             completer: Completer::new(self.completion),
             tells_own_ids: probe.tells_own_ids(),
+            tells_counters: probe.tells_counters(),
         };
 
         when_reading(probe);
@@ -125,6 +126,7 @@ struct Reader<'run, 'cb> {
     older: OlderEndpoints,
     completer: Completer<'run>,
     tells_own_ids: bool,
+    tells_counters: bool,
 }
 
 impl Reader<'_, '_> {
@@ -161,6 +163,7 @@ impl Reader<'_, '_> {
                 decoded.unowned_inode = None;
             }
             if !self.needs_counters(&decoded) {
+                decoded.event.uncounted = decoded.event.kind == Kind::Close && !self.tells_counters;
                 self.queue(decoded, &clock);
             } else if let Some(close) = self.joiner.wait_for_counters(decoded, now) {
                 self.queue(close, &clock);

@@ -62,7 +62,8 @@ impl OlderEndpoints {
 
     /// Names the holder where nobody else is known. An endpoint that has closed is forgotten.
     pub fn complete(&mut self, event: &mut Event) {
-        if self.0.is_empty() {
+        // One that has begun since is another, of the same addresses: perhaps in another network namespace.
+        if self.0.is_empty() || !event.older {
             return;
         }
         let endpoint = Endpoint::of(event);

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
 
 use libbpf_rs::libbpf_sys;
@@ -157,8 +156,15 @@ pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
 pub fn read_identity(pid: u32) -> Option<([u8; COMM_LEN], u32)> {
     let (mut comm, length) = read_start(&format!("/proc/{pid}/comm"))?;
     end_line(&mut comm[..length]);
-    let uid = fs::metadata(format!("/proc/{pid}")).ok()?.uid();
+    // The real one, as the probe has it (bpf_get_current_uid_gid): the folder's owner is the effective one, or root.
+    let uid = parse_real_uid(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/status")).ok()?))?;
     Some((comm, uid))
+}
+
+/// The first of the four in `Uid:`. No name can begin a line before it: the kernel escapes their newlines.
+fn parse_real_uid(status: &str) -> Option<u32> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// The first 16 bytes of a file, or all where it has fewer, and how many those are.
@@ -242,6 +248,14 @@ mod tests {
             let mut expected = [0; COMM_LEN];
             expected[..name.to_bytes().len()].copy_from_slice(name.to_bytes());
             assert_eq!(comm, expected);
+        }
+    }
+
+    #[test]
+    fn the_user_is_the_real_one() {
+        assert_eq!(parse_real_uid("Name:\tsudo\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n"), Some(1000));
+        for status in ["", "Uid:", "Uid:\tx\t0\t0\t0", "Name:\tUid:\t1\n"] {
+            assert_eq!(parse_real_uid(status), None, "{status:?}");
         }
     }
 

@@ -18,6 +18,8 @@ pub const SNAPSHOTS: &str = "events=4";
 pub const FAILED: u32 = 1;
 pub const GIVEN_UP: u32 = 2;
 pub const OLDER: u32 = 4;
+pub const ERROR_UNKNOWN: u32 = 8;
+pub const UNCOUNTED: u32 = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
