@@ -8,7 +8,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::diag::{self, Destroyed, Reply};
-use super::sweep::retry;
+use super::sweep::receive;
 use crate::log::{self, Level};
 
 /// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY` (include/uapi/linux/sock_diag.h).
@@ -50,8 +50,7 @@ impl Listener {
     /// Hands out what is there.
     pub fn read(&mut self, mut each: impl FnMut(Destroyed)) {
         loop {
-            self.buffer.clear();
-            match retry(|| self.socket.recv(&mut self.buffer, libc::MSG_TRUNC)) {
+            match receive(&self.socket, &mut self.buffer) {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
                     self.overruns += 1;

@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 
 use super::diag::{self, Families, Reply};
 use super::owners::{self, HolderIterator, Owners};
-use super::sweep::{BUFFER_LEN, REPLY_TIME, open_socket, retry};
+use super::sweep::{BUFFER_LEN, REPLY_TIME, open_socket, receive, retry};
 use crate::event::{COMM_LEN, Event, Origin, state};
 use crate::joiner::Endpoint;
 use crate::log::{self, Level};
@@ -92,8 +92,7 @@ fn list_sockets(
             Woken::TimedOut => return Err(io::ErrorKind::TimedOut.into()),
             Woken::Ready => {}
         }
-        buffer.clear();
-        retry(|| socket.recv(buffer, libc::MSG_TRUNC))?;
+        receive(&socket, buffer)?;
         let mut ended = None;
         diag::for_each_reply(buffer, sequence, |reply| match reply {
             Reply::Socket(payload) => {

@@ -244,10 +244,8 @@ impl Sweeper<'_> {
                 }
                 Woken::Ready => {}
             }
-            buffer.clear();
             // ENOBUFS means that replies were dropped: the rest of this dump cannot be trusted to end.
-            let length = retry(|| socket.recv(buffer, libc::MSG_TRUNC))
-                .map_err(|error| End::failed("reading from sock_diag", error))?;
+            let length = receive(&socket, buffer).map_err(|error| End::failed("reading from sock_diag", error))?;
             if length > buffer.len() {
                 log::line(Level::Debug, format_args!("a sock_diag reply of {length} bytes was cut"));
             }
@@ -373,6 +371,22 @@ pub(super) fn open_socket() -> io::Result<Socket> {
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     Ok(socket)
+}
+
+/// The port of the kernel's end of every netlink socket. No process can have it (kernel: netlink_autobind, netlink_bind).
+const KERNEL_PORT: u32 = 0;
+
+/// Reads one datagram of the kernel in place of what the buffer holds, and tells its full length. One that a process has
+/// sent is left out: the buffer is empty then. With `CAP_NET_ADMIN` over a network namespace, which the root of a user
+/// namespace has, a process may send to any netlink socket in it, and to its groups (kernel: netlink_sendmsg).
+pub(super) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    buffer.clear();
+    let (length, sender) = retry(|| socket.recv_from(buffer, libc::MSG_TRUNC))?;
+    if sender.port_number() == KERNEL_PORT {
+        return Ok(length);
+    }
+    buffer.clear();
+    Ok(0)
 }
 
 /// Repeats a call that a signal interrupted. The thread blocks all signals, but a debugger may stop it.

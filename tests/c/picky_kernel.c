@@ -110,14 +110,14 @@ static void shorten(struct nlmsghdr *message)
 	}
 }
 
-ssize_t recv(int fd, void *bytes, size_t length, int flags)
+ssize_t recvfrom(int fd, void *bytes, size_t length, int flags, __SOCKADDR_ARG from, socklen_t *from_length)
 {
-	ssize_t (*real)(int, void *, size_t, int), received;
+	ssize_t (*real)(int, void *, size_t, int, __SOCKADDR_ARG, socklen_t *), received;
 	struct nlmsghdr *message = bytes;
 	int left;
 
-	*(void **)&real = dlsym(RTLD_NEXT, "recv");
-	received = real(fd, bytes, length, flags);
+	*(void **)&real = dlsym(RTLD_NEXT, "recvfrom");
+	received = real(fd, bytes, length, flags, from, from_length);
 	if (received < 0 || (size_t)received > length || !is("short-info") || !is_netlink(fd))
 		return received;
 	for (left = (int)received; NLMSG_OK(message, left); message = NLMSG_NEXT(message, left))

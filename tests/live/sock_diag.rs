@@ -1,13 +1,17 @@
 //! Snapshots by other kernels' sock_diag, which `tests/c/picky_kernel.c` stands for: what there is comes, and one line says
-//! what does not.
+//! what does not. And messages that are not the kernel's: they do not count.
 
 use std::fs;
+use std::net::{IpAddr, SocketAddr as InetAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr};
+
 use crate::consumer::{Consumer, Event, c_preload, c_program, patience, slowness, turn};
-use crate::traffic::{Connection, V4, V6};
+use crate::traffic::{Connection, V4, V6, set_linger_0};
 
 const INTERVAL: Duration = Duration::from_millis(200);
 
@@ -145,4 +149,92 @@ fn a_tcp_info_without_bytes_sent_has_the_acknowledged_ones_in_their_place() {
     assert_eq!(counters(&old_client), (client.rx, 5001, client.segs_out, client.segs_in));
     assert_eq!(counters(&old_server), counters(&server));
     old.check_stderr(&[]);
+}
+
+// ---- Forged messages
+
+/// What a forged message tells that a socket has received and sent.
+const FORGED: u64 = 0xf0e6_ed00;
+
+/// A notification as the kernel sends it when it has freed a socket (net/core/sock_diag.c: sock_diag_broadcast_destroy_work):
+/// `struct nlmsghdr`, `struct inet_diag_msg`, and a `struct tcp_info` as attribute.
+fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    const INET_DIAG_INFO: u16 = 2;
+    const CLOSE: u8 = 7;
+    const TCP_INFO_LEN: usize = 232;
+    let mut message = vec![2, CLOSE, 0, 0];
+    message.extend(local.port().to_be_bytes());
+    message.extend(remote.port().to_be_bytes());
+    for address in [local, remote] {
+        let IpAddr::V4(address) = address.ip() else { panic!("{address} is not of IPv4") };
+        message.extend(address.octets());
+        message.extend([0; 12]);
+    }
+    // Interface, cookie, timer, queues, user, inode.
+    message.extend([0; 32]);
+    assert_eq!(message.len(), 72);
+    message.extend(u16::try_from(TCP_INFO_LEN + 4).unwrap().to_ne_bytes());
+    message.extend(INET_DIAG_INFO.to_ne_bytes());
+    let mut info = [0; TCP_INFO_LEN];
+    // tcpi_bytes_acked, tcpi_bytes_received and tcpi_bytes_sent.
+    for offset in [120, 128, 200] {
+        info[offset..offset + 8].copy_from_slice(&FORGED.to_ne_bytes());
+    }
+    message.extend(info);
+    let mut datagram = Vec::new();
+    datagram.extend(u32::try_from(message.len() + 16).unwrap().to_ne_bytes());
+    datagram.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    datagram.extend([0; 10]);
+    datagram.extend(message);
+    datagram
+}
+
+/// Ports of the sockets that listen for ends of both families: those in the groups 1 and 3 of sock_diag.
+fn ports_of_listeners() -> Vec<u32> {
+    let sockets = fs::read_to_string("/proc/net/netlink").unwrap();
+    let ports = sockets.lines().filter_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let groups = u32::from_str_radix(columns.get(3)?, 16).ok()?;
+        (columns[1] == "4" && groups & 0b101 == 0b101).then(|| columns[2].parse().unwrap())
+    });
+    ports.collect()
+}
+
+/// The plain tracepoint has its byte counts from notifications; whoever has CAP_NET_ADMIN over the network namespace may
+/// send what looks like one.
+#[test]
+fn a_forged_end_of_a_connection_leaves_its_byte_counts_alone() {
+    let _turn = turn();
+    let mut consumer = Consumer::started(&[("TCPEVENT_PROBE", "tracepoint")]);
+    consumer.tell("consume 1");
+    let ports = ports_of_listeners();
+    assert!(!ports.is_empty(), "the consumer listens for ends");
+    let mut connection = Connection::open(V4(), V4());
+    connection.send_up(5_000);
+    connection.send_down(70_000);
+    let (client, server) = (connection.client.local_addr().unwrap(), connection.client.peer_addr().unwrap());
+    let forged = [forged_end_of(client, server), forged_end_of(server, client)];
+
+    // The server's end closes as the reset comes; the kernel tells of its counters when the process lets it go.
+    let Connection { client: closing, server: held, .. } = connection;
+    set_linger_0(&closing);
+    drop(closing);
+    let mut sender = Socket::new(NETLINK_SOCK_DIAG).unwrap();
+    sender.bind_auto().unwrap();
+    for _ in 0..20 {
+        for datagram in &forged {
+            // To the sockets themselves, and to both groups, as the kernel does.
+            let places = ports.iter().map(|port| SocketAddr::new(*port, 0));
+            for place in places.chain([SocketAddr::new(0, 1), SocketAddr::new(0, 1 << 2)]) {
+                sender.send_to(datagram, &place, libc::MSG_DONTWAIT).expect("CAP_NET_ADMIN allows it");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(held);
+    let ends = consumer.both_ends((client.port(), server.port()));
+    // The one that resets has no counters any more.
+    assert_ne!(ends.0.rx, FORGED, "{ends:?}");
+    assert_eq!((ends.1.rx, ends.1.tx), (5_000, 70_000), "{ends:?}");
 }
