@@ -57,7 +57,8 @@ impl Counters {
             (&self.recovered, kernel.recovered),
             (&self.skipped_runs, kernel.skipped_runs),
         ] {
-            counter.fetch_add(value, Ordering::Relaxed);
+            let add = |before: u64| Some(before.saturating_add(value));
+            let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
         }
     }
 
@@ -69,10 +70,10 @@ impl Counters {
             closes: value(&self.closes),
             snapshots: value(&self.snapshots),
             sweeps: value(&self.sweeps),
-            lost_records: value(&self.lost_records) + kernel.lost_records,
-            lost_owners: value(&self.lost_owners) + kernel.lost_owners,
-            skipped_runs: value(&self.skipped_runs) + kernel.skipped_runs,
-            recovered: value(&self.recovered) + kernel.recovered,
+            lost_records: value(&self.lost_records).saturating_add(kernel.lost_records),
+            lost_owners: value(&self.lost_owners).saturating_add(kernel.lost_owners),
+            skipped_runs: value(&self.skipped_runs).saturating_add(kernel.skipped_runs),
+            recovered: value(&self.recovered).saturating_add(kernel.recovered),
             undecoded: value(&self.undecoded),
             guesses: value(&self.guesses),
             shed,
@@ -98,5 +99,22 @@ impl std::fmt::Display for Statistics {
             self.shed.closes,
             self.shed.snapshots
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_with_the_kernels_counters_saturate() {
+        let kernel =
+            KernelCounters { lost_records: u64::MAX, lost_owners: u64::MAX - 1, recovered: 1, skipped_runs: 3 };
+        let counters = Counters::default();
+        counters.add_kernel(&kernel);
+        counters.add_kernel(&kernel);
+        let sums = counters.read(Shed::default(), &kernel);
+        assert_eq!((sums.lost_records, sums.lost_owners), (u64::MAX, u64::MAX));
+        assert_eq!((sums.recovered, sums.skipped_runs), (3, 9));
     }
 }

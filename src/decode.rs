@@ -190,7 +190,7 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     event.payload_acked = payload_acked(event, &sequence, failed);
     // Before Linux 4.19 the kernel does not count it.
     if detail.bytes_sent == 0 && !failed {
-        event.payload_sent = event.payload_acked + payload_in_flight(event, &sequence);
+        event.payload_sent = event.payload_acked.saturating_add(payload_in_flight(event, &sequence));
     }
     Some(())
 }
@@ -216,7 +216,7 @@ pub fn payload_acked(event: &Event, sequence: &Sequence, failed: bool) -> u64 {
         // Whatever is acknowledged beyond what was sent. A connection that is restored (TCP_REPAIR) sends no SYN.
         Direction::Connected | Direction::Unknown => {
             let in_flight = u64::from(sequence.sent.wrapping_sub(sequence.acked));
-            event.bytes_acked + in_flight > event.payload_sent + u64::from(fin_sent)
+            event.bytes_acked.saturating_add(in_flight) > event.payload_sent.saturating_add(u64::from(fin_sent))
         }
     };
     event.bytes_acked.saturating_sub(u64::from(syn_acked) + u64::from(fin_acked))
@@ -447,6 +447,18 @@ mod tests {
         assert_eq!(sent(4_001, state::ESTABLISHED, [3_000, 4_000, 4_000]), 5_000);
         assert_eq!(sent(1, state::ESTABLISHED, [4_000; 3]), 0);
         assert_eq!(sent(0, state::SYN_SENT, [0, 1, 1]), 0);
+    }
+
+    #[test]
+    fn sums_of_counters_saturate() {
+        // Sent is what was acknowledged and what is in flight; of an older connection, whether that is more than was sent
+        // tells of the SYN.
+        for direction in [0, 1, 2] {
+            let (bytes_acked, sequence, old_state) = (u64::MAX, [3_000, 4_000, 4_000], state::ESTABLISHED);
+            let sample =
+                Sample { bytes_acked, bytes_sent: [0; 2], sequence, old_state, direction, ..Sample::default() };
+            assert_eq!(sample.decoded().payload_sent, u64::MAX, "{direction}");
+        }
     }
 
     #[test]
