@@ -9,7 +9,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::mem::{self, size_of};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use crate::cancellation::{self, held_off};
 use crate::classic;
 use crate::error::Error;
 use crate::event::{Event, Failure};
+use crate::files;
 use crate::filter::Filter;
 use crate::handle::{self, InUse, Waiting};
 use crate::inet::inet_ntop;
@@ -757,18 +758,19 @@ unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, Erro
     };
     // SAFETY: the caller's promise.
     let btf = match unsafe { text("btf_path", options.btf_path)? } {
-        Some(path) if std::fs::File::open(path).is_err() => {
-            return Err(wrong("btf_path", path, "the path of a readable BTF file, or NULL"));
+        Some(path) if !files::is_readable_btf(Path::new(path)) => {
+            // As a text, so that the error stays one line.
+            return Err(wrong("btf_path", &format!("{path:?}"), "the path of a readable BTF file, or NULL"));
         }
         path => path.map(PathBuf::from),
     };
     let most = match options.log_level {
-        _ if options.log.is_none() => None,
         0 | TCPEVENT_LOG_WARN => Some(Level::Warn),
         TCPEVENT_LOG_INFO => Some(Level::Info),
         TCPEVENT_LOG_DEBUG => Some(Level::Debug),
         other => return Err(wrong("log_level", &other, "TCPEVENT_LOG_WARN, TCPEVENT_LOG_INFO or TCPEVENT_LOG_DEBUG")),
     };
+    let most = most.filter(|_| options.log.is_some());
     if options.reserved != 0 {
         return Err(wrong("reserved", &options.reserved, "0"));
     }

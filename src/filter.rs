@@ -5,10 +5,12 @@
 
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::error::Error;
 use crate::event::{Event, Failure};
+use crate::files;
 
 /// A network prefix. An IPv4 one is in its `::ffff:` form, 96 bits longer, so that it fits either form of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,13 +171,13 @@ fn netns(value: &str) -> Option<u32> {
         path if path.starts_with('/') => path,
         number => return number.parse().ok().filter(|inode| *inode != 0),
     };
-    u32::try_from(std::fs::metadata(path).ok()?.ino()).ok()
+    u32::try_from(files::network_namespace(Path::new(path))?.ino()).ok()
 }
 
 fn cgroup(value: &str) -> Option<u64> {
     if value.starts_with('/') {
         // The inode number of its folder is a cgroup's ID (kernel: cgroup_id).
-        std::fs::metadata(value).ok().filter(std::fs::Metadata::is_dir).map(|folder| folder.ino())
+        files::cgroup_folder(Path::new(value)).map(|folder| folder.ino())
     } else {
         value.parse().ok().filter(|id| *id != 0)
     }
@@ -353,8 +355,23 @@ mod tests {
         let this = std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
         assert_eq!(parse("netns self").netns.map(u64::from), Some(this));
         assert_eq!(parse("netns /proc/self/ns/net").netns.map(u64::from), Some(this));
-        let folder = std::fs::metadata("/proc").unwrap().ino();
-        assert_eq!(parse("cgroup /proc").cgroup, Some(folder));
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_no_place() {
+        // A file, a folder, a device, a namespace of another kind; and a FIFO, which nobody writes to.
+        let fifo = std::env::temp_dir().join(format!("tcpevent-fifo-{}", std::process::id()));
+        let fifo = fifo.to_str().unwrap();
+        let path = std::ffi::CString::new(fifo).unwrap();
+        // SAFETY: a NUL-terminated path.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+        for path in ["/etc/passwd", "/proc", "/", "/dev/null", "/proc/self/ns/uts", fifo] {
+            for key in ["netns", "cgroup"] {
+                assert!(error(&format!("{key} {path}")).contains("word 2, "), "{key} {path}");
+            }
+        }
+        assert!(error("cgroup /proc/self/ns/net").contains("word 2, "));
+        std::fs::remove_file(fifo).unwrap();
     }
 
     #[test]

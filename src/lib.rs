@@ -40,6 +40,7 @@ pub mod decode;
 mod descriptors;
 pub mod error;
 pub mod event;
+mod files;
 pub mod filter;
 mod folder;
 mod handle;

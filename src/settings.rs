@@ -1,11 +1,13 @@
 //! The settings of consumers that cannot be recompiled: environment variables, read and checked in one place.
 
 use std::path::PathBuf;
+use std::sync::Once;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::files;
 use crate::filter::Filter;
-use crate::log::Level;
+use crate::log::{self, Level};
 use crate::queue::DEFAULT_SLOTS;
 
 /// Which probe to use.
@@ -149,7 +151,7 @@ impl Settings {
         });
         take("TCPEVENT_BTF", "the path of a readable BTF file", &mut |value| {
             let path = PathBuf::from(value);
-            std::fs::File::open(&path).ok()?;
+            files::is_readable_btf(&path).then_some(())?;
             settings.probe.btf = Some(path);
             Some(())
         });
@@ -165,8 +167,50 @@ impl Settings {
     }
 
     /// Reads them from the environment. The caller must not change it at the same time, as for getenv(3).
+    ///
+    /// In a program that runs with more privileges than its caller has (set-user-ID, file capabilities) they are the caller's
+    /// word, and do not count: they name files, and what is read from those.
     pub fn from_environment() -> (Self, Vec<Error>) {
+        if is_privileged_by_file() {
+            warn_of_ignored();
+            return (Self::default(), Vec::new());
+        }
         Self::read(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+}
+
+/// What the environment may hold.
+const VARIABLES: [&str; 7] = [
+    "TCPEVENT_PROBE",
+    "TCPEVENT_QUEUE",
+    "TCPEVENT_NETLINK_INTERVAL",
+    "TCPEVENT_ON_ERROR",
+    "TCPEVENT_LOG",
+    "TCPEVENT_BTF",
+    "TCPEVENT_FILTER",
+];
+
+/// Whether the program's file has given it privileges that its caller does not have (kernel: AT_SECURE, as for ld.so).
+fn is_privileged_by_file() -> bool {
+    // SAFETY: it takes a number, and gives one.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// Says once which variables are set for nothing.
+fn warn_of_ignored() {
+    static SAID: Once = Once::new();
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let names: Vec<_> = VARIABLES.into_iter().filter(is_set).collect();
+    if !names.is_empty() {
+        SAID.call_once(|| {
+            let names = names.join(", ");
+            log::line(
+                Level::Warn,
+                format_args!(
+                    "{names} ignored: the program's file gives it privileges, so the environment does not count"
+                ),
+            );
+        });
     }
 }
 
@@ -240,6 +284,8 @@ mod tests {
             ("TCPEVENT_ON_ERROR", "ignore"),
             ("TCPEVENT_LOG", "trace"),
             ("TCPEVENT_BTF", "/no/such/file"),
+            ("TCPEVENT_BTF", "/dev/zero"),
+            ("TCPEVENT_BTF", "/proc"),
         ] {
             let (settings, errors) = read(&[(name, value)]);
             assert_eq!(settings, Settings::default(), "{name}={value}");

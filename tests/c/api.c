@@ -154,6 +154,13 @@ static void refuse_options(void)
     REFUSED_WITH(reserved, 1, "reserved");
     REFUSED_WITH(reserved, -1, "reserved");
     REFUSED_WITH(btf_path, "/no/such/file", "/no/such/file");
+    REFUSED_WITH(btf_path, "/dev/zero", "btf_path");
+    REFUSED_WITH(btf_path, "/proc", "btf_path");
+    /* One line stays one line. */
+    REFUSED_WITH(btf_path, "/no\nsuch\x1b[2J", "/no\\nsuch\\u{1b}[2J");
+    /* Also where no lines are taken. */
+    REFUSED_WITH(log_level, -1, "log_level");
+    REFUSED_WITH(log_level, 4, "log_level");
 
     REFUSED_WITH(filter, "dst", "at the end");
     REFUSED_WITH(filter, "dport 443 dst", "at the end");

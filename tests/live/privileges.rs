@@ -1,11 +1,15 @@
 //! What each capability is good for: without root, the smallest set gives all there is, and whatever is lost without
 //! one of it is said in a line.
 
+use std::fs::{self, Permissions};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, c_program, has_kprobes, patience, rung_is_tracepoint, sees_accepts, slowness, turn};
+use crate::consumer::{
+    Consumer, NOBODY, c_program, has_kprobes, patience, rung_is_tracepoint, sees_accepts, slowness, turn,
+};
 use crate::traffic::{Peer, set_linger_0};
 
 const SMALLEST: [&str; 3] = ["bpf", "perfmon", "dac_read_search"];
@@ -256,4 +260,42 @@ fn where_perf_events_are_for_root_alone_a_line_says_so() {
     scene.check_snapshots();
     scene.check_closes();
     check_stderr(&mut scene.consumer, &[&format!("{LOSS}: run as root, {PERF_EVENTS}")]);
+}
+
+/// Its caller could have it look into folders, and read types, that are not the caller's to see.
+#[test]
+fn a_set_user_id_program_does_not_count_the_environment_and_a_line_says_so() {
+    let _turn = turn();
+    let folder = std::env::temp_dir().join(format!("tcpevent-setuid-{}", std::process::id()));
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+    let program = folder.join("consumer");
+    fs::copy(c_program("consumer"), &program).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
+    let run = || {
+        let mut command = Command::new("setpriv");
+        command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups").arg(&program);
+        command.env_remove("TCPEVENT_PROBE");
+        command
+    };
+    // Each of them would make the start fail.
+    let mut command = run();
+    command
+        .env("TCPEVENT_PROBE", "none")
+        .env("TCPEVENT_BTF", "/no/such/file")
+        .env("TCPEVENT_FILTER", "netns /etc/shadow");
+    let mut consumer = Consumer::from(command);
+    consumer.start();
+    check_stderr(
+        &mut consumer,
+        &["libtcpEvent: warn: TCPEVENT_PROBE, TCPEVENT_BTF, TCPEVENT_FILTER ignored: the program's file gives it \
+           privileges, so the environment does not count"],
+    );
+    drop(consumer);
+    // Nothing set, nothing said.
+    let mut consumer = Consumer::from(run());
+    consumer.start();
+    assert_eq!(consumer.stderr(), [""; 0]);
+    drop(consumer);
+    fs::remove_dir_all(&folder).unwrap();
 }

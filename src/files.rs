@@ -1,0 +1,62 @@
+//! Files that a user names: of the right kind, and looked at so that one of another kind neither hangs nor changes anything.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::mem;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// More than any kernel's types take: some 10 MiB as BTF, less than 1 GiB in an ELF file with debug information.
+const MOST_BTF_BYTES: u64 = 2 << 30;
+
+/// include/uapi/linux/magic.h.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
+
+/// `NS_GET_NSTYPE` (include/uapi/linux/nsfs.h).
+const NS_GET_NSTYPE: u32 = 0xb703;
+
+/// Whether a file may be one of types: a regular one of bounded size that this process may read.
+pub fn is_readable_btf(path: &Path) -> bool {
+    let is_btf = |file: &File| file.metadata().is_ok_and(|file| file.is_file() && file.len() <= MOST_BTF_BYTES);
+    open_checked(path, is_btf).is_some()
+}
+
+/// The file of a network namespace. `None` where it is another one.
+pub fn network_namespace(path: &Path) -> Option<Metadata> {
+    let file = open_checked(path, |file| file_system(file) == Some(NSFS_MAGIC))?;
+    // SAFETY: the request takes nothing, and gives a number.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE.into()) };
+    (kind == libc::CLONE_NEWNET).then(|| file.metadata().ok())?
+}
+
+/// The folder of a cgroup, of version 2: the kernel tells a socket's cgroup of that one only. `None` where it is another file.
+pub fn cgroup_folder(path: &Path) -> Option<Metadata> {
+    let file = locate(path)?;
+    let folder = file.metadata().ok()?;
+    (folder.is_dir() && file_system(&file) == Some(CGROUP2_SUPER_MAGIC)).then_some(folder)
+}
+
+/// Opens a file for reading once it is known to be of the right kind: to open a device may change something.
+fn open_checked(path: &Path, is_right: impl Fn(&File) -> bool) -> Option<File> {
+    let found = locate(path).filter(|file| is_right(file))?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).ok()?;
+    // It may have been replaced meanwhile.
+    let [found, opened] = [&found, &file].map(|file| file.metadata().ok().map(|file| (file.dev(), file.ino())));
+    (found == opened && is_right(&file)).then_some(file)
+}
+
+/// A file that can be looked at, but not read.
+fn locate(path: &Path) -> Option<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path).ok()
+}
+
+/// The magic number of the file system that it is on.
+fn file_system(file: &File) -> Option<i64> {
+    // SAFETY: a structure of numbers, filled before it is read where the call succeeds.
+    unsafe {
+        let mut found: libc::statfs = mem::zeroed();
+        #[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "the type differs between architectures")]
+        (libc::fstatfs(file.as_raw_fd(), &raw mut found) == 0).then_some(found.f_type as i64)
+    }
+}
