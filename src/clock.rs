@@ -4,6 +4,33 @@
 //! distance between the two is therefore measured anew for each batch of records, which are at most some
 //! milliseconds old by then.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// The inode number of the initial time namespace (include/linux/proc_ns.h).
+const PROC_TIME_INIT_INO: u64 = 0xEFFF_FFFA;
+
+/// How far the monotonic clock of this process's time namespace is ahead of the kernel's, which the probe's stamps are of.
+/// `None` where that is not known: it has told the offsets of its children's namespace since it made another one for them
+/// (kernel: proc_timens_show_offsets). Without /proc there is taken to be none.
+pub fn namespace_offset_ns() -> Option<i64> {
+    let inode = |name: &str| fs::metadata(format!("/proc/self/ns/{name}")).ok().map(|file| file.ino());
+    match inode("time") {
+        None | Some(PROC_TIME_INIT_INO) => Some(0),
+        own if own == inode("time_for_children") => {
+            monotonic_offset_ns(&fs::read_to_string("/proc/self/timens_offsets").ok()?)
+        }
+        Some(_) => None,
+    }
+}
+
+/// A clock, seconds, and nanoseconds to add, in each line.
+fn monotonic_offset_ns(offsets: &str) -> Option<i64> {
+    let mut numbers = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?.split_whitespace();
+    let (seconds, ns): (i64, i64) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
+    seconds.checked_mul(1_000_000_000)?.checked_add(ns)
+}
+
 /// Distance from the monotonic clock to the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WallClock {
@@ -66,6 +93,16 @@ mod tests {
         let clock = WallClock::now();
         let distance = clock.wall_ns(monotonic_now_ns()).abs_diff(wall_now_ns());
         assert!(distance < 100_000_000, "{distance} ns apart");
+    }
+
+    #[test]
+    fn an_offset_is_that_of_the_monotonic_clock() {
+        let offsets = |seconds, ns| format!("monotonic  {seconds:>10} {ns:>9}\nboottime           7         8\n");
+        assert_eq!(monotonic_offset_ns(&offsets(86_400, 5)), Some(86_400_000_000_005));
+        assert_eq!(monotonic_offset_ns(&offsets(-2, 999_999_999)), Some(-1_000_000_001));
+        for other in ["", "boottime 0 0\n", "monotonic 1\n", "monotonic x 0\n", "monotonic 9223372036854775807 0\n"] {
+            assert_eq!(monotonic_offset_ns(other), None, "{other}");
+        }
     }
 
     #[test]

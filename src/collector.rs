@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::{RingBuffer, RingBufferBuilder};
 
-use crate::clock::WallClock;
+use crate::clock::{self, WallClock};
 use crate::counters::Counters;
 use crate::decode::{Decoded, decode};
 use crate::event::{Event, Kind, Origin};
@@ -152,17 +152,24 @@ impl Reader<'_, '_> {
 pub struct Completer<'run> {
     completion: &'run Completion<'run>,
     owners: Option<(Instant, Owners)>,
+    /// Of the clock of this process's time namespace, where it is known.
+    clock_offset_ns: Option<i64>,
 }
 
 impl<'run> Completer<'run> {
     /// For a run.
     pub fn new(completion: &'run Completion<'run>) -> Self {
-        Self { completion, owners: None }
+        Self { completion, owners: None, clock_offset_ns: clock::namespace_offset_ns() }
     }
 
     /// Queues an event, where it is wanted.
     pub fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
         let Decoded { mut event, unowned_inode, .. } = decoded;
+        event.monotonic_ns = match self.clock_offset_ns {
+            Some(offset_ns) => event.monotonic_ns.saturating_add_signed(offset_ns),
+            // A moment late rather than wrong by the offset.
+            None => clock::monotonic_now_ns(),
+        };
         event.time_ns = clock.wall_ns(event.monotonic_ns);
         if let Some(inode) = unowned_inode {
             self.find_owner(&mut event, inode);

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Command;
 
 use crate::consumer::{Consumer, c_program, patience, rung_is_tracepoint, sees_accepts, turn};
-use crate::traffic::{Connection, Peer, V4, set_linger_0};
+use crate::traffic::{Connection, Peer, V4, set_linger_0, wall_ns};
 
 const SECCOMP: &str = "a seccomp filter refuses system calls: allow bpf and perf_event_open in the profile of the \
                        container, or the SystemCallFilter of the service";
@@ -244,4 +244,29 @@ fn without_proc_a_refusal_is_one_line() {
     command.args(["--mount", "sh", "-c", script]).arg(c_program("confined")).args(["both", "1"]);
     command.arg(c_program("consumer")).env("TCPEVENT_ON_ERROR", "continue");
     check_refusal(Consumer::from(command), SECCOMP);
+}
+
+// ---- Time namespaces
+
+#[test]
+fn in_a_time_namespace_events_bear_the_wall_clock() {
+    let _turn = turn();
+    for offset in ["86400", "-20"] {
+        let mut command = Command::new("unshare");
+        command.args(["--time", "--monotonic", offset, "--fork", "--kill-child"]).arg(c_program("consumer"));
+        command.env("TCPEVENT_NETLINK_INTERVAL", "0");
+        let mut consumer = Consumer::from(command);
+        consumer.start();
+        consumer.tell("consume 1");
+        let from = wall_ns();
+        let connection = Connection::open(V4(), V4());
+        let ports = connection.ports();
+        connection.close_client_first();
+        let ends = consumer.both_ends(ports);
+        for event in [ends.0, ends.1] {
+            // The two clocks are read one after the other.
+            let slack = 1_000_000;
+            assert!((from - slack..=wall_ns() + slack).contains(&event.time_ns), "{offset}: {event:?}");
+        }
+    }
 }
