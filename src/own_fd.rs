@@ -189,6 +189,11 @@ impl<T> Guarded<T> {
         Self { value: ManuallyDrop::new(value), fds }
     }
 
+    /// The same by a glance.
+    pub fn may_be_whole(&self) -> bool {
+        self.fds.iter().all(|(fd, identity)| identity.may_be_of(*fd))
+    }
+
     /// Whether all of them still are what they were.
     pub fn is_whole(&self) -> bool {
         self.fds.iter().all(|(fd, identity)| identity.is_of(*fd))

@@ -10,6 +10,7 @@ use netlink_sys::{Socket, SocketAddr};
 use super::diag::{self, Destroyed, Reply};
 use super::sweep::receive;
 use crate::log::{self, Level};
+use crate::own_fd::Guarded;
 
 /// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY` (include/uapi/linux/sock_diag.h).
 const GROUPS: [u32; 2] = [1, 3];
@@ -22,7 +23,7 @@ const BUFFER_LEN: usize = 1 << 13;
 
 /// Listens for notifications.
 pub struct Listener {
-    socket: Socket,
+    socket: Guarded<Socket>,
     buffer: Vec<u8>,
     /// Times that the kernel had to drop some.
     overruns: u64,
@@ -39,6 +40,8 @@ impl Listener {
         if joined.iter().all(Result::is_err) {
             std::mem::replace(&mut joined[0], Ok(()))?;
         }
+        let fd = socket.as_raw_fd();
+        let socket = Guarded::new(socket, [fd]);
         Ok(Self { socket, buffer: Vec::with_capacity(BUFFER_LEN), overruns: 0 })
     }
 
@@ -49,7 +52,8 @@ impl Listener {
 
     /// Hands out what is there.
     pub fn read(&mut self, mut each: impl FnMut(Destroyed)) {
-        loop {
+        // Of another socket in its place the host reads itself.
+        while self.socket.may_be_whole() {
             match receive(&self.socket, &mut self.buffer) {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {

@@ -2,15 +2,18 @@
 //! `/proc/PID/fd`, which takes thirty times as long.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
 
 use libbpf_rs::libbpf_sys;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::event::COMM_LEN;
+use crate::folder;
 use crate::own_fd::OwnFd;
 use crate::pid_namespace;
 use crate::threads::lock;
@@ -88,7 +91,7 @@ impl Owners {
             };
             let mut rest = &buffer[..count];
             while let Ok((holder, behind)) = Holder::read_from_prefix(rest) {
-                owners.insert(holder.inode, holder.pid);
+                owners.insert(holder.inode, holder.pid).ok_or(io::ErrorKind::OutOfMemory)?;
                 rest = behind;
             }
             kept = rest.len();
@@ -99,28 +102,69 @@ impl Owners {
     /// Looks through all processes that this one may look into. Those that vanish meanwhile are left out.
     fn scan() -> io::Result<Self> {
         let mut owners = Self::default();
-        for process in fs::read_dir("/proc")? {
-            let Some(pid) = process.ok().and_then(|entry| entry.file_name().to_str()?.parse().ok()) else {
-                continue;
-            };
-            let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-                continue;
-            };
-            for descriptor in descriptors.flatten() {
-                let Ok(target) = fs::read_link(descriptor.path()) else {
-                    continue;
-                };
-                if let Some(inode) = target.to_str().and_then(parse_socket_link) {
-                    owners.insert(inode, pid);
-                }
+        let mut enough_memory = true;
+        folder::list(c"/proc", |_, name| {
+            if let Some(pid) = number(name) {
+                enough_memory &= owners.scan_process(pid).is_some();
             }
-        }
-        Ok(owners)
+        })?;
+        if enough_memory { Ok(owners) } else { Err(io::ErrorKind::OutOfMemory.into()) }
     }
 
-    fn insert(&mut self, inode: u64, pid: u32) {
+    /// What a process holds. `None` where there is no memory for that.
+    ///
+    /// Its threads have one table of descriptors, as a rule. One may have its own (unshare(CLONE_FILES)); and the main thread has
+    /// none any more where it has ended before others.
+    fn scan_process(&mut self, pid: u32) -> Option<()> {
+        let of_main = self.scan_descriptors(pid, &format!("/proc/{pid}/fd"))?;
+        if thread_count(pid) <= 1 {
+            return Some(());
+        }
+        let mut result = Some(());
+        // Once one of the others has been read, they all share that, unless they differ from it.
+        let mut read = (of_main > 0).then_some(pid);
+        let _ = folder::list(&path(&format!("/proc/{pid}/task")), |_, name| {
+            let Some(tid) = number(name).filter(|tid| *tid != pid) else {
+                return;
+            };
+            if read.is_some_and(|read| share_descriptors(read, tid)) {
+                return;
+            }
+            match self.scan_descriptors(pid, &format!("/proc/{pid}/task/{tid}/fd")) {
+                Some(0) => {}
+                Some(_) => read = read.or(Some(tid)),
+                None => result = None,
+            }
+        });
+        result
+    }
+
+    /// Adds the sockets of one table. Gives how many descriptors there are.
+    fn scan_descriptors(&mut self, pid: u32, fds: &str) -> Option<usize> {
+        let mut count = 0;
+        let mut enough_memory = true;
+        let mut target = [0; 64];
+        // It may be gone, or another user's.
+        let _ = folder::list(&path(fds), |folder, name| {
+            // Not `.` and `..`.
+            if number(name).is_none() {
+                return;
+            }
+            count += 1;
+            let target = folder::read_link(folder, name, &mut target).and_then(|target| str::from_utf8(target).ok());
+            if let Some(inode) = target.and_then(parse_socket_link) {
+                enough_memory &= self.insert(inode, pid).is_some();
+            }
+        });
+        enough_memory.then_some(count)
+    }
+
+    /// `None` where there is no memory for it: how many there are is the kernel's choice.
+    fn insert(&mut self, inode: u64, pid: u32) -> Option<()> {
+        self.by_inode.try_reserve(1).ok()?;
         let holder = self.by_inode.entry(inode).or_insert(pid);
         *holder = pid.max(*holder);
+        Some(())
     }
 
     /// Whether a holder that is not among them is none: not one that this process may not look into.
@@ -139,6 +183,31 @@ impl Owners {
     }
 }
 
+/// A path of /proc for the C library.
+fn path(path: &str) -> CString {
+    CString::new(path).unwrap_or_default()
+}
+
+/// The ID that an entry of /proc, or of a folder of threads or descriptors, is named by.
+fn number(name: &CStr) -> Option<u32> {
+    name.to_str().ok()?.parse().ok()
+}
+
+/// 0 where the process is gone.
+fn thread_count(pid: u32) -> u64 {
+    // The folder has a link for each, and two of its own (kernel: proc_task_getattr).
+    fs::metadata(format!("/proc/{pid}/task")).map_or(0, |folder| folder.nlink().saturating_sub(2))
+}
+
+/// Whether two threads have the same table of descriptors. False where the kernel does not tell: they are both read then.
+fn share_descriptors(one: u32, other: u32) -> bool {
+    // include/uapi/linux/kcmp.h
+    const KCMP_FILES: libc::c_int = 2;
+
+    // SAFETY: it takes numbers.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) == 0 }
+}
+
 /// The inode in `socket:[4711]`.
 fn parse_socket_link(link: &str) -> Option<u64> {
     link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
@@ -147,10 +216,31 @@ fn parse_socket_link(link: &str) -> Option<u64> {
 /// The first 16 bytes of a process's argv[0], padded with NULs. `None` where it has none (a kernel thread, a zombie)
 /// or is gone.
 pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
-    let (mut name, _) = read_start(&format!("/proc/{pid}/cmdline"))?;
-    cut(&mut name);
-    (name[0] != 0).then_some(name)
+    let named = |path: &str| {
+        let (mut name, _) = read_start(path)?;
+        cut(&mut name);
+        (name[0] != 0).then_some(name)
+    };
+    if let Some(name) = named(&format!("/proc/{pid}/cmdline")) {
+        return Some(name);
+    }
+    // A main thread that has ended before others has no memory any more, where the arguments are.
+    if thread_count(pid) <= 1 {
+        return None;
+    }
+    let mut found = None;
+    let mut left = MOST_THREADS;
+    let _ = folder::list(&path(&format!("/proc/{pid}/task")), |_, name| {
+        if let Some(tid) = number(name).filter(|tid| found.is_none() && left > 0 && *tid != pid) {
+            left -= 1;
+            found = named(&format!("/proc/{pid}/task/{tid}/cmdline"));
+        }
+    });
+    found
 }
+
+/// Threads that are asked for the arguments of their process, at most: they all have the same.
+const MOST_THREADS: u32 = 4;
 
 /// A process's comm and user ID.
 pub fn read_identity(pid: u32) -> Option<([u8; COMM_LEN], u32)> {
@@ -294,12 +384,34 @@ mod tests {
         assert_eq!(Owners::scan().unwrap().holder(inode), None);
     }
 
+    /// Linux gives each thread a table of its own where it asks for that.
+    #[test]
+    fn a_socket_of_a_thread_with_descriptors_of_its_own_is_found() {
+        use std::sync::mpsc;
+
+        let (to_thread, orders) = mpsc::channel::<()>();
+        let (to_us, inodes) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: it takes a flag, and changes this thread only.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let link = fs::read_link(format!("/proc/thread-self/fd/{}", listener.as_raw_fd())).unwrap();
+            to_us.send(parse_socket_link(link.to_str().unwrap()).unwrap()).unwrap();
+            let _ = orders.recv();
+        });
+        let inode = inodes.recv().unwrap();
+        assert_eq!(Owners::scan().unwrap().holder(inode), Some(std::process::id()));
+        drop(to_thread);
+        thread.join().unwrap();
+        assert_eq!(Owners::scan().unwrap().holder(inode), None);
+    }
+
     #[test]
     fn a_shared_socket_goes_to_the_younger_process() {
         let mut owners = Owners::default();
-        owners.insert(7, 100);
-        owners.insert(7, 300);
-        owners.insert(7, 200);
+        for pid in [100, 300, 200] {
+            owners.insert(7, pid).unwrap();
+        }
         assert_eq!(owners.holder(7), Some(300));
     }
 

@@ -18,6 +18,7 @@ use crate::descriptors::StandardStreams;
 use crate::event::{COMM_LEN, Event, Origin};
 use crate::filter::Filter;
 use crate::log::{self, Level};
+use crate::own_fd::Guarded;
 use crate::privilege::{self, Capability};
 use crate::sink::Sink;
 use crate::threads::no_descriptor;
@@ -122,6 +123,8 @@ struct Failure {
 
 const ALL: &str = "open connections";
 
+const READING_PROC: &str = "reading /proc";
+
 impl End {
     fn failed(what: &'static str, error: io::Error) -> Self {
         Self::Failed(Failure { what, error, missing: ALL })
@@ -145,7 +148,7 @@ struct Sweeper<'run> {
     counters: &'run Counters,
     /// Inode number of the network namespace that is looked at: that of this thread.
     netns: u32,
-    socket: Option<Socket>,
+    socket: Option<Guarded<Socket>>,
     sequence: u32,
     complained: bool,
     /// Another user's socket was seen whose process was not.
@@ -159,10 +162,10 @@ struct Sweeper<'run> {
 impl Sweeper<'_> {
     /// One event for each socket whose inode a live process holds.
     fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
-        let owners = Owners::find(self.settings.holders).map_err(|error| End::failed("reading /proc", error))?;
+        let owners = Owners::find(self.settings.holders).map_err(|error| End::failed(READING_PROC, error))?;
         // The kernel tells of processes without it, but not of their command lines.
         if self.settings.naming == Naming::CommandLine {
-            fs::metadata("/proc/self").map_err(|error| End::failed("reading /proc", error))?;
+            fs::metadata("/proc/self").map_err(|error| End::failed(READING_PROC, error))?;
         }
         let mut identities = Identities::new();
         self.netns = own_netns();
@@ -231,8 +234,10 @@ impl Sweeper<'_> {
         self.sequence = self.sequence.wrapping_add(1);
         // Not put back where this fails: what comes late must not be taken for the next answer.
         let socket = match self.socket.take() {
-            Some(socket) => socket,
-            None => open_socket().map_err(|error| End::failed("opening a sock_diag socket", error))?,
+            // The host may have closed it, and have another in its place.
+            Some(socket) if socket.is_whole() => socket,
+            Some(_) | None if self.sleeper.is_lost() => return Err(End::Told),
+            Some(_) | None => open_socket().map_err(|error| End::failed("opening a sock_diag socket", error))?,
         };
         let request = diag::dump_request(families, self.sequence);
         retry(|| socket.send(&request, 0)).map_err(|error| End::failed("asking sock_diag", error))?;
@@ -317,10 +322,12 @@ impl Sweeper<'_> {
         let Failure { what, error, missing } = failure;
         let level = if self.complained { Level::Debug } else { Level::Warn };
         self.complained = true;
-        let hint = if error.raw_os_error() == Some(libc::ENOENT) && *missing == ALL {
-            " (is the module tcp_diag there? try modprobe tcp_diag)"
-        } else {
+        let hint = if error.raw_os_error() != Some(libc::ENOENT) || *missing != ALL {
             ""
+        } else if *what == READING_PROC {
+            " (mount it: mount -t proc none /proc)"
+        } else {
+            " (is the module tcp_diag there? try modprobe tcp_diag)"
         };
         log::line(
             level,
@@ -365,12 +372,13 @@ fn own_uid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-pub(super) fn open_socket() -> io::Result<Socket> {
+pub(super) fn open_socket() -> io::Result<Guarded<Socket>> {
     let _streams = StandardStreams::hold();
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    Ok(socket)
+    let fd = socket.as_raw_fd();
+    Ok(Guarded::new(socket, [fd]))
 }
 
 /// The port of the kernel's end of every netlink socket. No process can have it (kernel: netlink_autobind, netlink_bind).
