@@ -25,6 +25,29 @@ fn tests(name: &str) -> PathBuf {
         .expect("they are built: run all tests, not this file alone")
 }
 
+/// A script that installs packages must not have apt remove others for it.
+#[test]
+fn what_a_machine_has_is_never_removed_by_apt() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for script in ["tests/vm/run", "tests/demo", "Makefile", "benches/run", ".ci/setup", ".ci/run"] {
+        let text = std::fs::read_to_string(root.join(script)).unwrap();
+        for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with('#')) {
+            // Not the words of a message.
+            let is_told = line.starts_with("die ") || line.starts_with("echo ");
+            let installs = ["apt install ", "apt-get install ", "apt-get upgrade ", "apt-get dist-upgrade "];
+            if !is_told && installs.iter().any(|command| line.contains(command)) {
+                assert!(line.contains(" --no-remove "), "{script}: {line}");
+                seen += 1;
+            }
+            let removes =
+                ["remove", "purge", "autoremove"].iter().any(|word| line.contains(&format!("apt-get {word}")));
+            assert!(is_told || !removes, "{script}: {line}");
+        }
+    }
+    assert_eq!(seen, 2, "tests/vm/run and .ci/setup install packages");
+}
+
 /// The machines run side by side; what runs on this one has it for itself.
 static MACHINE: RwLock<()> = RwLock::new(());
 
