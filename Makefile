@@ -37,7 +37,7 @@ RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for one apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test test-kernels soak bench micro tsan install uninstall clean help setup setup-test fmt lint headers FORCE
+.PHONY: all demo monitor test test-kernels soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt lint headers FORCE
 
 all: $(PROGRAMS) ## build the library, the examples and tcp_trace (the default)
 
@@ -70,6 +70,19 @@ tsan: | setup-test ## the concurrent unit tests under ThreadSanitizer (needs rus
 	@ls "$$(rustc --print sysroot)/lib/rustlib/src/rust/library" >/dev/null 2>&1 || rustup component add rust-src
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) test --lib --locked -Zbuild-std \
 		--target "$$(rustc -vV | sed -n 's/^host: //p')" --target-dir $(TARGET_DIR)/tsan -- queue:: wake:: clock::
+
+FUZZ_SECONDS ?= 600
+FUZZ_TARGETS := $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
+
+# What a run finds worth keeping goes to fuzz/target/corpus; fuzz/corpus has the seeds, and a finding's input once it is mended.
+fuzz: | setup-test ## each parser fed with hostile bytes, FUZZ_SECONDS each (600; needs cargo-fuzz; minutes to build)
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz --locked" >&2; exit 1; }
+	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz build --fuzz-dir fuzz
+	@for target in $(FUZZ_TARGETS); do \
+		mkdir -p fuzz/target/corpus/$$target fuzz/artifacts/$$target && \
+		RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir fuzz $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+	done
 
 # Only cargo knows whether the library is out of date; where it is not, its time stays and nothing else is built.
 $(LIBRARY): FORCE | setup

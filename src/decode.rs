@@ -295,6 +295,17 @@ mod tests {
         assert_eq!(decode(&bytes), None);
     }
 
+    #[test]
+    fn counters_at_their_most_do_not_wrap() {
+        for direction in [0, 1, 2] {
+            let sequence = [0, u32::MAX, 0];
+            let sample = Sample { direction, bytes_acked: u64::MAX, bytes_sent: [0, 0], sequence, ..Sample::default() };
+            let event = sample.decoded();
+            assert!(event.payload_acked >= u64::MAX - 2, "{event:#?}");
+            assert_eq!(event.payload_sent, u64::MAX, "{event:#?}");
+        }
+    }
+
     /// What may be said of any bytes.
     fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
         let whole = bytes.len() == RECORD || bytes.len() >= RECORD + DETAIL;

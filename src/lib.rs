@@ -43,6 +43,8 @@ pub mod event;
 mod files;
 pub mod filter;
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handle;
 mod inet;
 mod joiner;

@@ -1,0 +1,20 @@
+//! The text of a filter.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tcpEvent::event::{Event, Kind};
+use tcpEvent::filter::Filter;
+
+fuzz_target!(|text: &str| {
+    // Not what names files: those are the machine's, and some act when they are opened.
+    if text.split(|c: char| c.is_whitespace() || c == ',').any(|word| word.starts_with('/')) {
+        return;
+    }
+    match Filter::parse("filter", text) {
+        Ok(filter) => {
+            let event = Event { family: 2, ..Event::of(Kind::Close) };
+            assert!(filter.fits(&event) || !filter.is_empty());
+        }
+        Err(error) => assert!(!error.to_string().contains('\n')),
+    }
+});
