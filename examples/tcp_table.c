@@ -105,34 +105,66 @@ static const char *quantity(char *out, size_t size, uint64_t number, int width)
     return out;
 }
 
-/* A command is whatever its process says it is: escape sequences must not reach the terminal. Writes at most `room`
- * columns of printable text, marks what was cut off with a `+`, and returns the columns used. */
+/* Line separators, marks that turn the direction of what is around them, and characters that are not seen, by which one
+ * name looks like another. Locales differ about those. */
+static bool is_mark(uint32_t code)
+{
+    static const uint32_t ranges[][2] = {
+        {0x80, 0x9f},     {0xad, 0xad},     {0x61c, 0x61c},   {0x180e, 0x180e}, {0x200b, 0x200f},
+        {0x2028, 0x202e}, {0x2060, 0x206f}, {0xfeff, 0xfeff}, {0xfff9, 0xfffb}, {0xe0000, 0xe007f},
+    };
+
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
+        if (code >= ranges[i][0] && code <= ranges[i][1])
+            return true;
+    return false;
+}
+
+/* A command is whatever its process says it is: what a terminal, or the reader of a line, would obey must not reach it.
+ * Puts the character at `text` and returns its bytes, as they are where they can be read, else as \n, \t, \r or \xNN
+ * for each byte. `columns` becomes what it takes on a terminal. */
+static size_t put_character(struct line *line, const char *text, size_t size, int *columns)
+{
+    mbstate_t state = {0};
+    wchar_t character = 0;
+    size_t bytes = mbrtowc(&character, text, size, &state);
+    size_t start = line->length;
+    bool readable = bytes <= MB_LEN_MAX && bytes > 0;
+
+    if (!readable)
+        bytes = 1; /* not a character of this locale */
+    *columns = readable ? wcwidth(character) : -1;
+    if (*columns >= 0 && character != L'\\' && !is_mark((uint32_t)character)) {
+        put_bytes(line, text, bytes);
+        return bytes;
+    }
+    for (size_t i = 0; i < bytes; i++) {
+        unsigned char byte = (unsigned char)text[i];
+        char escape[8];
+
+        if (byte == '\\' || byte == '\n' || byte == '\t' || byte == '\r')
+            snprintf(escape, sizeof escape, "\\%c", byte == '\n' ? 'n' : byte == '\t' ? 't' : byte == '\r' ? 'r' : '\\');
+        else
+            snprintf(escape, sizeof escape, "\\x%02x", byte);
+        put(line, escape);
+    }
+    *columns = (int)(line->length - start);
+    return bytes;
+}
+
+/* Writes at most `room` columns of printable text, marks what was cut off with a `+`, and returns the columns used. */
 static int put_printable(struct line *line, const char *text, int room)
 {
     struct line whole = {.length = 0};
     size_t fitting = 0; /* bytes of `whole` that leave a column for the mark */
     int fitting_columns = 0;
     int columns = 0;
-    mbstate_t state;
 
-    memset(&state, 0, sizeof state);
     while (*text != '\0') {
-        wchar_t character;
-        size_t bytes = mbrtowc(&character, text, strlen(text), &state);
-        int width = bytes <= MB_LEN_MAX ? wcwidth(character) : -1;
+        int width;
 
-        if (bytes > MB_LEN_MAX) { /* not a character of this locale */
-            memset(&state, 0, sizeof state);
-            bytes = 1;
-        }
-        if (width < 0) {
-            put(&whole, "?");
-            width = 1;
-        } else {
-            put_bytes(&whole, text, bytes);
-        }
+        text += put_character(&whole, text, strlen(text), &width);
         columns += width;
-        text += bytes;
         if (columns <= room - 1) {
             fitting = whole.length;
             fitting_columns = columns;
@@ -358,9 +390,10 @@ static void put_row(struct table *table, struct line *line, const struct tcp_eve
     time_t seconds = (time_t)(event->EventTime / 1000000000u);
     unsigned milli = (unsigned)(event->EventTime / 1000000u % 1000u);
     struct tm local_time;
-    /* An event does not say its kind. Only a listening socket has no remote port, and only the snapshots hold
-     * listening sockets. A connection's snapshot and its close differ in nothing that is sure to tell. */
-    bool listening = event->DPT == 0;
+    /* An event says neither its kind nor a state. A listening socket has no remote port, but neither has a connect() to
+     * port 0: that one has a remote address (to connect to 0.0.0.0 is to connect to this host: ip_route_connect). A
+     * connection's snapshot and its close differ in nothing that is sure to tell. */
+    bool listening = event->DPT == 0 && (strcmp(event->DADDR, "0.0.0.0") == 0 || strcmp(event->DADDR, "::") == 0);
 
     localtime_r(&seconds, &local_time);
     strftime(time_of_day, sizeof time_of_day, "%H:%M:%S", &local_time);
@@ -411,26 +444,14 @@ static void put_row(struct table *table, struct line *line, const struct tcp_eve
 static const char tsv_header[] = "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\t"
                                  "task\tSADDR\tDADDR\n";
 
-/* Control bytes and backslashes as \t, \n, \\ or \xNN, so that a line is an event and a tab ends a field. Other bytes
- * stay as they are. */
+/* What cannot be read, and backslashes, escaped, so that a line is an event and a tab ends a field. */
 static void put_tsv_text(struct line *line, const char *text, size_t size)
 {
-    for (size_t i = 0; i < size && text[i] != '\0'; i++) {
-        unsigned char byte = (unsigned char)text[i];
-        char escape[8];
+    size_t length = strnlen(text, size);
+    int columns;
 
-        if (byte == '\\')
-            put(line, "\\\\");
-        else if (byte == '\t')
-            put(line, "\\t");
-        else if (byte == '\n')
-            put(line, "\\n");
-        else if (byte < 0x20 || byte == 0x7f) {
-            snprintf(escape, sizeof escape, "\\x%02x", byte);
-            put(line, escape);
-        } else
-            put_bytes(line, &text[i], 1);
-    }
+    for (size_t at = 0; at < length;)
+        at += put_character(line, text + at, length - at, &columns);
 }
 
 static void put_tsv(struct line *line, const struct tcp_event_t *event)

@@ -69,11 +69,18 @@ def endpoint(event, addr, port):
     return f'[{ipaddress.IPv6Address(bytes(addr))}]:{port}'
 
 
+def printable(character):
+    # A command is whatever its process says it is: what a terminal, or the reader of a line, would obey must not reach it.
+    if character.isprintable() and character != '\\':
+        return character
+    letters = {'\n': '\\n', '\t': '\\t', '\r': '\\r', '\\': '\\\\'}
+    return letters.get(character) or ''.join(f'\\x{byte:02x}' for byte in character.encode(errors='surrogateescape'))
+
+
 def line(library, event):
     seconds, nanoseconds = divmod(event.time_ns, 1_000_000_000)
     clock = time.strftime('%H:%M:%S', time.localtime(seconds))
-    # A command is whatever its process says it is: escape sequences must not reach the terminal.
-    command = ''.join(c if c.isprintable() else repr(c)[1:-1] for c in event.comm.decode(errors='backslashreplace'))
+    command = ''.join(map(printable, event.comm.decode(errors='surrogateescape')))
     old, new = (library.tcpevent_state_name(state).decode() for state in (event.old_state, event.new_state))
     words = [f'{clock}.{nanoseconds // 1_000_000:03}', f'{command}[{event.pid}]',
              endpoint(event, event.local_addr, event.local_port), '->',

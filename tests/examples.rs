@@ -264,6 +264,78 @@ fn tcp_table_escapes_what_would_break_a_line_or_a_field() {
     known.check(&table.lines_until_all(&known.are_rows()));
 }
 
+/// What a terminal or the reader of a line would obey: control characters, line separators, marks of direction, and
+/// characters that are not seen.
+const MARKS: [(&str, &str); 8] = [
+    ("\u{85}a\u{2028}b\u{2029}", r"\xc2\x85a\xe2\x80\xa8b\xe2\x80\xa9"),
+    ("\u{202a}\u{202b}\u{202c}\u{202d}", r"\xe2\x80\xaa\xe2\x80\xab\xe2\x80\xac\xe2\x80\xad"),
+    ("x\u{202e}\u{2066}\u{2067}\u{2068}", r"x\xe2\x80\xae\xe2\x81\xa6\xe2\x81\xa7\xe2\x81\xa8"),
+    ("\u{2069}\u{200b}\u{200c}\u{200d}", r"\xe2\x81\xa9\xe2\x80\x8b\xe2\x80\x8c\xe2\x80\x8d"),
+    ("\u{200e}\u{200f}\u{2060}\u{feff}", r"\xe2\x80\x8e\xe2\x80\x8f\xe2\x81\xa0\xef\xbb\xbf"),
+    ("\x1b[2J\u{9b}31m", r"\x1b[2J\xc2\x9b31m"),
+    ("\u{e0041}\u{61c}\u{ad}", r"\xf3\xa0\x81\x81\xd8\x9c\xc2\xad"),
+    ("a\r\n\tb\\c", r"a\r\n\tb\\c"),
+];
+
+fn check_readable(line: &str, wanted: &str) {
+    assert!(line.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte)), "{line:?}");
+    assert!(line.contains(wanted), "{line:?} has no {wanted}");
+}
+
+/// Connections of a process with such a name, as the program tells of them. `written` is how it writes the name.
+fn check_marks(mut program: Program, mark: impl Fn(u16, u16) -> String, written: impl Fn(&str) -> String) {
+    for (command, escaped) in MARKS {
+        fs::write("/proc/thread-self/comm", command).unwrap();
+        let known = Known::make(V4(), "");
+        let are_mine = known.are_marked(&mark);
+        for line in program.lines_until_all(&are_mine).iter().filter(|line| are_mine.iter().any(|mine| mine(line))) {
+            check_readable(line, &written(escaped));
+        }
+    }
+}
+
+#[test]
+fn a_name_that_a_terminal_would_obey_reaches_none_by_any_example() {
+    let _turn = turn();
+    let mut table = Program::start(tcp_table(&["--tsv"]));
+    table.line();
+    check_marks(table, |local, remote| format!("\t{local}\t{remote}\t"), |escaped| format!("\t{escaped}\t"));
+
+    let mut program = Program::start(tcp_dlopen(&[]));
+    program.wait_for_a_line();
+    let of_json = |local, remote| format!("\"SPT\":{local},\"DPT\":{remote},");
+    check_marks(program, of_json, |_| "\"task\":\"".to_owned());
+
+    check_marks(own_tcp_watch(&[]), ends(V4().ip()), |escaped| format!(" {escaped}["));
+
+    // The table, in which a long name is cut.
+    let mut table = tcp_table(&[]);
+    table.env("LC_ALL", "C.UTF-8").env("TCPEVENT_FILTER", format!("pid {}", process::id()));
+    let mut table = Program::start(table);
+    table.line();
+    for (command, _) in MARKS {
+        fs::write("/proc/thread-self/comm", command).unwrap();
+        connect_once();
+        for _ in 0..2 {
+            check_readable(&table.line(), " 127.0.0.1:");
+        }
+    }
+}
+
+#[test]
+fn a_connection_to_port_0_is_no_listener() {
+    let _turn = turn();
+    let mut table = tcp_table(&[]);
+    table.env("TCPEVENT_FILTER", format!("dport 0 pid {}", process::id()));
+    let mut table = Program::start(table);
+    table.line();
+    // The kernel sends its SYN there as to any other port, and no program can listen there.
+    let error = TcpStream::connect((V4().ip(), 0)).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    let line = table.line();
+    assert!(line.contains(" 127.0.0.1:0 ") && !line.contains("listen"), "{line}");
+}
+
 #[test]
 fn the_table_is_80_columns_wide_where_there_is_no_terminal_however_long_the_addresses() {
     const LONG: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x1111, 0x2222, 0x3333, 0x4444, 0x5555, 0x6666);

@@ -31,6 +31,7 @@ enum {
     LAST_RETRY_MS = 60000,
     LONGEST_RETRY_AFTER_S = 3600,
     LAST_ALERTS_PATIENCE_MS = 5000,
+    LONGEST_ANSWER = 65536, /* bytes */
     HTTP_TOO_MANY_REQUESTS = 429,
 };
 
@@ -57,6 +58,7 @@ struct alerts {
     bool outage;
     int64_t outage_since_ms;
     uint64_t refused;
+    size_t answered; /* bytes of the answer to the last message */
     char message[SUMMARY_MESSAGE_SIZE];
     char body[2 * SUMMARY_MESSAGE_SIZE];
 };
@@ -154,12 +156,15 @@ bool alerts_url_is_valid(const char *url)
     return valid;
 }
 
-/* A webhook's answer is "ok", or a word on what is wrong; the status says as much. */
+/* A webhook's answer is "ok", or a word on what is wrong; the status says as much. One that is longer ends the transfer:
+ * the status has come by then. */
 static size_t discard(char *bytes, size_t size, size_t count, void *context)
 {
+    struct alerts *alerts = context;
+
     (void)bytes;
-    (void)context;
-    return size * count;
+    alerts->answered += size * count;
+    return alerts->answered <= LONGEST_ANSWER ? size * count : CURL_WRITEFUNC_ERROR;
 }
 
 /* libcurl calls it at least once a second. Anything but 0 ends the transfer. */
@@ -193,6 +198,7 @@ static int set_up_transfer(struct alerts *alerts)
     all = all && curl_easy_setopt(curl, CURLOPT_USERAGENT, "tcp_trace/" TCPEVENT_VERSION) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT_MS, (long)CONNECT_TIMEOUT_MS) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, discard) == CURLE_OK;
+    all = all && curl_easy_setopt(curl, CURLOPT_WRITEDATA, alerts) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, end_at_deadline) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_XFERINFODATA, alerts) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L) == CURLE_OK;
@@ -228,6 +234,7 @@ static long post_message(struct alerts *alerts, const char **reason)
     curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, timeout_ms > 0 ? (long)timeout_ms : 1L);
     curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body.data);
     curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)body.length);
+    alerts->answered = 0;
     code = curl_easy_perform(curl);
     /* Not CURLOPT_ERRORBUFFER: its text may name the URL, which is a secret. */
     *reason = code == CURLE_ABORTED_BY_CALLBACK ? "no answer before the end" : curl_easy_strerror(code);

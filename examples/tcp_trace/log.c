@@ -15,13 +15,51 @@
 
 #include "record.h"
 
-enum { LAST_LINES_PATIENCE_MS = 1000 };
+enum { LAST_LINES_PATIENCE_MS = 1000, READER_POLL_MS = 100 };
 
 /* ---- Opening ------------------------------------------------------------------------------------------------ */
 
+/* Names of an open descriptor, which are links. Only the kernel can make those. */
+static bool is_descriptor(const char *path)
+{
+    static const char *const folders[] = {"/dev/fd/", "/proc/self/fd/"};
+
+    if (strcmp(path, "/dev/stdout") == 0 || strcmp(path, "/dev/stderr") == 0)
+        return true;
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++) {
+        size_t length = strlen(folders[i]);
+
+        if (strncmp(path, folders[i], length) == 0 && path[length] != '\0' &&
+            strspn(path + length, "0123456789") == strlen(path + length))
+            return true;
+    }
+    return false;
+}
+
+/* Follows no link: in a folder that others can write to, one would have a privileged monitor write to a file of their
+ * choice. Does not wait for the reader of a FIFO (ENXIO where there is none). */
 static int open_file(const char *path)
 {
-    return open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0640);
+    int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+
+    return open(path, is_descriptor(path) ? flags : flags | O_NOFOLLOW, 0640);
+}
+
+/* As open_file, but waits for a reader until the program is to end. That cannot be polled for. */
+static int open_file_with_reader(const char *path, int end_fd)
+{
+    struct pollfd end = {.fd = end_fd, .events = POLLIN};
+    struct stat file;
+    int fd = open_file(path);
+
+    while (fd < 0 && errno == ENXIO && stat(path, &file) == 0 && S_ISFIFO(file.st_mode)) {
+        if (poll(&end, 1, READER_POLL_MS) > 0) {
+            errno = ENXIO;
+            return -1;
+        }
+        fd = open_file(path);
+    }
+    return fd;
 }
 
 static bool is_regular(int fd)
@@ -44,7 +82,7 @@ int log_open(struct log *log, const char *path, bool json, int end_fd)
     log->posted_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (log->posted_fd < 0)
         return errno;
-    log->fd = path != NULL ? open_file(path) : STDOUT_FILENO;
+    log->fd = path != NULL ? open_file_with_reader(path, end_fd) : STDOUT_FILENO;
     if (log->fd < 0)
         return errno;
     log->regular = is_regular(log->fd);

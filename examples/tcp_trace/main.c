@@ -400,7 +400,10 @@ int main(int argc, char **argv)
         fprintf(stderr,
                 "tcp_trace: cannot open the log %s: %s; give a file in a folder that can be written, by --log-file or "
                 "LOG_FILE\n",
-                monitor.log.name, strerrordesc_np(error));
+                monitor.log.name,
+                error == ELOOP   ? "it is a symbolic link, and links are not followed"
+                : error == ENXIO ? "nothing has opened it for reading"
+                                 : strerrordesc_np(error));
         return 1;
     }
     status = run(&monitor);

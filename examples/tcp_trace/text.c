@@ -73,11 +73,33 @@ static size_t utf8_character(const unsigned char *bytes, size_t size)
     return length;
 }
 
-/* The control characters of ISO 8859 have two bytes in UTF-8 (U+0080 to U+009F), and terminals obey them too. */
+/* The number of a character that is UTF-8. */
+static uint32_t code_point(const unsigned char *character, size_t length)
+{
+    static const unsigned char first_bits[] = {0, 0x7f, 0x1f, 0x0f, 0x07};
+    uint32_t code = character[0] & first_bits[length];
+
+    for (size_t i = 1; i < length; i++)
+        code = code << 6 | (character[i] & 0x3f);
+    return code;
+}
+
+/* What changes more than its own place of a line. Control characters: those of ISO 8859 have two bytes in UTF-8 (U+0080
+ * to U+009F), and terminals obey them too. Line separators. Marks that turn the direction of what is around them, and
+ * characters that are not seen, by which one name looks like another. */
 static bool is_control(const unsigned char *character, size_t length)
 {
-    return character[0] < 0x20 || character[0] == 0x7f ||
-           (length == 2 && character[0] == 0xc2 && character[1] < 0xa0);
+    static const uint32_t ranges[][2] = {
+        {0, 0x1f},          {0x7f, 0x9f},       {0xad, 0xad},       {0x61c, 0x61c},     {0x180e, 0x180e},
+        {0x200b, 0x200f},   {0x2028, 0x202e},   {0x2060, 0x206f},   {0xfeff, 0xfeff},   {0xfff9, 0xfffb},
+        {0xe0000, 0xe007f},
+    };
+    uint32_t code = code_point(character, length);
+
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
+        if (code >= ranges[i][0] && code <= ranges[i][1])
+            return true;
+    return false;
 }
 
 /* The letter by which C and JSON call a control character, or 0. */
@@ -126,7 +148,13 @@ void put_json(struct text *text, const char *bytes, size_t size)
         } else if (letter_of(*next) != '\0') {
             put_format(text, "\\%c", letter_of(*next));
         } else if (is_control(next, length)) {
-            put_format(text, "\\u%04x", next[length - 1]);
+            uint32_t code = code_point(next, length);
+
+            if (code > 0xffff) {
+                put_format(text, "\\u%04x", 0xd800 + ((code - 0x10000) >> 10));
+                code = 0xdc00 + (code & 0x3ff);
+            }
+            put_format(text, "\\u%04x", code);
         } else {
             put_bytes(text, (const char *)next, length);
         }

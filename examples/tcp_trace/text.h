@@ -20,7 +20,8 @@ void put_bytes(struct text *text, const char *bytes, size_t count);
 void put_format(struct text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* Up to `size` bytes, or to the NUL, in a form that is UTF-8 and stays on its line, whatever they are: control
- * characters, and what is not UTF-8, as \n, \t, \r or \xNN. Characters of `also`, with a backslash before them. */
+ * characters, line separators, marks of direction, characters that are not seen, and what is not UTF-8, as \n, \t, \r or
+ * \xNN for each byte. Characters of `also`, with a backslash before them. */
 void put_printable(struct text *text, const char *bytes, size_t size, const char *also);
 
 /* Up to `size` bytes, or to the NUL, as a JSON string, with its quotes. A byte that is not UTF-8 becomes the characters

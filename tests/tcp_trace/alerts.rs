@@ -409,6 +409,22 @@ fn an_answer_is_its_status_even_if_its_body_never_ends() {
 }
 
 #[test]
+fn an_answer_is_read_no_further_than_it_can_be_one() {
+    let net = Net::new();
+    let mut webhook = Webhook::start("pour 200");
+    let monitor = monitor(net, &webhook);
+    net.refuse(1);
+    webhook.request();
+    // What both ends' buffers hold is some megabytes.
+    let poured: u64 = webhook.expect("poured")[0].parse().unwrap();
+    assert!(poured < 64 << 20, "{poured} bytes");
+    net.refuse(2);
+    assert_eq!(webhook.request().text, message(net, 2, &own_comm()));
+    // Both were taken.
+    assert_eq!(warnings(&monitor.end_well()).len(), 2);
+}
+
+#[test]
 fn a_webhook_that_cannot_be_reached_is_given_up_after_5_seconds() {
     let net = Net::new();
     let deaf = Deaf::new(Net::new().at(1, 0));

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::consumer::{slowness, turn};
-use crate::monitor::{Monitor, Summary, command, failures, new_folder, patience, states, wait_until};
+use crate::monitor::{Monitor, Summary, command, failures, new_folder, patience, run_to_end, states, wait_until};
 use crate::network::Net;
 use crate::webhook::Webhook;
 
@@ -112,4 +112,40 @@ fn it_ends_when_nobody_reads_its_log_any_more() {
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert_eq!(status.code(), Some(1), "{errors}");
     assert_eq!(errors, "tcp_trace: nobody reads the log on standard output any more\n");
+}
+
+/// As a FIFO, a log has to wait for its reader. It does so where a signal reaches it.
+#[test]
+fn a_fifo_that_has_no_reader_does_not_keep_it_from_ending() {
+    let fifo = new_folder("fifo").join("log");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let net = Net::new();
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let mut command = command(&["--dest", &net.prefix()], &[]);
+        command.env("LOG_FILE", &fifo);
+        let monitor = Monitor::run_without_log(command);
+        // Its signals are blocked when it opens the log, by a descriptor that is there for them.
+        wait_until("the descriptor for signals", || {
+            let descriptors = fs::read_dir(format!("/proc/{}/fd", monitor.pid())).unwrap();
+            let links = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+            (links.filter(|link| link.to_string_lossy().contains("signalfd")).count() >= 2).then_some(())
+        });
+        let ended = monitor.end_by(signal);
+        assert!(ended.took < Duration::from_secs(2) * slowness(), "{:?}", ended.took);
+        let line = ended.badly(1);
+        assert!(line.contains("cannot open the log") && line.contains("nothing has opened it for reading"), "{line}");
+    }
+}
+
+/// In a folder that others can write to, a link would have it write to any file.
+#[test]
+fn a_log_that_is_a_symbolic_link_is_not_followed() {
+    let folder = new_folder("link");
+    let (target, link) = (folder.join("target"), folder.join("log"));
+    fs::write(&target, "as it was\n").unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let net = Net::new();
+    let line = run_to_end(command(&["--dest", &net.prefix(), "--log-file", link.to_str().unwrap()], &[])).badly(1);
+    assert!(line.contains("it is a symbolic link, and links are not followed"), "{line}");
+    assert_eq!(fs::read_to_string(&target).unwrap(), "as it was\n");
 }

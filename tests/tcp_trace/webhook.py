@@ -13,6 +13,7 @@ ever. Each is acknowledged by `planned`. The words:
     drop         the connection is closed without an answer
     hang         no answer, until the client has gone
     drip         200, and a body that never ends
+    pour         200, and 1 GB; then `poured BYTES`, those that the client has let in
 
 On stdout, fields separated by tabs: `listening PORT`, then for each request
 `request WORD TIME NOT-BEFORE METHOD PATH CONTENT-TYPE TEXT`: times in ns since 1970, NOT-BEFORE what Retry-After asks
@@ -105,6 +106,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             except OSError:
                 pass
             say("gone")
+            self.close_connection = True
+        elif word == "pour":
+            self.send_response(200)
+            self.send_header("Content-Length", str(1 << 30))
+            self.end_headers()
+            poured = 0
+            try:
+                while poured < 1 << 30:
+                    poured += self.connection.send(b"x" * 65536)
+            except OSError:
+                pass
+            say("poured", poured)
             self.close_connection = True
         else:
             answer = b"an answer that nobody is to see"
