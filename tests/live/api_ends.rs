@@ -292,14 +292,16 @@ fn a_socket_that_connects_again_tells_of_each_connection_its_own_bytes() {
 
 // ---- Ways to send
 
-/// Sends by each way, and tells how much was received in all.
+/// Sends by one way, and tells how many bytes.
+type Send = fn(&TcpStream, &fs::File) -> usize;
+
 #[test]
 fn bytes_are_exact_by_whatever_call_they_are_sent() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let path = std::env::temp_dir().join(format!("tcpevent-sent-{}", process::id()));
     fs::write(&path, vec![b'x'; 30_000]).unwrap();
-    let ways: [(&str, fn(&TcpStream, &fs::File) -> usize); 4] =
+    let ways: [(&str, Send); 4] =
         [("out of band", send_urgent), ("sendfile", send_file), ("splice", splice), ("MSG_ZEROCOPY", send_zero_copy)];
     for (way, send) in ways {
         let file = fs::File::open(&path).unwrap();

@@ -141,11 +141,11 @@ fn a_fifo_that_has_no_reader_does_not_keep_it_from_ending() {
 #[test]
 fn a_log_that_is_a_symbolic_link_is_not_followed() {
     let folder = new_folder("link");
-    let (target, link) = (folder.join("target"), folder.join("log"));
+    let (target, log) = (folder.join("target"), folder.join("log"));
     fs::write(&target, "as it was\n").unwrap();
-    std::os::unix::fs::symlink(&target, &link).unwrap();
+    std::os::unix::fs::symlink(&target, &log).unwrap();
     let net = Net::new();
-    let line = run_to_end(command(&["--dest", &net.prefix(), "--log-file", link.to_str().unwrap()], &[])).badly(1);
+    let line = run_to_end(command(&["--dest", &net.prefix(), "--log-file", log.to_str().unwrap()], &[])).badly(1);
     assert!(line.contains("it is a symbolic link, and links are not followed"), "{line}");
     assert_eq!(fs::read_to_string(&target).unwrap(), "as it was\n");
 }
