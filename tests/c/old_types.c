@@ -131,6 +131,7 @@ struct sock {
 	unsigned int sk_padding : 1, sk_kern_sock : 1, sk_no_check_tx : 1, sk_no_check_rx : 1, sk_userlocks : 4,
 		sk_protocol : 8, sk_type : 16;
 	int sk_err;
+	int sk_err_soft;
 	kuid_t sk_uid;
 	u8 sk_shutdown;
 	struct socket *sk_socket;
