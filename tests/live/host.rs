@@ -47,7 +47,11 @@ fn children_forked_amid_all_calls_can_use_the_library() {
     };
     let _turn = turn();
     let mut command = Command::new(c_program("forks"));
-    command.arg(count).env("TCPEVENT_NETLINK_INTERVAL", "0.1").env("TCPEVENT_LOG", "error");
+    command
+        .arg(count)
+        .env("TCPEVENT_NETLINK_INTERVAL", "0.1")
+        .env("TCPEVENT_LOG", "error")
+        .env("TCPEVENT_QUEUE", "100000");
     let output = command.output().unwrap();
     let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}: {said:?}", output.status);
