@@ -43,7 +43,7 @@ fn children_forked_amid_all_calls_can_use_the_library() {
     let count = match (soak(), slowness() > 1) {
         (true, _) => "1000",
         (false, false) => "60",
-        (false, true) => "10",
+        (false, true) => "4",
     };
     let _turn = turn();
     let mut command = Command::new(c_program("forks"));
