@@ -63,7 +63,7 @@ fn run_tests_under(kernel: &str, rung: &str, wanted: &str) {
     let output = Command::new(root.join("tests/vm/run"))
         // One processor: with two, QEMU's emulation runs code that the other one has just patched, and the guest dies
         // of a left-over int3 where a probe comes or goes under traffic (seen in inet_sk_set_state and tcp_set_state).
-        .args([kernel, "--cpus", "1", "--timeout", "1800", "--"])
+        .args([kernel, "--cpus", "1", "--timeout", "2700", "--"])
         .args(["sh", "-c", r#""$0" probe:: && exec "$@""#])
         .args([tests(UNIT), tests(LIVE)])
         .args(wanted.split_whitespace())
