@@ -175,6 +175,24 @@ impl Drop for OwnFd {
     }
 }
 
+/// Descriptors, and what each stands for now.
+pub fn identified(fds: impl IntoIterator<Item = RawFd>) -> Vec<(RawFd, Identity)> {
+    fds.into_iter().filter_map(|fd| Some((fd, Identity::of(fd)?))).collect()
+}
+
+/// Whether all of them still stand for that.
+pub fn is_whole(fds: &[(RawFd, Identity)]) -> bool {
+    fds.iter().all(|(fd, identity)| identity.is_of(*fd))
+}
+
+/// Closes those that still do, of something that has lost the others and is never dropped.
+pub fn close_those_left(fds: &[(RawFd, Identity)]) {
+    for (fd, _) in fds.iter().filter(|(fd, identity)| identity.is_of(*fd)) {
+        // SAFETY: what it belongs to is never used again.
+        unsafe { libc::close(*fd) };
+    }
+}
+
 /// Something of another library's that closes descriptors when it is dropped: it is left alone for good where one of them
 /// stands for something else by then.
 pub struct Guarded<T> {
@@ -185,8 +203,7 @@ pub struct Guarded<T> {
 impl<T> Guarded<T> {
     /// With the descriptors that it owns.
     pub fn new(value: T, fds: impl IntoIterator<Item = RawFd>) -> Self {
-        let fds = fds.into_iter().filter_map(|fd| Some((fd, Identity::of(fd)?))).collect();
-        Self { value: ManuallyDrop::new(value), fds }
+        Self { value: ManuallyDrop::new(value), fds: identified(fds) }
     }
 
     /// The same by a glance.
@@ -196,7 +213,7 @@ impl<T> Guarded<T> {
 
     /// Whether all of them still are what they were.
     pub fn is_whole(&self) -> bool {
-        self.fds.iter().all(|(fd, identity)| identity.is_of(*fd))
+        is_whole(&self.fds)
     }
 }
 
@@ -221,12 +238,7 @@ impl<T> Drop for Guarded<T> {
             unsafe { ManuallyDrop::drop(&mut self.value) };
             return;
         }
-        for (fd, identity) in &self.fds {
-            if identity.is_of(*fd) {
-                // SAFETY: what owns it is never dropped.
-                unsafe { libc::close(*fd) };
-            }
-        }
+        close_those_left(&self.fds);
     }
 }
 

@@ -32,7 +32,7 @@ use self::types::{KERNEL_BTF, KernelTypes, OPEN_FILES, SET_STATE};
 use crate::error::Error;
 use crate::filter::{Filter, Prefix};
 use crate::log::{self, Level};
-use crate::own_fd::Identity;
+use crate::own_fd::{Identity, close_those_left, identified, is_whole};
 use crate::perf_skeleton::TcpEventPerfSkel;
 use crate::pid_namespace::PidNamespace;
 use crate::privilege::{self, Capability, FilteredCall};
@@ -384,19 +384,7 @@ impl Drop for Probe<'_> {
 
 impl Own {
     fn of(probe: &Probe<'_>) -> Self {
-        let identified = |fds: Vec<RawFd>| fds.into_iter().filter_map(|fd| Some((fd, Identity::of(fd)?))).collect();
         Self { links: identified(fds::of_links(probe)), object: identified(fds::of_object(probe)) }
-    }
-}
-
-fn is_whole(fds: &[(RawFd, Identity)]) -> bool {
-    fds.iter().all(|(fd, identity)| identity.is_of(*fd))
-}
-
-fn close_those_left(fds: &[(RawFd, Identity)]) {
-    for (fd, _) in fds.iter().filter(|(fd, identity)| identity.is_of(*fd)) {
-        // SAFETY: what it belongs to is never used again.
-        unsafe { libc::close(*fd) };
     }
 }
 
