@@ -6,12 +6,12 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use tcpEvent::abi;
+use tcpEvent::api::classic::abi;
 
 /// The structures of all headers.
 mod types {
-    pub use tcpEvent::abi::*;
-    pub use tcpEvent::capi::*;
+    pub use tcpEvent::api::classic::abi::*;
+    pub use tcpEvent::api::handles::functions::*;
 }
 
 struct Structure {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcpEvent::decode::{DETAILED_RECORD_LEN, RECORD_LEN, decode};
+use tcpEvent::internals::record::{DETAILED_RECORD_LEN, RECORD_LEN, decode};
 
 fuzz_target!(|bytes: &[u8]| {
     let decoded = decode(bytes);

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use tcpEvent::event::{Event, Kind};
-use tcpEvent::filter::Filter;
+use tcpEvent::event::filter::Filter;
 
 fuzz_target!(|text: &str| {
     // Not what names files: those are the machine's, and some act when they are opened.

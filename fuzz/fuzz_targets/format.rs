@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcpEvent::tracefs::Format;
+use tcpEvent::internals::tracefs::Format;
 
 fuzz_target!(|text: &str| {
     let format = Format::parse(text);

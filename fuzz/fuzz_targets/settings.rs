@@ -2,7 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcpEvent::settings::{MOST_SLOTS, Settings};
+use tcpEvent::api::classic::env::Settings;
+use tcpEvent::config::MOST_SLOTS;
 
 const NAMES: [&str; 5] =
     ["TCPEVENT_PROBE", "TCPEVENT_QUEUE", "TCPEVENT_NETLINK_INTERVAL", "TCPEVENT_ON_ERROR", "TCPEVENT_LOG"];

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcpEvent::netlink::diag::{Reply, for_each_reply, parse_destroyed, parse_socket};
+use tcpEvent::internals::diag::{Reply, for_each_reply, parse_destroyed, parse_socket};
 
 fuzz_target!(|bytes: &[u8]| {
     let mut replies = 0;

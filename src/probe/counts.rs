@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 use libbpf_rs::{Link, Program, libbpf_sys};
 
 use super::owner_maps;
-use crate::skeleton::TcpEventSkel;
+use crate::probe::skeletons::core::TcpEventSkel;
 
 /// The variables of `bpf/tcp_event.bpf.c`. They are shared with the kernel, so they are read and written as atomics only.
 pub struct Variables<'probe> {
@@ -168,9 +168,9 @@ const LOST_OWNERS: u32 = 1;
 const LOST_FULL: u32 = 2;
 
 /// A value of the map of owners: the largest one of any program's.
-type Owner = crate::tracepoint_skeleton::types::endpoint;
+type Owner = crate::probe::skeletons::tracepoint::types::endpoint;
 
-const _: () = assert!(size_of::<Owner>() >= size_of::<crate::skeleton::types::owner>());
+const _: () = assert!(size_of::<Owner>() >= size_of::<crate::probe::skeletons::core::types::owner>());
 
 /// Endpoints that can have an owner at the same time. With the table it is more, some 180,000: the fuller its sets, the more
 /// have no place there.

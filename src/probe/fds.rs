@@ -1,12 +1,10 @@
 //! The descriptors of a probe: those that a forked child has to close, and what each stands for.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-use libbpf_rs::{AsRawLibbpf, libbpf_sys};
-
-use super::Probe;
-use crate::own_fd::Identity;
+use super::attached::Probe;
+use crate::sys::own_fd::Identity;
 
 /// A probe has at most 7 links, 2 perf events, 6 programs and 9 maps; and where it has a perf buffer, a perf event for
 /// each processor of up to 256.
@@ -56,8 +54,8 @@ impl BpfFds {
 
     /// A probe is attached.
     pub fn note(&self, probe: &Probe<'_>) {
-        let links = of_links(probe).into_iter().chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd));
-        self.add(links.chain(of_object(probe)));
+        let links = probe.link_fds().into_iter().chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd));
+        self.add(links.chain(probe.object_fds()));
     }
 
     /// There are some more, as long as there are places.
@@ -85,19 +83,4 @@ impl BpfFds {
             }
         }
     }
-}
-
-/// Those of a probe's links, with the perf events that they close.
-pub(super) fn of_links(probe: &Probe<'_>) -> Vec<RawFd> {
-    probe.links.iter().map(|link| link.as_fd().as_raw_fd()).chain(probe.events.iter().copied()).collect()
-}
-
-/// Those of its programs and maps.
-pub(super) fn of_object(probe: &Probe<'_>) -> Vec<RawFd> {
-    let object = probe.object();
-    // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.
-    let programs =
-        object.progs().map(|program| unsafe { libbpf_sys::bpf_program__fd(program.as_libbpf_object().as_ptr()) });
-    let maps = object.maps().map(|map| map.as_fd().as_raw_fd());
-    programs.chain(maps).filter(|fd| *fd >= 0).collect()
 }

@@ -9,7 +9,7 @@ use libbpf_rs::libbpf_sys::{
     BPF_TRACE_ITER, BPF_TRACE_RAW_TP, bpf_insn, bpf_prog_load_opts, bpf_program,
 };
 
-use crate::once::Once;
+use crate::sys::once::Once;
 
 /// `RDONLY_CAST` of `bpf/tcp_event.bpf.c`.
 const RDONLY_CAST: i32 = 0x7fff_ffff;

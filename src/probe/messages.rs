@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use libbpf_rs::libbpf_sys::{self, libbpf_print_fn_t, libbpf_print_level};
 
-use crate::log::{self, Level};
+use crate::sys::log::{self, Level};
 
 thread_local! {
     /// The last warning of libbpf in this thread: more telling than the errno it returns.

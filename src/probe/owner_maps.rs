@@ -9,10 +9,10 @@ use libbpf_rs::{MapHandle, MapType, libbpf_sys};
 
 use super::messages::explain;
 use super::types::KERNEL_BTF;
-use crate::settings::{ProbeSettings, Rung};
-use crate::skeleton::OpenTcpEventMaps;
-use crate::skeleton::types::{owner, owner_set};
-use crate::threads::spawn;
+use crate::config::{ProbeSettings, Rung};
+use crate::probe::skeletons::core::OpenTcpEventMaps;
+use crate::probe::skeletons::core::types::{owner, owner_set};
+use crate::sys::threads::spawn;
 
 /// As in `bpf/owners.h`.
 const OWNER_SETS: u32 = 1 << 16;

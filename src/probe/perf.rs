@@ -4,30 +4,17 @@ use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{MapCore, MapFlags, OpenObject, libbpf_sys};
+use libbpf_rs::{MapCore, MapFlags, OpenObject};
 
+use super::attached::{Own, Probe, Skeleton};
+use super::counts::ProbeFds;
 use super::messages::explain;
+use super::object::{ACCEPT_GRAFT, builder, wanted};
+use super::refusal::{Refusal, warn_of_unseen_accepts};
 use super::types::KernelTypes;
-use super::{ACCEPT_GRAFT, Own, Probe, ProbeFds, Refusal, Skeleton, builder, wanted, warn_of_unseen_accepts};
-use crate::log::{self, Level};
-use crate::perf_skeleton::TcpEventPerfSkelBuilder;
-use crate::settings::{ProbeSettings, Rung};
-
-/// Whether the kernel makes ring buffers, by trial: it does not know that kind of map. Where it has refused for another
-/// reason, as for want of privilege, it will say so again.
-pub(super) fn kernel_has_ring_buffer() -> bool {
-    const SIZE: u32 = 1 << 16;
-
-    // SAFETY: the kind of a map, its sizes, and neither name nor options.
-    let fd = unsafe {
-        libbpf_sys::bpf_map_create(libbpf_sys::BPF_MAP_TYPE_RINGBUF, std::ptr::null(), 0, 0, SIZE, std::ptr::null())
-    };
-    if fd >= 0 {
-        // SAFETY: the descriptor is this function's own.
-        unsafe { libc::close(fd) };
-    }
-    fd != -libc::EINVAL
-}
+use crate::config::{ProbeSettings, Rung};
+use crate::probe::skeletons::perf::TcpEventPerfSkelBuilder;
+use crate::sys::log::{self, Level};
 
 /// Attaches, with the kprobe that sees accepts, and without where that cannot be had.
 pub(super) fn attach<'obj>(

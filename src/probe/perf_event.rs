@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use libbpf_rs::{Link, ProgramMut};
 
 use super::messages::explain;
-use crate::tracefs::{TraceFs, owned};
+use crate::probe::tracefs::{TraceFs, owned};
 
 /// A program that is attached to a tracepoint.
 pub(super) struct Attachment {

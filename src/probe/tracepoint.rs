@@ -7,24 +7,19 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::attached::{Own, Probe, Skeleton};
+use super::counts::ProbeFds;
+use super::features::kernel_has_kprobes;
 use super::instructions::{self, Fitting};
 use super::messages::explain;
+use super::object::{ACCEPT_GRAFT, wanted};
 use super::perf_event::{self, errno_name};
-use super::{ACCEPT_GRAFT, Own, Probe, ProbeFds, Skeleton, kernel_has_kprobes, wanted};
-use crate::log::{self, Level};
-use crate::pid_namespace::PidNamespace;
-use crate::settings::{ProbeSettings, Rung};
-use crate::tracefs::{Format, TraceFs};
-use crate::tracepoint_skeleton::TcpEventTracepointSkelBuilder;
-
-/// What the user can do about a filter that asks for what this rung cannot know.
-pub(super) const FILTER_REMEDY: &str = "take netns and cgroup out of the filter, or use a kernel with type information";
-
-/// The cause that goes with it.
-pub(super) const FILTER_CAUSE: &str = "it knows neither network namespaces nor cgroups";
-
-/// The start of the cause where there is no tracefs.
-pub(super) const TRACEFS_CAUSE: &str = "tracefs cannot be opened";
+use super::refusal::{FILTER_CAUSE, TRACEFS_CAUSE};
+use crate::config::{ProbeSettings, Rung};
+use crate::probe::skeletons::tracepoint::TcpEventTracepointSkelBuilder;
+use crate::probe::tracefs::{Format, TraceFs};
+use crate::sys::log::{self, Level};
+use crate::sys::pid_namespace::PidNamespace;
 
 /// Where the changes of state are: the later name first.
 const CHANGES: [(&str, &str); 2] = [("sock", "inet_sock_set_state"), ("tcp", "tcp_set_state")];

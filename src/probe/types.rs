@@ -11,8 +11,8 @@ use libbpf_rs::libbpf_sys;
 
 use super::instructions::{self, Fitting};
 use super::messages::explain;
-use crate::btf::{Btf, Meaning};
-use crate::settings::ProbeSettings;
+use crate::config::ProbeSettings;
+use crate::probe::btf::{Btf, Meaning};
 
 /// The kernel's type information.
 pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";

@@ -1,0 +1,291 @@
+//! What is behind a handle of the C API: a probe, sweeps, a queue, and the threads that fill it.
+
+use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::api::statistics::WatchStatistics;
+use crate::config::{ProbeSettings, Rung};
+use crate::error::{Error, NO_DESCRIPTORS};
+use crate::event::Event;
+use crate::event::counters::Counters;
+use crate::ingest::{self, Attached};
+use crate::queue::Queue;
+use crate::queue::readiness::Readiness;
+use crate::queue::sink::Sink;
+use crate::sockets::sweep::{self, Naming, SweepSettings};
+use crate::sys::descriptors::StandardStreams;
+use crate::sys::log::{self, Level, Logger};
+use crate::sys::memory;
+use crate::sys::threads::{lock, no_descriptor, spawn};
+use crate::sys::wake::Waker;
+
+/// What to watch, and how.
+pub struct Options {
+    /// The probe's part.
+    pub probe: ProbeSettings,
+    /// From sweep to sweep; `None` for no sweeps.
+    pub sweep_interval: Option<Duration>,
+    /// Events that the queue can hold.
+    pub queue_slots: usize,
+    /// Takes the lines of all threads of the watch.
+    pub logger: Arc<Logger>,
+}
+
+/// An open watch. Dropping it ends all threads, and waits for that.
+pub struct Watch {
+    shared: Arc<Shared>,
+    rung: Option<Rung>,
+    queue_slots: usize,
+    logger: Arc<Logger>,
+    /// Until the end.
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the threads of a watch and its readers have in common.
+struct Shared {
+    queue: Queue<Event>,
+    ready: Readiness,
+    counters: Counters,
+    delivered: AtomicU64,
+    attached: Attached,
+    probe_waker: Waker,
+    sweep_waker: Waker,
+    /// The handle is being closed.
+    ending: AtomicBool,
+    /// The probe has ended by itself: errno.
+    failed: AtomicI32,
+    /// How the start of the probe went, once that is known.
+    started: Mutex<Option<Result<Rung, Error>>>,
+    start: Condvar,
+}
+
+/// How a read has ended.
+pub enum ReadEnd {
+    /// With so many events; 0 when the time was over.
+    Events(usize),
+    /// By [`Watch::wake`], or a signal handler.
+    Woken,
+}
+
+impl Sink for Shared {
+    fn put_change(&self, event: Event) {
+        self.queue.push_displacing(event);
+    }
+
+    fn put_snapshot(&self, event: Event) {
+        self.queue.push_if_room(event);
+    }
+
+    fn put_all(&self) {
+        self.ready.signal();
+    }
+}
+
+impl Watch {
+    /// Starts all that is asked for. Returns once the probe is attached.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        let streams = StandardStreams::hold();
+        let ready = Readiness::new().map_err(|source| Error::System {
+            what: "epoll or eventfd",
+            remedy: NO_DESCRIPTORS,
+            source,
+        })?;
+        drop(streams);
+        let queue = Queue::new(options.queue_slots)
+            .map_err(|_| Error::Memory { name: "options->queue_slots", slots: options.queue_slots })?;
+        memory::check_for_a_start()?;
+        let shared = Arc::new(Shared {
+            queue,
+            ready,
+            counters: Counters::default(),
+            delivered: AtomicU64::new(0),
+            attached: Attached::new(),
+            probe_waker: Waker::new(),
+            sweep_waker: Waker::new(),
+            ending: AtomicBool::new(false),
+            failed: AtomicI32::new(0),
+            started: Mutex::new(None),
+            start: Condvar::new(),
+        });
+        // From here on its end is that of all threads that run already.
+        let Options { probe, sweep_interval, queue_slots, logger } = options;
+        let mut watch = Self {
+            shared,
+            rung: None,
+            queue_slots,
+            logger: Arc::clone(&logger),
+            threads: Mutex::new(Vec::with_capacity(2)),
+        };
+        if probe.states || probe.closes {
+            let (shared, logger, settings) = (Arc::clone(&watch.shared), Arc::clone(&logger), probe.clone());
+            let body = move || log::with_logger(&logger, || shared.run_probe(&settings));
+            lock(&watch.threads).push(spawn("tcpevent-probe", body)?);
+            watch.rung = Some(watch.shared.wait_for_start()?);
+        }
+        if let Some(interval) = sweep_interval {
+            let shared = Arc::clone(&watch.shared);
+            let body = move || log::with_logger(&logger, || shared.run_sweeps(interval, &probe));
+            lock(&watch.threads).push(spawn("tcpevent-sweep", body)?);
+        }
+        Ok(watch)
+    }
+
+    /// For poll and the like.
+    pub fn fd(&self) -> RawFd {
+        self.shared.ready.fd()
+    }
+
+    /// Hands up to `count` events to `take`. `None`: there are none; wait for [`Self::fd`].
+    pub fn read(&self, count: usize, mut take: impl FnMut(&Event)) -> Result<Option<ReadEnd>, Error> {
+        let shared = &*self.shared;
+        if shared.ending.load(Ordering::SeqCst) {
+            return Err(Error::Argument { what: "handle was closed by another thread", errno: libc::EBADF });
+        }
+        if shared.ready.take_wake() {
+            return Ok(Some(ReadEnd::Woken));
+        }
+        let taken = std::iter::from_fn(|| shared.queue.try_pop()).take(count).map(|event| take(&event)).count();
+        shared.delivered.fetch_add(taken as u64, Ordering::Relaxed);
+        if shared.queue.is_empty() {
+            shared.ready.settle(|| shared.queue.is_empty());
+        }
+        if taken > 0 {
+            return Ok(Some(ReadEnd::Events(taken)));
+        }
+        match shared.failed.load(Ordering::SeqCst) {
+            0 => Ok(None),
+            errno => Err(Error::Argument { what: "the probe has failed: open another handle", errno }),
+        }
+    }
+
+    /// Whether [`Self::fd`] is worth waiting for.
+    pub fn may_wait(&self) -> bool {
+        !self.shared.ready.has_lost_events()
+    }
+
+    /// An error where the host has closed what readers wait for.
+    pub fn check_descriptors(&self) -> Result<(), Error> {
+        if self.shared.ready.is_lost() {
+            return Err(Error::Descriptors { lost: "close the handle and open another one" });
+        }
+        Ok(())
+    }
+
+    /// A signal handler has ended a wait.
+    pub fn interrupted(&self) -> ReadEnd {
+        // It may have called for this very wake.
+        self.shared.ready.take_wake();
+        ReadEnd::Woken
+    }
+
+    /// Makes one read return. Async-signal-safe.
+    pub fn wake(&self) {
+        self.shared.ready.wake();
+    }
+
+    /// All counters, the kernel's as they are now.
+    pub fn statistics(&self) -> WatchStatistics {
+        let shared = &*self.shared;
+        WatchStatistics {
+            counters: shared.counters.read(shared.queue.shed(), &shared.attached.counters()),
+            rung: self.rung,
+            queue_slots: self.queue_slots,
+            queued: shared.queue.len(),
+            delivered: shared.delivered.load(Ordering::Relaxed),
+            tracked: shared.attached.tracked(),
+        }
+    }
+
+    /// Makes all reads return, now and from now on.
+    pub fn end_reads(&self) {
+        self.shared.ending.store(true, Ordering::SeqCst);
+        self.shared.ready.wake_all();
+    }
+
+    /// Closes a forked child's copies of the probe's descriptors. Async-signal-safe.
+    pub fn close_fds_in_child(&self) {
+        self.shared.attached.fds.close_in_child();
+    }
+
+    /// Ends all threads, and waits for that.
+    pub fn end(&self) {
+        let shared = &*self.shared;
+        shared.ending.store(true, Ordering::SeqCst);
+        // Both, in each case.
+        let can_end = shared.probe_waker.wake() & shared.sweep_waker.wake();
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        if can_end {
+            for thread in threads {
+                // One that has panicked is over, too.
+                let _ = thread.join();
+            }
+        } else {
+            let lost = "a thread and what it had open stay behind";
+            log::with_logger(&self.logger, || log::line(Level::Warn, Error::Descriptors { lost }));
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Shared {
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::SeqCst)
+    }
+
+    fn wait_for_start(&self) -> Result<Rung, Error> {
+        let mut started = lock(&self.started);
+        loop {
+            match started.take() {
+                Some(result) => return result,
+                None => started = self.start.wait(started).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    fn tell_start(&self, result: Result<Rung, Error>) {
+        *lock(&self.started) = Some(result);
+        self.start.notify_one();
+    }
+
+    /// The body of the probe's thread.
+    fn run_probe(&self, settings: &ProbeSettings) {
+        let is_started = AtomicBool::new(false);
+        let when_reading = |rung| {
+            is_started.store(true, Ordering::SeqCst);
+            self.tell_start(Ok(rung));
+        };
+        let run = || {
+            let streams = StandardStreams::hold();
+            let sleeper = self.probe_waker.sleeper().map_err(no_descriptor)?;
+            let (counters, attached) = (&self.counters, &self.attached);
+            ingest::run(settings, &sleeper, streams, self, counters, attached, when_reading)
+        };
+        // Whoever opens the watch, or reads from it, waits for a word in any case.
+        let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Error::Bug { function: "the probe's thread" }));
+        match result {
+            Ok(()) => {}
+            Err(error) if is_started.into_inner() => {
+                log::line(Level::Warn, &error);
+                self.failed.store(libc::EIO, Ordering::SeqCst);
+                self.ready.signal();
+            }
+            Err(error) => self.tell_start(Err(error)),
+        }
+    }
+
+    /// The body of the sweeping thread.
+    fn run_sweeps(&self, interval: Duration, probe: &ProbeSettings) {
+        let (filter, holders) = (&probe.filter, &self.attached.holders);
+        let settings = SweepSettings { interval, naming: Naming::Comm, filter, holders };
+        sweep::run(&self.sweep_waker, || self.is_ending(), &settings, self, &self.counters);
+    }
+}

@@ -1,0 +1,139 @@
+//! What was seen, and every way in which an event can be lost.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the kernel's side has counted.
+#[derive(Clone, Copy, Default)]
+pub struct KernelCounters {
+    /// Records that found the ring full.
+    pub lost_records: u64,
+    /// Owners that found the map full.
+    pub lost_owners: u64,
+    /// Changes that only the second look saw.
+    pub recovered: u64,
+    /// Runs of the main program that the kernel skipped.
+    pub skipped_runs: u64,
+}
+
+/// Events that a full queue has dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // By kind.
+pub struct Shed {
+    pub states: u64,
+    pub closes: u64,
+    pub snapshots: u64,
+}
+
+/// Counters of a session, over all its runs.
+#[derive(Default)]
+pub struct Counters {
+    /// Changes of state but for closes, that were read from the ring.
+    pub states: AtomicU64,
+    /// Closes that were read from the ring.
+    pub closes: AtomicU64,
+    /// Snapshots that sweeps found.
+    pub snapshots: AtomicU64,
+    /// Sweeps that were made.
+    pub sweeps: AtomicU64,
+    /// Records that found the ring full.
+    pub lost_records: AtomicU64,
+    /// Owners that found the map of owners full.
+    pub lost_owners: AtomicU64,
+    /// Runs of the probe that the kernel skipped, because it was running already on the same CPU.
+    pub skipped_runs: AtomicU64,
+    /// Changes among those, which the second look saw.
+    pub recovered: AtomicU64,
+    /// Records that could not be decoded.
+    pub undecoded: AtomicU64,
+    /// Closes without an owner that is known for sure.
+    pub guesses: AtomicU64,
+}
+
+/// The values of all counters at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // As in Counters.
+pub struct Statistics {
+    pub states: u64,
+    pub closes: u64,
+    pub snapshots: u64,
+    pub sweeps: u64,
+    pub lost_records: u64,
+    pub lost_owners: u64,
+    pub skipped_runs: u64,
+    pub recovered: u64,
+    pub undecoded: u64,
+    pub guesses: u64,
+    /// Events that the full queue dropped or refused.
+    pub shed: Shed,
+}
+
+impl Counters {
+    /// A probe has ended.
+    pub fn add_kernel(&self, kernel: &KernelCounters) {
+        for (counter, value) in [
+            (&self.lost_records, kernel.lost_records),
+            (&self.lost_owners, kernel.lost_owners),
+            (&self.recovered, kernel.recovered),
+            (&self.skipped_runs, kernel.skipped_runs),
+        ] {
+            let add = |before: u64| Some(before.saturating_add(value));
+            let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        }
+    }
+
+    /// Reads all, and takes in the queue's, and those of the probe that is attached.
+    pub fn read(&self, shed: Shed, kernel: &KernelCounters) -> Statistics {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Statistics {
+            states: value(&self.states),
+            closes: value(&self.closes),
+            snapshots: value(&self.snapshots),
+            sweeps: value(&self.sweeps),
+            lost_records: value(&self.lost_records).saturating_add(kernel.lost_records),
+            lost_owners: value(&self.lost_owners).saturating_add(kernel.lost_owners),
+            skipped_runs: value(&self.skipped_runs).saturating_add(kernel.skipped_runs),
+            recovered: value(&self.recovered).saturating_add(kernel.recovered),
+            undecoded: value(&self.undecoded),
+            guesses: value(&self.guesses),
+            shed,
+        }
+    }
+}
+
+impl std::fmt::Display for Statistics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "closes={} snapshots={} sweeps={} lost_records={} lost_owners={} skipped_runs={} recovered={} \
+             undecoded={} guesses={} shed_closes={} shed_snapshots={}",
+            self.closes,
+            self.snapshots,
+            self.sweeps,
+            self.lost_records,
+            self.lost_owners,
+            self.skipped_runs,
+            self.recovered,
+            self.undecoded,
+            self.guesses,
+            self.shed.closes,
+            self.shed.snapshots
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_with_the_kernels_counters_saturate() {
+        let kernel =
+            KernelCounters { lost_records: u64::MAX, lost_owners: u64::MAX - 1, recovered: 1, skipped_runs: 3 };
+        let counters = Counters::default();
+        counters.add_kernel(&kernel);
+        counters.add_kernel(&kernel);
+        let sums = counters.read(Shed::default(), &kernel);
+        assert_eq!((sums.lost_records, sums.lost_owners), (u64::MAX, u64::MAX));
+        assert_eq!((sums.recovered, sums.skipped_runs), (3, 9));
+    }
+}

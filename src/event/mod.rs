@@ -1,0 +1,208 @@
+//! What the library has to tell of an endpoint, from whatever source.
+
+pub mod counters;
+pub mod endpoint;
+pub mod filter;
+
+/// What an event stands for. The numbers are those of `TCPEVENT_KIND_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// The state of an endpoint has changed.
+    State = 1,
+    /// A connection, or the attempt at one, has ended: its endpoint reached TCP_CLOSE.
+    Close = 2,
+    /// A socket was found open by a sweep.
+    Snapshot = 3,
+}
+
+/// How the owner of an endpoint was found. The numbers are those of `TCPEVENT_ORIGIN_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Origin {
+    /// No process was seen to act on the endpoint: the likeliest one, or none (pid 0).
+    Guess = 0,
+    /// It called connect.
+    Connect = 1,
+    /// It called accept.
+    Accept = 2,
+    /// It called shutdown or close, or exited.
+    Close = 3,
+    /// It held the socket's inode open.
+    Inode = 4,
+}
+
+/// Who opened a connection. The numbers are those of `TCPEVENT_DIRECTION_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Direction {
+    /// It is older than the probe, or a snapshot.
+    Unknown = 0,
+    /// This end.
+    Connected = 1,
+    /// The other end.
+    Accepted = 2,
+}
+
+/// How an attempt to connect has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It has not failed, or there was none.
+    None,
+    /// For the reason in `error`; or, without one that is known, before anything was sent.
+    Network,
+    /// The program did not wait any longer.
+    GivenUp,
+}
+
+/// Bytes that a command takes at most, without a terminating NUL.
+pub const COMM_LEN: usize = 16;
+
+/// An event, with all that is known. What is not known is 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Wall clock, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// The same moment by the monotonic clock.
+    pub monotonic_ns: u64,
+    /// The kernel's number of the socket.
+    pub cookie: u64,
+    /// ID of the socket's cgroup.
+    pub cgroup: u64,
+    /// Inode number of the socket.
+    pub inode: u64,
+    /// Time since the birth, on close.
+    pub age_ns: u64,
+    /// From SYN_SENT to ESTABLISHED.
+    pub establish_ns: u64,
+    /// Payload received, without a FIN.
+    pub payload_received: u64,
+    /// Payload sent, once each byte.
+    pub payload_sent: u64,
+    /// Payload that the peer has acknowledged.
+    pub payload_acked: u64,
+    /// The kernel's counter of that name, as are all that follow up to `segs_retransmitted`.
+    pub bytes_received: u64,
+    /// With SYN and FIN.
+    pub bytes_acked: u64,
+    /// With retransmissions; `None` where the kernel does not count it.
+    pub bytes_sent: Option<u64>,
+    /// Of those, the retransmissions.
+    pub bytes_retransmitted: u64,
+    /// All segments sent.
+    pub segs_out: u32,
+    /// All segments received.
+    pub segs_in: u32,
+    /// Those that carried data.
+    pub data_segs_out: u32,
+    /// Those that carried data.
+    pub data_segs_in: u32,
+    /// Segments sent again.
+    pub segs_retransmitted: u32,
+    /// Smoothed round-trip time in microseconds.
+    pub srtt_us: u32,
+    /// Least round-trip time in microseconds.
+    pub min_rtt_us: u32,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Owner: thread group ID.
+    pub pid: u32,
+    /// Owner: user ID.
+    pub uid: u32,
+    /// Why the kernel has ended the connection: errno, positive.
+    pub error: i32,
+    /// Whether this is the end of an attempt that failed.
+    pub failure: Failure,
+    /// `error` is 0 for want of knowledge.
+    pub error_unknown: bool,
+    /// The connection's counters are not known.
+    pub uncounted: bool,
+    /// The connection is older than the probe.
+    pub older: bool,
+    /// What the event stands for.
+    pub kind: Kind,
+    /// How the owner was found.
+    pub origin: Origin,
+    /// Who opened the connection.
+    pub direction: Direction,
+    /// The state before (include/net/tcp_states.h).
+    pub old_state: u8,
+    /// The state from now on.
+    pub new_state: u8,
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u16,
+    /// Local port, host order.
+    pub local_port: u16,
+    /// Remote port, host order.
+    pub remote_port: u16,
+    /// Local address, network order; an IPv4 address fills the first 4 bytes.
+    pub local_addr: [u8; 16],
+    /// Remote address, likewise.
+    pub remote_addr: [u8; 16],
+    /// Command, padded with NULs.
+    pub comm: [u8; COMM_LEN],
+}
+
+impl Event {
+    /// An event of which nothing but its kind is known.
+    pub const fn of(kind: Kind) -> Self {
+        Self {
+            time_ns: 0,
+            monotonic_ns: 0,
+            cookie: 0,
+            cgroup: 0,
+            inode: 0,
+            age_ns: 0,
+            establish_ns: 0,
+            payload_received: 0,
+            payload_sent: 0,
+            payload_acked: 0,
+            bytes_received: 0,
+            bytes_acked: 0,
+            bytes_sent: None,
+            bytes_retransmitted: 0,
+            segs_out: 0,
+            segs_in: 0,
+            data_segs_out: 0,
+            data_segs_in: 0,
+            segs_retransmitted: 0,
+            srtt_us: 0,
+            min_rtt_us: 0,
+            netns: 0,
+            pid: 0,
+            uid: 0,
+            error: 0,
+            failure: Failure::None,
+            error_unknown: false,
+            uncounted: false,
+            older: false,
+            kind,
+            origin: Origin::Guess,
+            direction: Direction::Unknown,
+            old_state: 0,
+            new_state: 0,
+            family: 0,
+            local_port: 0,
+            remote_port: 0,
+            local_addr: [0; 16],
+            remote_addr: [0; 16],
+            comm: [0; COMM_LEN],
+        }
+    }
+}
+
+/// States of a TCP endpoint (include/net/tcp_states.h).
+pub mod state {
+    #![allow(missing_docs)]
+    pub const ESTABLISHED: u8 = 1;
+    pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
+    pub const FIN_WAIT1: u8 = 4;
+    pub const FIN_WAIT2: u8 = 5;
+    pub const TIME_WAIT: u8 = 6;
+    pub const CLOSE: u8 = 7;
+    pub const CLOSE_WAIT: u8 = 8;
+    pub const LAST_ACK: u8 = 9;
+    pub const LISTEN: u8 = 10;
+    pub const CLOSING: u8 = 11;
+}

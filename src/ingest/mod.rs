@@ -1,0 +1,163 @@
+//! The life of a probe, from its start to its end, on the thread that owns it.
+
+mod joiner;
+mod perf;
+pub mod record;
+mod ring;
+
+use std::os::fd::RawFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use self::ring::Completion;
+use crate::config::{ProbeSettings, Rung};
+use crate::error::Error;
+use crate::event::counters::{Counters, KernelCounters};
+use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Variables};
+use crate::queue::sink::Sink;
+use crate::sockets::holders::HolderIterator;
+use crate::sys::descriptors::StandardStreams;
+use crate::sys::threads::lock;
+use crate::sys::wake::Sleeper;
+
+/// What others may know of a probe while it is attached.
+pub struct Attached {
+    /// For forked children.
+    pub fds: BpfFds,
+    /// For sweeps.
+    pub holders: HolderIterator,
+    kernel: Mutex<Option<Kernel>>,
+    /// Of the probe that is attached, or was last.
+    rung: Mutex<Option<Rung>>,
+}
+
+/// Where the kernel's side counts.
+struct Kernel {
+    /// Until it is detached.
+    fds: Option<ProbeFds>,
+    /// What they told last.
+    by_fds: KernelCounters,
+    variables: Option<SharedCounters>,
+}
+
+/// Of the program's variables: mapped for as long as the probe lives.
+struct SharedCounters {
+    lost_records: *const AtomicU64,
+    lost_owners: *const AtomicU64,
+    recovered: *const AtomicU64,
+}
+
+// SAFETY: atomics may be read from any thread, and they are there for as long as this is: see `run`.
+unsafe impl Send for Kernel {}
+
+impl Attached {
+    /// Nothing is.
+    pub fn new() -> Self {
+        Self { fds: BpfFds::new(), holders: HolderIterator::new(), kernel: Mutex::new(None), rung: Mutex::new(None) }
+    }
+
+    /// What the kernel's side has counted since the probe was attached. Nothing where none is: then it has been added to
+    /// the session's counters.
+    pub fn counters(&self) -> KernelCounters {
+        lock(&self.kernel).as_ref().map(Kernel::counters).unwrap_or_default()
+    }
+
+    /// The rung of the probe that is attached, or was last.
+    pub fn rung(&self) -> Option<Rung> {
+        *lock(&self.rung)
+    }
+
+    /// Endpoints whose owners are kept.
+    pub fn tracked(&self) -> u64 {
+        lock(&self.kernel).as_ref().and_then(|kernel| kernel.fds).map_or(0, |fds| fds.tracked())
+    }
+}
+
+impl Kernel {
+    fn of(probe: &Probe<'_>) -> Self {
+        let variables = probe.variables().map(|variables| {
+            let Variables { lost_records, lost_owners, recovered, .. } = variables;
+            SharedCounters { lost_records, lost_owners, recovered }
+        });
+        Self { fds: Some(probe.fds()), by_fds: KernelCounters::default(), variables }
+    }
+
+    fn counters(&self) -> KernelCounters {
+        let mut counters = self.fds.map_or(self.by_fds, |fds| {
+            let (lost_records, lost_owners) = fds.lost();
+            KernelCounters { lost_records, lost_owners, recovered: 0, skipped_runs: fds.skipped_runs() }
+        });
+        if let Some(variables) = &self.variables {
+            // SAFETY: the probe lives as long as this: see `run`.
+            let value = |counter: *const AtomicU64| unsafe { &*counter }.load(Ordering::Relaxed);
+            counters.lost_records = value(variables.lost_records);
+            counters.lost_owners = value(variables.lost_owners);
+            counters.recovered = value(variables.recovered);
+        }
+        counters
+    }
+}
+
+/// Loads a probe, attaches it and reads its records until `sleeper` is told. `when_reading` is called once all that
+/// happens is seen.
+///
+/// `streams` keeps the standard descriptors taken while others are made.
+pub fn run(
+    settings: &ProbeSettings,
+    sleeper: &Sleeper<'_>,
+    streams: StandardStreams,
+    sink: &dyn Sink,
+    counters: &Counters,
+    attached: &Attached,
+    when_reading: impl FnOnce(Rung),
+) -> Result<(), Error> {
+    let mut places = Places::new();
+    let mut probe = Probe::attach(settings, &mut places)?;
+    attached.fds.note(&probe);
+    attached.holders.set(probe.take_holders());
+    // Dropped before the probe is.
+    let _ended = Ended { attached, counters };
+    let when_reading = |probe: &Probe<'_>| {
+        drop(streams);
+        *lock(&attached.kernel) = Some(Kernel::of(probe));
+        *lock(&attached.rung) = Some(probe.rung());
+        when_reading(probe.rung());
+    };
+    let before_detach = |_: &Probe<'_>| {
+        attached.fds.forget();
+        attached.holders.set(None);
+        if let Some(kernel) = &mut *lock(&attached.kernel) {
+            kernel.by_fds = kernel.counters();
+            kernel.fds = None;
+        }
+    };
+    let completion = Completion { sink, filter: &settings.filter, holders: &attached.holders, counters };
+    let (buffer, result) = if probe.has_ring() {
+        ("ring", ring::collect(&mut probe, sleeper, &completion, when_reading, before_detach))
+    } else {
+        let further_fds = |fds: &[RawFd]| attached.fds.add(fds.iter().copied());
+        let run = perf::Run { sleeper, completion: &completion, settings };
+        ("perf", run.collect(&mut probe, further_fds, when_reading, before_detach))
+    };
+    result.map_err(|error| probe::refused(settings, format!("the {buffer} buffer cannot be read: {error}")))?;
+    if sleeper.is_lost() {
+        return Err(Error::Descriptors { lost: "connections are no longer watched" });
+    }
+    Ok(())
+}
+
+/// Takes `Kernel` away, and adds what it has counted to the counters of all probes.
+struct Ended<'run> {
+    attached: &'run Attached,
+    counters: &'run Counters,
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        // Under the lock, so that nobody counts anything twice, or not at all.
+        let mut kernel = lock(&self.attached.kernel);
+        if let Some(kernel) = kernel.take() {
+            self.counters.add_kernel(&kernel.counters());
+        }
+    }
+}

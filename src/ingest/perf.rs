@@ -1,0 +1,220 @@
+//! What `collector` does, for a probe that has no ring buffer but a perf buffer. One that is a plain tracepoint cannot see
+//! the counters of a connection: those come by netlink, a little later.
+
+use std::cell::RefCell;
+use std::os::fd::RawFd;
+use std::panic::catch_unwind;
+use std::sync::atomic::Ordering;
+use std::thread::available_parallelism;
+use std::time::Instant;
+
+use libbpf_rs::{PerfBuffer, PerfBufferBuilder};
+
+use crate::config::ProbeSettings;
+use crate::event::filter::Filter;
+use crate::event::{Kind, Origin, state};
+use crate::ingest::joiner::{Joiner, LONGEST_WAIT};
+use crate::ingest::record::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN, decode};
+use crate::ingest::ring::{Completer, Completion, add};
+use crate::probe::Probe;
+use crate::sockets::destroyed::Listener;
+use crate::sockets::older::OlderEndpoints;
+use crate::sys::clock::WallClock;
+use crate::sys::log::{self, Level};
+use crate::sys::own_fd::Guarded;
+use crate::sys::wake::{Sleeper, Woken};
+
+/// What a run needs.
+pub struct Run<'run> {
+    /// Tells when it is over.
+    pub sleeper: &'run Sleeper<'run>,
+    /// Takes the events.
+    pub completion: &'run Completion<'run>,
+    /// What the probe was attached with.
+    pub settings: &'run ProbeSettings,
+}
+
+impl Run<'_> {
+    /// As [`crate::ingest::ring::collect`]. `note_fds` takes further descriptors that a forked child must close.
+    pub fn collect(
+        &self,
+        probe: &mut Probe<'_>,
+        note_fds: impl FnOnce(&[RawFd]),
+        when_reading: impl FnOnce(&Probe<'_>),
+        before_detach: impl FnOnce(&Probe<'_>),
+    ) -> libbpf_rs::Result<()> {
+        let batch = RefCell::new(Vec::new());
+        let counters = self.completion.counters;
+        // Behind a record there are some bytes that mean nothing.
+        let length = if self.settings.detailed { DETAILED_RECORD_LEN } else { RECORD_LEN };
+        let take = |_, bytes: &[u8]| {
+            // A panic must not unwind into libbpf.
+            match catch_unwind(|| decode(bytes.get(..length)?)) {
+                Ok(Some(decoded)) => add(&mut batch.borrow_mut(), decoded, counters),
+                Ok(None) | Err(_) => {
+                    counters.undecoded.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        };
+        let fds = probe.fds();
+        let lose = |_, count| {
+            // The kernel tells of them with the next record; most kernels have told the program itself before.
+            if !fds.counts_full() {
+                counters.lost_records.fetch_add(count, Ordering::Relaxed);
+            }
+        };
+        let buffer = PerfBufferBuilder::new(probe.records()).pages(pages()).sample_cb(take).lost_cb(lose).build()?;
+        let buffer_fds: Vec<RawFd> = (0..buffer.buffer_cnt())
+            .filter_map(|index| buffer.buffer_fd(index).ok())
+            .chain([buffer.epoll_fd()])
+            .collect();
+        note_fds(&buffer_fds);
+        let buffer = Guarded::new(buffer, buffer_fds);
+        let listener = if self.settings.closes && !probe.tells_counters() { listen()? } else { None };
+        let mut reader = Reader {
+            run: self,
+            buffer,
+            batch: &batch,
+            listener,
+            joiner: Joiner::default(),
+            // After the probe was attached, so that none is missed between the two.
+            older: OlderEndpoints::list(self.sleeper),
+            completer: Completer::new(self.completion),
+            tells_own_ids: probe.tells_own_ids(),
+            tells_counters: probe.tells_counters(),
+        };
+
+        when_reading(probe);
+        while reader.wait() != Woken::Told {
+            reader.read();
+        }
+        before_detach(probe);
+        probe.detach();
+        reader.read();
+        reader.queue_all();
+        Ok(())
+    }
+}
+
+/// Without it there are closes all the same.
+fn listen() -> libbpf_rs::Result<Option<Listener>> {
+    match Listener::open() {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.raw_os_error() == Some(libc::EMFILE) => Err(error.into()),
+        Err(error) => {
+            log::line(Level::Warn, format_args!("closes have no byte counts: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+/// Pages of the buffer of one processor: 2 MiB in all, where that is between 64 and 512 KiB each. More than that needs
+/// further privileges (`kernel.perf_event_mlock_kb`).
+fn pages() -> usize {
+    const ALL: usize = 512;
+    let processors = available_parallelism().map_or(1, usize::from).next_power_of_two();
+    (ALL / processors).clamp(16, 128)
+}
+
+/// Empties the perf buffer into the queue.
+struct Reader<'run, 'cb> {
+    run: &'run Run<'run>,
+    buffer: Guarded<PerfBuffer<'cb>>,
+    batch: &'run RefCell<Vec<Decoded>>,
+    listener: Option<Listener>,
+    joiner: Joiner,
+    older: OlderEndpoints,
+    completer: Completer<'run>,
+    tells_own_ids: bool,
+    tells_counters: bool,
+}
+
+impl Reader<'_, '_> {
+    /// Waits until there is something to do. No timer runs while no close waits for its counters, and notifications wake
+    /// nobody.
+    fn wait(&self) -> Woken {
+        let due = self.joiner.due();
+        let listener = self.listener.as_ref().filter(|_| due.is_some()).map(Listener::fd);
+        let time = due.map(|due| due.saturating_duration_since(Instant::now()));
+        self.run.sleeper.wait_for_any([Some(self.buffer.epoll_fd()), listener], time)
+    }
+
+    /// Queues all that is there, and complete.
+    fn read(&mut self) {
+        // The notifications first: what they are about is in the buffer by then, or will never be.
+        let mut destroyed = Vec::new();
+        if let Some(listener) = &mut self.listener {
+            listener.read(|socket| destroyed.push(socket));
+        }
+        if let Err(error) = self.buffer.consume() {
+            log::line(Level::Debug, format_args!("the perf buffer cannot be read: {error}"));
+        }
+        let mut batch = self.batch.take();
+        // Each processor has a buffer of its own.
+        batch.sort_by_key(|decoded| decoded.event.monotonic_ns);
+        let now = Instant::now();
+        let clock = WallClock::now();
+        for mut decoded in batch.drain(..) {
+            if !self.tells_own_ids {
+                decoded.event.pid = 0;
+            }
+            self.older.complete(&mut decoded.event);
+            if decoded.event.origin != Origin::Guess {
+                decoded.unowned_inode = None;
+            }
+            if !self.needs_counters(&decoded) {
+                decoded.event.uncounted = decoded.event.kind == Kind::Close && !self.tells_counters;
+                self.queue(decoded, &clock);
+            } else if let Some(close) = self.joiner.wait_for_counters(decoded, now) {
+                self.queue(close, &clock);
+            }
+        }
+        batch.shrink_to(1024);
+        self.batch.replace(batch);
+        let mut unknown = 0;
+        for socket in &destroyed {
+            match self.joiner.join(socket, now) {
+                Some(close) => self.queue(close, &clock),
+                None => unknown += 1,
+            }
+        }
+        let mut without = 0;
+        while let Some(close) = self.joiner.take_overdue(now) {
+            without += 1;
+            self.queue(close, &clock);
+        }
+        if unknown + without > 0 {
+            log::line(
+                Level::Debug,
+                format_args!("{without} closes have no byte counts, {unknown} notifications were of no close"),
+            );
+        }
+        self.run.completion.sink.put_all();
+    }
+
+    /// Not an attempt that has failed: connect itself takes the addresses away then, by which its counters would be known.
+    fn needs_counters(&self, decoded: &Decoded) -> bool {
+        let event = &decoded.event;
+        self.listener.is_some() && event.kind == Kind::Close && event.old_state != state::SYN_SENT
+    }
+
+    fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
+        // The probe has let all pass. Of what has no owner yet, the completer looks whether that fits.
+        let filter = self.run.completion.filter;
+        let is_unowned = decoded.unowned_inode.is_some_and(|inode| inode != 0);
+        let fits = if is_unowned { Filter::fits_but_for_owner } else { Filter::fits };
+        if fits(filter, &decoded.event) {
+            self.completer.queue(decoded, clock);
+        }
+    }
+
+    /// The end: nothing is waited for any more.
+    fn queue_all(&mut self) {
+        let clock = WallClock::now();
+        let end = Instant::now() + LONGEST_WAIT;
+        while let Some(close) = self.joiner.take_overdue(end) {
+            self.queue(close, &clock);
+        }
+        self.run.completion.sink.put_all();
+    }
+}

@@ -1,0 +1,196 @@
+//! Attaches by one rung of the ladder, found by trying.
+
+use std::cell::Cell;
+use std::mem::MaybeUninit;
+use std::path::Path;
+use std::slice;
+
+use libbpf_rs::OpenObject;
+
+use super::attached::{Own, Probe};
+use super::features::{kernel_has_kprobes, kernel_has_ring_buffer};
+use super::owner_maps::OwnerMaps;
+use super::refusal::refused;
+use super::ring::{Extras, Kernel};
+use super::types::{KERNEL_BTF, KernelTypes, SET_STATE};
+use super::{instructions, perf, tracepoint};
+use crate::config::{ProbeSettings, Rung};
+use crate::error::Error;
+use crate::sys::log::{self, Level};
+
+impl<'obj> Probe<'obj> {
+    /// Climbs the ladder until a rung holds. The object must be a fresh place for each call.
+    pub fn attach(settings: &ProbeSettings, places: &'obj mut Places) -> Result<Self, Error> {
+        let rungs: &[Rung] = match &settings.rung {
+            Some(rung) => slice::from_ref(rung),
+            None => &Rung::LADDER,
+        };
+        let mut refusals = Vec::new();
+        instructions::take_over();
+        let maps = Cell::new(OwnerMaps::begin(settings));
+        let kernel = Kernel { types: KernelTypes::read(settings), maps };
+        let mut places = places.0.iter_mut();
+        for &rung in rungs {
+            match Self::attach_rung(rung, settings, &kernel, &mut places) {
+                Ok(mut probe) => {
+                    log::line(Level::Info, format_args!("attached by {}", rung.name()));
+                    probe.own = Own::of(&probe);
+                    return Ok(probe);
+                }
+                Err(refusal) => {
+                    log::line(Level::Info, format_args!("{} refused: {refusal}", rung.name()));
+                    refusals.push(format!("{}: {refusal}", rung.name()));
+                }
+            }
+        }
+        Err(refused(settings, refusals.join("; ")))
+    }
+
+    fn attach_rung(
+        rung: Rung,
+        settings: &ProbeSettings,
+        kernel: &Kernel,
+        places: &mut slice::IterMut<'obj, MaybeUninit<OpenObject>>,
+    ) -> Result<Self, String> {
+        if rung == Rung::Tracepoint {
+            return tracepoint::attach(settings, places);
+        }
+        let types = &kernel.types;
+        if rung == Rung::Kprobe && !kernel_has_kprobes() {
+            return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
+        }
+        if rung == Rung::TpBtf && types.fitting.target(SET_STATE).is_none() {
+            let it = if Path::new(KERNEL_BTF).exists() { "tracepoint inet_sock_set_state" } else { "type information" };
+            return Err(format!("the kernel shows no {it}"));
+        }
+        if rung == Rung::Kprobe && !kernel_has_ring_buffer() {
+            return perf::attach(settings, types, places);
+        }
+        Self::attach_with_ring(rung, settings, kernel, places)
+    }
+}
+
+/// Places for the objects that [`Probe::attach`] makes.
+pub struct Places([MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()]);
+
+impl Places {
+    /// All empty.
+    pub fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; _])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::io::{ErrorKind, Read};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::{AsFd, AsRawFd};
+    use std::sync::atomic::Ordering;
+    use std::time::{Duration, Instant};
+
+    use libbpf_rs::RingBufferBuilder;
+    use socket2::SockRef;
+
+    use super::*;
+    use crate::ingest::record::{Decoded, decode};
+
+    /// Whether the peer finds a connection closed, or reset.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Way {
+        Fin,
+        Reset,
+    }
+
+    fn close(way: Way, client: TcpStream, mut server: TcpStream) {
+        if way == Way::Reset {
+            SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(client);
+        let read = server.read(&mut [0]).map_err(|error| error.kind());
+        assert_eq!(read, if way == Way::Fin { Ok(0) } else { Err(ErrorKind::ConnectionReset) });
+        drop(server);
+    }
+
+    fn take_main_away(probe: &mut Probe<'_>) {
+        let main = probe.links.iter().position(|link| link.as_fd().as_raw_fd() == probe.fds.main_link).unwrap();
+        drop(probe.links.remove(main));
+    }
+
+    /// The main program sees nothing (`misses_all`), or a connection's begin, and is taken away before its end.
+    fn ends_are_recovered(rung: Rung, detailed: bool, preemptible: bool, misses_all: bool) {
+        let settings = ProbeSettings { rung: Some(rung), detailed, closes: true, ..ProbeSettings::default() };
+        instructions::take_over();
+        let mut types = KernelTypes::read(&settings);
+        types.preemptible |= preemptible;
+        // What a process does is looked at twice where it can be missed.
+        if misses_all && rung == Rung::TpBtf && !types.preemptible {
+            return;
+        }
+        let kernel = Kernel { types, maps: Cell::new(None) };
+        let mut places = Places::new();
+        let mut probe = match Probe::attach_rung(rung, &settings, &kernel, &mut places.0.iter_mut()) {
+            Ok(probe) if probe.has_ring() => probe,
+            Ok(_) => return eprintln!("skipped: no second look by a perf buffer"),
+            Err(refusal) => return eprintln!("skipped: {refusal}"),
+        };
+
+        let by_changes = detailed || rung == Rung::Kprobe || kernel.types.preemptible;
+        if misses_all {
+            take_main_away(&mut probe);
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connections = [Way::Fin, Way::Reset].map(|way| {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (way, client, listener.accept().unwrap().0)
+        });
+        // Of a reset by a process the tracepoint's plain program misses nothing, unless it is preemptible: nobody looks
+        // before the kernel has forgotten the addresses.
+        let ends = connections.iter().flat_map(|(way, client, server)| {
+            [Some(server), (*way == Way::Fin || by_changes).then_some(client)].into_iter().flatten()
+        });
+        let ends = ends.map(|end| (end.local_addr().unwrap().port(), end.peer_addr().unwrap().port()));
+        let mut missing: HashSet<_> = ends.collect();
+        let expected = missing.len() as u64;
+
+        if !misses_all {
+            take_main_away(&mut probe);
+        }
+        for (way, client, server) in connections {
+            close(way, client, server);
+        }
+
+        let read = std::cell::RefCell::new(Vec::new());
+        let mut builder = RingBufferBuilder::new();
+        let take = |bytes: &[u8]| {
+            read.borrow_mut().push(decode(bytes).unwrap());
+            0
+        };
+        builder.add(probe.records(), take).unwrap();
+        let buffer = builder.build().unwrap();
+        let until = Instant::now() + Duration::from_secs(10);
+        while !missing.is_empty() {
+            assert!(Instant::now() < until, "by {}: {missing:?} of {expected} did not come", rung.name());
+            buffer.consume().unwrap();
+            for Decoded { event, .. } in read.take() {
+                if missing.remove(&(event.local_port, event.remote_port)) {
+                    assert_eq!(event.pid, std::process::id(), "{event:?}");
+                } else {
+                    let port = listener.local_addr().unwrap().port();
+                    assert!(![event.local_port, event.remote_port].contains(&port), "once more: {event:?}");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(probe.variables().unwrap().recovered.load(Ordering::SeqCst) >= expected);
+    }
+
+    #[test]
+    fn the_second_look_reports_what_the_main_program_has_missed() {
+        for rung in [Rung::Kprobe, Rung::TpBtf] {
+            for case in 0..8 {
+                ends_are_recovered(rung, case & 1 != 0, case & 2 != 0, case & 4 != 0);
+            }
+        }
+    }
+}

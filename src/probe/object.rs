@@ -1,0 +1,25 @@
+//! What all rungs do with a BPF object before it is loaded.
+
+use std::path::Path;
+
+use libbpf_rs::ObjectBuilder;
+
+use super::messages::explain;
+use crate::config::ProbeSettings;
+
+/// What `accept` calls for the new socket, in the context of the process.
+pub const ACCEPT_GRAFT: &str = "security_sock_graft";
+
+/// Of objects that are fitted to these types, or to the kernel's own.
+pub fn builder(btf: Option<&Path>) -> Result<ObjectBuilder, String> {
+    let mut object = ObjectBuilder::default();
+    if let Some(btf) = btf {
+        explain(|| object.btf_custom_path(btf).map(|_| ()))?;
+    }
+    Ok(object)
+}
+
+/// Which events are wanted: `enum tcp_wanted` of `bpf/tcp_event.h`.
+pub fn wanted(settings: &ProbeSettings) -> u8 {
+    u8::from(settings.states) | u8::from(settings.closes) << 1
+}

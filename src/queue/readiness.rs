@@ -1,0 +1,229 @@
+//! Tells readers of a queue when there is something to read, through a descriptor that fits into any event loop.
+//!
+//! An epoll instance has two eventfds in it: one is readable while events are queued, the other while wakes are due. The
+//! first is written at the first event only, not at each.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+
+use crate::sys::own_fd::OwnFd;
+use crate::sys::wake::{new_eventfd, write_eventfd};
+
+/// See the module's documentation.
+pub struct Readiness {
+    epoll: OwnFd,
+    queued: OwnFd,
+    /// `queued` is readable, or about to be.
+    signalled: AtomicBool,
+    wake: OwnFd,
+    /// Wakes that `wake` holds, at least: counted up after it is written.
+    wakes: AtomicU32,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// There may be something.
+    Ready,
+    /// A signal handler has run.
+    Interrupted,
+    /// The time is over.
+    TimedOut,
+}
+
+impl Readiness {
+    /// Whether the host has closed any of its descriptors.
+    pub fn is_lost(&self) -> bool {
+        ![&self.epoll, &self.queued, &self.wake].into_iter().all(OwnFd::is_ours)
+    }
+
+    /// The same of what tells of events, by one system call: an epoll instance changes what it waits for only where that is
+    /// in it, under this number.
+    pub fn has_lost_events(&self) -> bool {
+        control(&self.epoll, libc::EPOLL_CTL_MOD, &self.queued).is_err()
+    }
+
+    /// Nothing is there yet.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: it takes no pointer, and a descriptor that it returns is nobody else's.
+        let epoll = unsafe {
+            let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        let (queued, wake) = (OwnFd::new(new_eventfd(0)?), OwnFd::new(new_eventfd(libc::EFD_SEMAPHORE)?));
+        for fd in [&queued, &wake] {
+            control(&epoll, libc::EPOLL_CTL_ADD, fd)?;
+        }
+        // What an epoll instance waits for is part of what it is.
+        let epoll = OwnFd::new(epoll);
+        Ok(Self { epoll, queued, signalled: AtomicBool::new(false), wake, wakes: AtomicU32::new(0) })
+    }
+
+    /// Readable while there is something.
+    pub fn fd(&self) -> RawFd {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Events were queued.
+    pub fn signal(&self) {
+        // Against the fence in `settle`: one of the two sees what the other has done.
+        fence(Ordering::SeqCst);
+        if !self.signalled.swap(true, Ordering::SeqCst) {
+            write(&self.queued, 1);
+        }
+    }
+
+    /// A reader has found the queue empty: it is not readable any more, unless there are events after all.
+    pub fn settle(&self, is_empty: impl Fn() -> bool) {
+        // In each case: another reader may have cleared the flag before the descriptor was written.
+        drain(&self.queued);
+        self.signalled.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if !is_empty() {
+            self.signal();
+        }
+    }
+
+    /// Makes one [`Self::take_wake`] true. Async-signal-safe.
+    pub fn wake(&self) {
+        write(&self.wake, 1);
+        self.wakes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends all waits, from now on.
+    pub fn wake_all(&self) {
+        // More than there can be readers to take one.
+        write(&self.wake, u64::MAX / 2);
+    }
+
+    /// Whether a wake was due. It is taken.
+    pub fn take_wake(&self) -> bool {
+        let taken = self.wakes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |wakes| wakes.checked_sub(1)).is_ok();
+        if taken {
+            drain(&self.wake);
+        }
+        taken
+    }
+
+    /// Waits until there may be something.
+    #[cfg(test)]
+    fn wait(&self, time: Option<std::time::Duration>) -> Waited {
+        let fd = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
+        Waited::of(crate::sys::wake::poll(&mut [fd], time))
+    }
+}
+
+impl Waited {
+    /// By what ppoll(2) of [`Readiness::fd`] has returned.
+    pub fn of(result: i32) -> Self {
+        match result {
+            0 => Self::TimedOut,
+            1.. => Self::Ready,
+            // It can fail for no other reason.
+            _ => Self::Interrupted,
+        }
+    }
+}
+
+/// epoll_ctl(2), for reading.
+fn control(epoll: &impl AsRawFd, operation: libc::c_int, fd: &OwnFd) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: libc::EPOLLIN.cast_unsigned(), u64: 0 };
+    // SAFETY: a valid event. Any number may be given for a descriptor.
+    let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Adds to an eventfd, unless the host has another file in its place. Async-signal-safe.
+fn write(fd: &OwnFd, value: u64) {
+    if fd.may_be_ours() {
+        write_eventfd(fd.as_raw_fd(), value);
+    }
+}
+
+/// Takes what an eventfd has to give: all, or one where it is a semaphore. Nothing is no error.
+fn drain(fd: &OwnFd) {
+    let mut count = 0u64;
+    if fd.may_be_ours() {
+        // SAFETY: 8 bytes to fill.
+        unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    const AT_ONCE: Option<Duration> = Some(Duration::ZERO);
+
+    #[test]
+    fn it_is_readable_while_there_are_events() {
+        let ready = Readiness::new().unwrap();
+        assert_eq!(ready.wait(AT_ONCE), Waited::TimedOut);
+        ready.signal();
+        ready.signal();
+        assert_eq!(ready.wait(None), Waited::Ready);
+        // There is one left.
+        ready.settle(|| false);
+        assert_eq!(ready.wait(None), Waited::Ready);
+        ready.settle(|| true);
+        assert_eq!(ready.wait(AT_ONCE), Waited::TimedOut);
+    }
+
+    #[test]
+    fn each_wake_is_good_for_one() {
+        let ready = Readiness::new().unwrap();
+        assert!(!ready.take_wake());
+        ready.wake();
+        ready.wake();
+        for _ in 0..2 {
+            assert_eq!(ready.wait(None), Waited::Ready);
+            assert!(ready.take_wake());
+        }
+        assert!(!ready.take_wake());
+        assert_eq!(ready.wait(AT_ONCE), Waited::TimedOut);
+        ready.wake_all();
+        for _ in 0..3 {
+            assert_eq!(ready.wait(None), Waited::Ready);
+        }
+    }
+
+    /// A queue of which only the length counts: no reader may sleep while there is something in it.
+    #[test]
+    fn nothing_that_is_queued_is_slept_over() {
+        const EVENTS: u64 = 200_000;
+        let ready = Readiness::new().unwrap();
+        let (queued, taken) = (AtomicU64::new(0), AtomicU64::new(0));
+        let pop = || queued.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |length| length.checked_sub(1)).is_ok();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while taken.load(Ordering::SeqCst) < EVENTS {
+                        if pop() {
+                            if taken.fetch_add(1, Ordering::SeqCst) + 1 == EVENTS {
+                                ready.wake_all();
+                            }
+                            continue;
+                        }
+                        ready.settle(|| queued.load(Ordering::SeqCst) == 0);
+                        assert_eq!(ready.wait(Some(Duration::from_secs(30))), Waited::Ready, "it slept over an event");
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for _ in 0..EVENTS {
+                    queued.fetch_add(1, Ordering::SeqCst);
+                    ready.signal();
+                }
+            });
+        });
+        assert_eq!(queued.load(Ordering::SeqCst), 0);
+    }
+}

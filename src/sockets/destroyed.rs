@@ -1,0 +1,97 @@
+//! Notifications of sockets that the kernel has freed, with their last counters. The kernel sends them to whoever listens,
+//! for the sockets of this network namespace.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::diag::{self, Destroyed, Reply};
+use super::socket::receive;
+use crate::sys::log::{self, Level};
+use crate::sys::own_fd::Guarded;
+
+/// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY` (include/uapi/linux/sock_diag.h).
+const GROUPS: [u32; 2] = [1, 3];
+
+/// For some ten thousand notifications that are not read yet. It is a limit, not taken beforehand.
+const QUEUE_BYTES: libc::c_int = 16 << 20;
+
+/// A notification has some 400 bytes.
+const BUFFER_LEN: usize = 1 << 13;
+
+/// Listens for notifications.
+pub struct Listener {
+    socket: Guarded<Socket>,
+    buffer: Vec<u8>,
+    /// Times that the kernel had to drop some.
+    overruns: u64,
+}
+
+impl Listener {
+    /// Joins the groups of both families. A kernel without IPv6 has just one.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        socket.set_non_blocking(true)?;
+        enlarge(socket.as_raw_fd());
+        let mut joined = GROUPS.map(|group| socket.add_membership(group));
+        if joined.iter().all(Result::is_err) {
+            std::mem::replace(&mut joined[0], Ok(()))?;
+        }
+        let fd = socket.as_raw_fd();
+        let socket = Guarded::new(socket, [fd]);
+        Ok(Self { socket, buffer: Vec::with_capacity(BUFFER_LEN), overruns: 0 })
+    }
+
+    /// Readable where there is a notification.
+    pub fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Hands out what is there.
+    pub fn read(&mut self, mut each: impl FnMut(Destroyed)) {
+        // Of another socket in its place the host reads itself.
+        while self.socket.may_be_whole() {
+            match receive(&self.socket, &mut self.buffer) {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.overruns += 1;
+                    let overruns = self.overruns;
+                    log::line(
+                        Level::Debug,
+                        format_args!(
+                            "closes have no byte counts: notifications were dropped (ENOBUFS, {overruns} times)"
+                        ),
+                    );
+                    continue;
+                }
+                // None is left.
+                Err(_) => return,
+            }
+            diag::for_each_reply(&self.buffer, 0, |reply| {
+                if let Reply::Socket(payload) = reply
+                    && let Some(destroyed) = diag::parse_destroyed(payload)
+                {
+                    each(destroyed);
+                }
+            });
+        }
+    }
+}
+
+/// Takes more than the usual limit where this process may, else as much as that.
+fn enlarge(fd: RawFd) {
+    let bytes = QUEUE_BYTES;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
+        // SAFETY: a number of the size that is said.
+        let result = unsafe {
+            let size = size_of::<libc::c_int>().try_into().unwrap_or(0);
+            libc::setsockopt(fd, libc::SOL_SOCKET, option, (&raw const bytes).cast(), size)
+        };
+        if result == 0 {
+            return;
+        }
+    }
+}

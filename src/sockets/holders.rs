@@ -1,0 +1,427 @@
+//! Which process holds a socket's inode open: from a BPF iterator over all open files, where one is attached, else from
+//! `/proc/PID/fd`, which takes thirty times as long.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
+
+use libbpf_rs::libbpf_sys;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+use crate::event::COMM_LEN;
+use crate::sys::folder;
+use crate::sys::own_fd::OwnFd;
+use crate::sys::pid_namespace;
+use crate::sys::threads::lock;
+
+/// Process by socket inode, as it was at one moment.
+///
+/// A socket that several processes share goes to the one with the highest process ID: of a parent and the child it
+/// forked to serve a connection, the child.
+#[derive(Debug, Default)]
+pub struct Owners {
+    by_inode: HashMap<u64, u32>,
+    /// They are of all processes, whatever this one may look into.
+    are_all: bool,
+}
+
+/// The iterator of a probe, as long as that is attached.
+#[derive(Default)]
+pub struct HolderIterator(Mutex<Option<OwnFd>>);
+
+/// `struct tcp_holder` of `bpf/tcp_event.h`.
+#[repr(C)]
+#[derive(FromBytes, Immutable, KnownLayout)]
+struct Holder {
+    inode: u64,
+    pid: u32,
+    reserved: u32,
+}
+
+/// The kernel fills up to 32 KiB at once.
+const HOLDERS_LEN: usize = 1 << 15;
+
+impl HolderIterator {
+    /// None.
+    pub const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    /// Takes over a link to the iterator's program. It lists processes of the own PID namespace: where /proc shows more, that
+    /// is read.
+    pub fn set(&self, link: Option<OwnedFd>) {
+        *lock(&self.0) = link.filter(|_| pid_namespace::proc_is_own()).map(OwnFd::new);
+    }
+
+    /// A run of the iterator. `None` where there is none, or it cannot run.
+    fn start(&self) -> Option<File> {
+        let link = lock(&self.0);
+        // SAFETY: the link is open for as long as the lock is held.
+        let fd = unsafe { libbpf_sys::bpf_iter_create(link.as_ref()?.as_raw_fd()) };
+        // SAFETY: a descriptor that the kernel has just given is nobody else's.
+        (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }.into())
+    }
+}
+
+impl Owners {
+    /// Finds the holders of all sockets.
+    pub fn find(iterator: &HolderIterator) -> io::Result<Self> {
+        match iterator.start().map(Self::read) {
+            Some(Ok(owners)) => Ok(owners),
+            Some(Err(_)) | None => Self::scan(),
+        }
+    }
+
+    /// Reads what the iterator tells.
+    fn read(mut run: File) -> io::Result<Self> {
+        let mut owners = Self { are_all: true, ..Self::default() };
+        let mut buffer = vec![0; HOLDERS_LEN];
+        // A holder may be told in two parts.
+        let mut kept = 0;
+        loop {
+            let count = match run.read(&mut buffer[kept..]) {
+                Ok(0) => return Ok(owners),
+                Ok(count) => kept + count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let mut rest = &buffer[..count];
+            while let Ok((holder, behind)) = Holder::read_from_prefix(rest) {
+                owners.insert(holder.inode, holder.pid).ok_or(io::ErrorKind::OutOfMemory)?;
+                rest = behind;
+            }
+            kept = rest.len();
+            buffer.copy_within(count - kept..count, 0);
+        }
+    }
+
+    /// Looks through all processes that this one may look into. Those that vanish meanwhile are left out.
+    fn scan() -> io::Result<Self> {
+        let mut owners = Self::default();
+        let mut enough_memory = true;
+        folder::list(c"/proc", |_, name| {
+            if let Some(pid) = number(name) {
+                enough_memory &= owners.scan_process(pid).is_some();
+            }
+        })?;
+        if enough_memory { Ok(owners) } else { Err(io::ErrorKind::OutOfMemory.into()) }
+    }
+
+    /// What a process holds. `None` where there is no memory for that.
+    ///
+    /// Its threads have one table of descriptors, as a rule. One may have its own (unshare(CLONE_FILES)); and the main thread has
+    /// none any more where it has ended before others.
+    fn scan_process(&mut self, pid: u32) -> Option<()> {
+        let of_main = self.scan_descriptors(pid, &format!("/proc/{pid}/fd"))?;
+        if thread_count(pid) <= 1 {
+            return Some(());
+        }
+        let mut result = Some(());
+        // Once one of the others has been read, they all share that, unless they differ from it.
+        let mut read = (of_main > 0).then_some(pid);
+        let _ = folder::list(&path(&format!("/proc/{pid}/task")), |_, name| {
+            let Some(tid) = number(name).filter(|tid| *tid != pid) else {
+                return;
+            };
+            if read.is_some_and(|read| share_descriptors(read, tid)) {
+                return;
+            }
+            match self.scan_descriptors(pid, &format!("/proc/{pid}/task/{tid}/fd")) {
+                Some(0) => {}
+                Some(_) => read = read.or(Some(tid)),
+                None => result = None,
+            }
+        });
+        result
+    }
+
+    /// Adds the sockets of one table. Gives how many descriptors there are.
+    fn scan_descriptors(&mut self, pid: u32, fds: &str) -> Option<usize> {
+        let mut count = 0;
+        let mut enough_memory = true;
+        let mut target = [0; 64];
+        // It may be gone, or another user's.
+        let _ = folder::list(&path(fds), |folder, name| {
+            // Not `.` and `..`.
+            if number(name).is_none() {
+                return;
+            }
+            count += 1;
+            let target = folder::read_link(folder, name, &mut target).and_then(|target| str::from_utf8(target).ok());
+            if let Some(inode) = target.and_then(parse_socket_link) {
+                enough_memory &= self.insert(inode, pid).is_some();
+            }
+        });
+        enough_memory.then_some(count)
+    }
+
+    /// `None` where there is no memory for it: how many there are is the kernel's choice.
+    fn insert(&mut self, inode: u64, pid: u32) -> Option<()> {
+        self.by_inode.try_reserve(1).ok()?;
+        let holder = self.by_inode.entry(inode).or_insert(pid);
+        *holder = pid.max(*holder);
+        Some(())
+    }
+
+    /// Whether a holder that is not among them is none: not one that this process may not look into.
+    pub fn are_all(&self) -> bool {
+        self.are_all
+    }
+
+    /// How many inodes are held.
+    pub fn count(&self) -> usize {
+        self.by_inode.len()
+    }
+
+    /// The process that holds this inode.
+    pub fn holder(&self, inode: u64) -> Option<u32> {
+        self.by_inode.get(&inode).copied()
+    }
+}
+
+/// A path of /proc for the C library.
+fn path(path: &str) -> CString {
+    CString::new(path).unwrap_or_default()
+}
+
+/// The ID that an entry of /proc, or of a folder of threads or descriptors, is named by.
+fn number(name: &CStr) -> Option<u32> {
+    name.to_str().ok()?.parse().ok()
+}
+
+/// 0 where the process is gone.
+fn thread_count(pid: u32) -> u64 {
+    // The folder has a link for each, and two of its own (kernel: proc_task_getattr).
+    fs::metadata(format!("/proc/{pid}/task")).map_or(0, |folder| folder.nlink().saturating_sub(2))
+}
+
+/// Whether two threads have the same table of descriptors. False where the kernel does not tell: they are both read then.
+fn share_descriptors(one: u32, other: u32) -> bool {
+    // include/uapi/linux/kcmp.h
+    const KCMP_FILES: libc::c_int = 2;
+
+    // SAFETY: it takes numbers.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) == 0 }
+}
+
+/// The inode in `socket:[4711]`.
+fn parse_socket_link(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The first 16 bytes of a process's argv[0], padded with NULs. `None` where it has none (a kernel thread, a zombie)
+/// or is gone.
+pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
+    let named = |path: &str| {
+        let (mut name, _) = read_start(path)?;
+        cut(&mut name);
+        (name[0] != 0).then_some(name)
+    };
+    if let Some(name) = named(&format!("/proc/{pid}/cmdline")) {
+        return Some(name);
+    }
+    // A main thread that has ended before others has no memory any more, where the arguments are.
+    if thread_count(pid) <= 1 {
+        return None;
+    }
+    let mut found = None;
+    let mut left = MOST_THREADS;
+    let _ = folder::list(&path(&format!("/proc/{pid}/task")), |_, name| {
+        if let Some(tid) = number(name).filter(|tid| found.is_none() && left > 0 && *tid != pid) {
+            left -= 1;
+            found = named(&format!("/proc/{pid}/task/{tid}/cmdline"));
+        }
+    });
+    found
+}
+
+/// Threads that are asked for the arguments of their process, at most: they all have the same.
+const MOST_THREADS: u32 = 4;
+
+/// A process's comm and user ID.
+pub fn read_identity(pid: u32) -> Option<([u8; COMM_LEN], u32)> {
+    let (mut comm, length) = read_start(&format!("/proc/{pid}/comm"))?;
+    end_line(&mut comm[..length]);
+    // The real one, as the probe has it (bpf_get_current_uid_gid): the folder's owner is the effective one, or root.
+    let uid = parse_real_uid(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/status")).ok()?))?;
+    Some((comm, uid))
+}
+
+/// The first of the four in `Uid:`. No name can begin a line before it: the kernel escapes their newlines.
+fn parse_real_uid(status: &str) -> Option<u32> {
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// The first 16 bytes of a file, or all where it has fewer, and how many those are.
+fn read_start(path: &str) -> Option<([u8; COMM_LEN], usize)> {
+    let mut name = [0; COMM_LEN];
+    let mut filled = 0;
+    let mut file = File::open(path).ok()?;
+    while filled < COMM_LEN {
+        match file.read(&mut name[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    Some((name, filled))
+}
+
+/// Clears a name from its first NUL on.
+fn cut(name: &mut [u8]) {
+    if let Some(length) = name.iter().position(|byte| *byte == 0) {
+        name[length..].fill(0);
+    }
+}
+
+/// Takes the newline away that the kernel has put behind a comm. One before that is the comm's own.
+fn end_line(comm: &mut [u8]) {
+    if let Some(end) = comm.last_mut().filter(|last| **last == b'\n') {
+        *end = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn links_of_sockets_only_have_an_inode() {
+        assert_eq!(parse_socket_link("socket:[4711]"), Some(4711));
+        for other in ["socket:[]", "socket:[47x]", "pipe:[4711]", "socket:4711", "/tmp/socket:[4711]", ""] {
+            assert_eq!(parse_socket_link(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_any_bytes_is_cut_at_its_end() {
+        for (bytes, expected) in [
+            (*b"python3\0-c\0x = 1", *b"python3\0\0\0\0\0\0\0\0\0"),
+            (*b"\0ython3\0-c\0x = 1", [0; 16]),
+            ([0xff; 16], [0xff; 16]),
+        ] {
+            let mut name = bytes;
+            cut(&mut name);
+            assert_eq!(name, expected);
+        }
+    }
+
+    #[test]
+    fn a_comm_keeps_its_own_newlines() {
+        for (line, comm) in [(b"curl\n".as_slice(), b"curl\0".as_slice()), (b"a\nb\n\n", b"a\nb\n\0"), (b"\n", b"\0")] {
+            let mut bytes = line.to_vec();
+            end_line(&mut bytes);
+            assert_eq!(bytes, comm);
+        }
+        end_line(&mut []);
+    }
+
+    /// Comms of this thread, as /proc gives them back.
+    #[test]
+    fn a_comm_of_any_bytes_is_read_as_it_is() {
+        let tid = fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
+        for name in [c"0123456789abcde", c"a\nb\x1b\xff\x80", c"\n", c""] {
+            // SAFETY: a NUL-terminated string.
+            unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+            let (comm, _) = read_identity(tid).unwrap();
+            let mut expected = [0; COMM_LEN];
+            expected[..name.to_bytes().len()].copy_from_slice(name.to_bytes());
+            assert_eq!(comm, expected);
+        }
+    }
+
+    #[test]
+    fn the_user_is_the_real_one() {
+        assert_eq!(parse_real_uid("Name:\tsudo\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n"), Some(1000));
+        for status in ["", "Uid:", "Uid:\tx\t0\t0\t0", "Name:\tUid:\t1\n"] {
+            assert_eq!(parse_real_uid(status), None, "{status:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_names_end_within_16_bytes(bytes: [u8; COMM_LEN], nul in 0..2 * COMM_LEN) {
+            let mut name = bytes;
+            if let Some(byte) = name.get_mut(nul) {
+                *byte = 0;
+            }
+            let before = name;
+            cut(&mut name);
+            let length = before.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
+            prop_assert_eq!(&name[..length], &before[..length]);
+            prop_assert!(name[length..].iter().all(|byte| *byte == 0));
+        }
+
+        #[test]
+        fn hostile_links_give_an_inode_only_where_they_name_one(link in "(socket|pipe)?:?\\[?[0-9]{0,22}\\]?.?") {
+            let inode = parse_socket_link(&link);
+            if let Some(inode) = inode {
+                let digits: String = link.chars().filter(char::is_ascii_digit).collect();
+                prop_assert_eq!(digits.parse(), Ok(inode));
+                prop_assert_eq!(link, format!("socket:[{digits}]"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_of_this_process_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+        let inode = parse_socket_link(link.to_str().unwrap()).unwrap();
+        assert_eq!(Owners::scan().unwrap().holder(inode), Some(std::process::id()));
+        drop(listener);
+        assert_eq!(Owners::scan().unwrap().holder(inode), None);
+    }
+
+    /// Linux gives each thread a table of its own where it asks for that.
+    #[test]
+    fn a_socket_of_a_thread_with_descriptors_of_its_own_is_found() {
+        use std::sync::mpsc;
+
+        let (to_thread, orders) = mpsc::channel::<()>();
+        let (to_us, inodes) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: it takes a flag, and changes this thread only.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let link = fs::read_link(format!("/proc/thread-self/fd/{}", listener.as_raw_fd())).unwrap();
+            to_us.send(parse_socket_link(link.to_str().unwrap()).unwrap()).unwrap();
+            let _ = orders.recv();
+        });
+        let inode = inodes.recv().unwrap();
+        assert_eq!(Owners::scan().unwrap().holder(inode), Some(std::process::id()));
+        drop(to_thread);
+        thread.join().unwrap();
+        assert_eq!(Owners::scan().unwrap().holder(inode), None);
+    }
+
+    #[test]
+    fn a_shared_socket_goes_to_the_younger_process() {
+        let mut owners = Owners::default();
+        for pid in [100, 300, 200] {
+            owners.insert(7, pid).unwrap();
+        }
+        assert_eq!(owners.holder(7), Some(300));
+    }
+
+    #[test]
+    fn a_command_is_argv0_and_a_kernel_thread_has_none() {
+        let argv0 = fs::read("/proc/self/cmdline").unwrap();
+        let expected: Vec<u8> = argv0.iter().copied().take_while(|b| *b != 0).take(16).collect();
+        let command = read_command(std::process::id()).unwrap();
+        assert_eq!(&command[..expected.len()], expected);
+        assert_eq!(read_command(2), None);
+        assert_eq!(read_command(u32::MAX), None);
+    }
+}

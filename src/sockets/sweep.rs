@@ -1,0 +1,367 @@
+//! The thread that lists all open sockets, again and again.
+
+use std::collections::HashMap;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use std::{fs, io, mem};
+
+use netlink_sys::Socket;
+
+use super::diag::{self, Families, Reply};
+use super::holders::{self, HolderIterator, Owners};
+use super::socket::{BUFFER_LEN, REPLY_TIME, open_socket, receive, retry};
+use crate::event::counters::Counters;
+use crate::event::filter::Filter;
+use crate::event::{COMM_LEN, Event, Origin};
+use crate::queue::sink::Sink;
+use crate::sys::clock;
+use crate::sys::descriptors::StandardStreams;
+use crate::sys::log::{self, Level};
+use crate::sys::own_fd::Guarded;
+use crate::sys::privilege::{self, Capability};
+use crate::sys::threads::no_descriptor;
+use crate::sys::wake::{Sleeper, Waker, Woken};
+
+/// Sockets of a sweep whose memory is worth giving back.
+const LARGE: usize = 1 << 14;
+
+/// Snapshots that are announced together: about as many as a datagram holds.
+const ANNOUNCED: usize = 128;
+
+/// What to tell of the process that holds a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// The start of its command line, and the socket's user. A socket without such a process gives no event.
+    CommandLine,
+    /// Its comm, and its user. A socket without a process gives an event without one.
+    Comm,
+}
+
+/// What a sweep is to do.
+pub struct SweepSettings<'run> {
+    /// From one to the next.
+    pub interval: Duration,
+    /// Of the processes.
+    pub naming: Naming,
+    /// Which events are wanted.
+    pub filter: &'run Filter,
+    /// Finds the processes, where it can.
+    pub holders: &'run HolderIterator,
+}
+
+/// The body of a sweeping thread: sweeps until `waker` tells it to stop, or not at all where `is_over` by then.
+pub fn run(
+    waker: &Waker,
+    is_over: impl Fn() -> bool,
+    settings: &SweepSettings<'_>,
+    sink: &dyn Sink,
+    counters: &Counters,
+) {
+    let streams = StandardStreams::hold();
+    let sleeper = waker.sleeper();
+    drop(streams);
+    match sleeper {
+        // A stop that came before the sleeper was there has woken nobody.
+        Ok(_) if is_over() => {}
+        Ok(sleeper) => sweep_until_told(&sleeper, settings, sink, counters),
+        Err(source) => log::line(Level::Warn, no_descriptor(source)),
+    }
+}
+
+fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &dyn Sink, counters: &Counters) {
+    let interval = settings.interval;
+    let mut rounds = Sweeper {
+        sleeper,
+        settings,
+        sink,
+        counters,
+        netns: 0,
+        socket: None,
+        sequence: 0,
+        complained: false,
+        missed_others: false,
+        has_listed: false,
+        later: Vec::new(),
+    };
+    let mut buffer = Vec::with_capacity(BUFFER_LEN);
+    let mut due = Instant::now();
+    loop {
+        match rounds.sweep(&mut buffer) {
+            Ok(()) => {}
+            Err(End::Told) => return,
+            Err(End::Failed(failure)) => rounds.complain(&failure),
+        }
+        due += interval;
+        let now = Instant::now();
+        due = due.max(now);
+        if sleeper.wait(None, Some(due - now)) == Woken::Told {
+            return;
+        }
+    }
+}
+
+/// Why a sweep ended early.
+enum End {
+    Told,
+    Failed(Failure),
+}
+
+struct Failure {
+    what: &'static str,
+    error: io::Error,
+    /// The connections that are not told of.
+    missing: &'static str,
+}
+
+const ALL: &str = "open connections";
+
+const READING_PROC: &str = "reading /proc";
+
+impl End {
+    fn failed(what: &'static str, error: io::Error) -> Self {
+        Self::Failed(Failure { what, error, missing: ALL })
+    }
+}
+
+/// What is known of a process; `None` where it has no name, or is gone.
+type Identities = HashMap<u32, Option<Identity>>;
+
+#[derive(Clone, Copy)]
+struct Identity {
+    name: [u8; COMM_LEN],
+    /// `None`: the socket's is to be told.
+    uid: Option<u32>,
+}
+
+struct Sweeper<'run> {
+    sleeper: &'run Sleeper<'run>,
+    settings: &'run SweepSettings<'run>,
+    sink: &'run dyn Sink,
+    counters: &'run Counters,
+    /// Inode number of the network namespace that is looked at: that of this thread.
+    netns: u32,
+    socket: Option<Guarded<Socket>>,
+    sequence: u32,
+    complained: bool,
+    /// Another user's socket was seen whose process was not.
+    missed_others: bool,
+    /// The listing under way has given a socket.
+    has_listed: bool,
+    /// Events that come after all others of the sweep.
+    later: Vec<Event>,
+}
+
+impl Sweeper<'_> {
+    /// One event for each socket whose inode a live process holds.
+    fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
+        let owners = Owners::find(self.settings.holders).map_err(|error| End::failed(READING_PROC, error))?;
+        // The kernel tells of processes without it, but not of their command lines.
+        if self.settings.naming == Naming::CommandLine {
+            fs::metadata("/proc/self").map_err(|error| End::failed(READING_PROC, error))?;
+        }
+        let mut identities = Identities::new();
+        self.netns = own_netns();
+        let missed_others_before = self.missed_others;
+        let outcome = self.dump_all(buffer, &owners, &mut identities);
+        // What there is of them is told of, also where the rest is missing.
+        let mut later = mem::take(&mut self.later).into_iter().peekable();
+        while later.peek().is_some() {
+            later.by_ref().take(ANNOUNCED).for_each(|event| self.sink.put_snapshot(event));
+            self.sink.put_all();
+        }
+        if matches!(outcome, Err(End::Told)) {
+            return outcome;
+        }
+        let is_large = owners.count() > LARGE;
+        drop((owners, identities));
+        if is_large {
+            give_back_memory();
+        }
+        if self.missed_others && !missed_others_before {
+            privilege::warn_of_loss(
+                "snapshots miss the sockets of other users' processes",
+                &[Capability::DAC_READ_SEARCH, Capability::SYS_PTRACE],
+            );
+        }
+        self.counters.sweeps.fetch_add(1, Ordering::Relaxed);
+        outcome
+    }
+
+    fn dump_all(&mut self, buffer: &mut Vec<u8>, owners: &Owners, identities: &mut Identities) -> Result<(), End> {
+        match self.settings.filter.family.map(i32::from) {
+            Some(libc::AF_INET) => return self.dump(Families::Inet, buffer, owners, identities),
+            Some(_) => return self.dump(Families::Inet6, buffer, owners, identities),
+            None => {}
+        }
+        // For each listing the kernel goes through all sockets.
+        match self.dump(Families::Both, buffer, owners, identities) {
+            Err(End::Failed(_)) if !self.has_listed => {}
+            outcome => return outcome,
+        }
+        let mut failures = Vec::new();
+        for (families, missing) in [(Families::Inet, "IPv4 connections"), (Families::Inet6, "IPv6 connections")] {
+            match self.dump(families, buffer, owners, identities) {
+                Ok(()) => {}
+                Err(End::Told) => return Err(End::Told),
+                // One family may be missing from the kernel: the other one is still told of.
+                Err(End::Failed(failure)) => failures.push(Failure { missing, ..failure }),
+            }
+        }
+        let is_all = failures.len() > 1;
+        match failures.pop() {
+            None => Ok(()),
+            Some(failure) if is_all => Err(End::Failed(Failure { missing: ALL, ..failure })),
+            Some(failure) => Err(End::Failed(failure)),
+        }
+    }
+
+    fn dump(
+        &mut self,
+        families: Families,
+        buffer: &mut Vec<u8>,
+        owners: &Owners,
+        identities: &mut Identities,
+    ) -> Result<(), End> {
+        self.has_listed = false;
+        self.sequence = self.sequence.wrapping_add(1);
+        // Not put back where this fails: what comes late must not be taken for the next answer.
+        let socket = match self.socket.take() {
+            // The host may have closed it, and have another in its place.
+            Some(socket) if socket.is_whole() => socket,
+            Some(_) | None if self.sleeper.is_lost() => return Err(End::Told),
+            Some(_) | None => open_socket().map_err(|error| End::failed("opening a sock_diag socket", error))?,
+        };
+        let request = diag::dump_request(families, self.sequence);
+        retry(|| socket.send(&request, 0)).map_err(|error| End::failed("asking sock_diag", error))?;
+        loop {
+            match self.sleeper.wait(Some(socket.as_raw_fd()), Some(REPLY_TIME)) {
+                Woken::Told => return Err(End::Told),
+                Woken::TimedOut => {
+                    return Err(End::failed("waiting for sock_diag", io::ErrorKind::TimedOut.into()));
+                }
+                Woken::Ready => {}
+            }
+            // ENOBUFS means that replies were dropped: the rest of this dump cannot be trusted to end.
+            let length = receive(&socket, buffer).map_err(|error| End::failed("reading from sock_diag", error))?;
+            if length > buffer.len() {
+                log::line(Level::Debug, format_args!("a sock_diag reply of {length} bytes was cut"));
+            }
+            let mut ended = None;
+            let now = (clock::wall_now_ns(), clock::monotonic_now_ns());
+            diag::for_each_reply(buffer, self.sequence, |reply| match reply {
+                Reply::Socket(payload) => {
+                    self.has_listed = true;
+                    if let Some(event) = diag::parse_socket(payload) {
+                        let event = Event { time_ns: now.0, monotonic_ns: now.1, netns: self.netns, ..event };
+                        self.complete(event, owners, identities);
+                    }
+                }
+                Reply::Done(0) => ended = Some(Ok(())),
+                Reply::Done(errno) | Reply::Error(errno) => {
+                    let error = io::Error::from_raw_os_error(errno);
+                    ended = Some(Err(End::failed("listing sockets by sock_diag", error)));
+                }
+                Reply::Interrupted => log::line(Level::Debug, "sockets changed while the kernel listed them"),
+                Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was passed over"),
+            });
+            self.sink.put_all();
+            match ended {
+                Some(Ok(())) => {
+                    self.socket = Some(socket);
+                    return Ok(());
+                }
+                Some(failed) => return failed,
+                None => {}
+            }
+        }
+    }
+
+    /// Adds the owner, and hands the event on where it is wanted.
+    fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) {
+        let naming = self.settings.naming;
+        let holder = owners.holder(event.inode);
+        let identity = holder.and_then(|pid| *identities.entry(pid).or_insert_with(|| identify(pid, naming)));
+        let is_missed = match holder {
+            // Maybe because this process may not look into another user's.
+            None => !owners.are_all(),
+            Some(pid) => identity.is_none() && is_hidden(pid),
+        };
+        if is_missed {
+            self.missed_others |= event.uid != own_uid();
+        }
+        match (holder, identity) {
+            (Some(pid), Some(identity)) => {
+                event.pid = pid;
+                event.comm = identity.name;
+                event.uid = identity.uid.unwrap_or(event.uid);
+            }
+            _ if naming == Naming::CommandLine => return,
+            _ => event.origin = Origin::Guess,
+        }
+        if self.settings.filter.fits(&event) {
+            self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
+            // IPv4 comes first.
+            if i32::from(event.family) == libc::AF_INET {
+                self.sink.put_snapshot(event);
+            } else {
+                self.later.push(event);
+            }
+        }
+    }
+
+    /// Says once that snapshots are missing. They are tried for again at each sweep.
+    fn complain(&mut self, failure: &Failure) {
+        let Failure { what, error, missing } = failure;
+        let level = if self.complained { Level::Debug } else { Level::Warn };
+        self.complained = true;
+        let hint = if error.raw_os_error() != Some(libc::ENOENT) || *missing != ALL {
+            ""
+        } else if *what == READING_PROC {
+            " (mount it: mount -t proc none /proc)"
+        } else {
+            " (is the module tcp_diag there? try modprobe tcp_diag)"
+        };
+        log::line(
+            level,
+            format_args!("{what} failed: {error}{hint}; snapshots of {missing} are missing until it works"),
+        );
+    }
+}
+
+fn identify(pid: u32, naming: Naming) -> Option<Identity> {
+    match naming {
+        Naming::CommandLine => holders::read_command(pid).map(|name| Identity { name, uid: None }),
+        Naming::Comm => holders::read_identity(pid).map(|(name, uid)| Identity { name, uid: Some(uid) }),
+    }
+}
+
+/// Whether a process lives that /proc does not show: its option hidepid keeps other users' from who may not trace them.
+fn is_hidden(pid: u32) -> bool {
+    let Ok(id) = libc::pid_t::try_from(pid) else {
+        return false;
+    };
+    // SAFETY: no signal is sent.
+    let lives = unsafe { libc::kill(id, 0) } == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+    lives && fs::metadata(format!("/proc/{pid}")).is_err()
+}
+
+/// glibc keeps what was freed, up to 32 MiB once it has seen that much: here that would last until the next sweep.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes no pointer, and any thread may call it.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
+/// 0 where /proc does not say.
+fn own_netns() -> u32 {
+    fs::metadata("/proc/thread-self/ns/net").ok().and_then(|file| file.ino().try_into().ok()).unwrap_or(0)
+}
+
+fn own_uid() -> u32 {
+    // SAFETY: it takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}

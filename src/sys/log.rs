@@ -1,0 +1,172 @@
+//! Lines on stderr, or for whoever has opened a handle. Never stdout: consumers write their own output there.
+//!
+//! The host owns its stderr. A line must neither block it (a full pipe), kill it (SIGPIPE), nor fail it (a closed
+//! descriptor, a full disk), so what cannot be written at once is left out.
+
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+use std::fmt::Display;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::{io, mem, ptr};
+
+use crate::sys::clock;
+
+/// How important a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// It does not work.
+    Error,
+    /// Something was lost, or is not as asked for.
+    Warn,
+    /// What was found and decided, counters at the end.
+    Info,
+    /// Everything else, libbpf's own messages included.
+    Debug,
+}
+
+impl Level {
+    /// The names that TCPEVENT_LOG takes.
+    pub const NAMES: [(&'static str, Self); 4] =
+        [("error", Self::Error), ("warn", Self::Warn), ("info", Self::Info), ("debug", Self::Debug)];
+
+    fn name(self) -> &'static str {
+        Self::NAMES[self as usize].0
+    }
+}
+
+static MOST: AtomicU8 = AtomicU8::new(Level::Warn as u8);
+
+/// Sets the least important level that is still written.
+pub fn set_level(level: Level) {
+    MOST.store(level as u8, Ordering::Relaxed);
+}
+
+/// Does something with a line.
+pub type Write = dyn Fn(Level, &CStr) + Send + Sync;
+
+/// Takes the lines of the threads that work for a handle.
+pub enum Logger {
+    /// Takes none.
+    Silent,
+    /// Takes those of this level, and all that are more important.
+    Up(Level, Box<Write>),
+}
+
+thread_local! {
+    /// Where this thread's lines go; null for stderr. It has nothing to drop, so that it is there until the thread's very
+    /// end, when destructors of the host may call us.
+    static LOGGER: Cell<*const Logger> = const { Cell::new(ptr::null()) };
+}
+
+/// Runs `body` with the lines of this thread going to a logger.
+pub fn with_logger<T>(logger: &Logger, body: impl FnOnce() -> T) -> T {
+    struct Before(*const Logger);
+
+    impl Drop for Before {
+        fn drop(&mut self) {
+            LOGGER.set(self.0);
+        }
+    }
+
+    let _before = Before(LOGGER.replace(logger));
+    body()
+}
+
+/// Hands on the logger of this thread.
+fn with_own<T>(take: impl FnOnce(Option<&Logger>) -> T) -> T {
+    // SAFETY: null, or borrowed by a `with_logger` that is further down on this very stack.
+    take(unsafe { LOGGER.get().as_ref() })
+}
+
+/// Whether lines of this level are written.
+pub fn enabled(level: Level) -> bool {
+    with_own(|logger| match logger {
+        Some(Logger::Silent) => false,
+        Some(Logger::Up(most, _)) => level <= *most,
+        None => level as u8 <= MOST.load(Ordering::Relaxed),
+    })
+}
+
+/// Writes one line, where its level is enabled.
+pub fn line(level: Level, text: impl Display) {
+    if enabled(level) {
+        write(level, &text);
+    }
+}
+
+fn write(level: Level, text: &dyn Display) {
+    with_own(|logger| match logger {
+        Some(Logger::Silent) => {}
+        Some(Logger::Up(_, write)) => {
+            let text = CString::new(text.to_string().replace('\0', "?")).unwrap_or_default();
+            write(level, &text);
+        }
+        None => write_stderr(&format!("libtcpEvent: {}: {text}\n", level.name())),
+    });
+}
+
+/// A message that is written at most once a second.
+pub struct Limited {
+    text: &'static str,
+    last_ns: AtomicU64,
+}
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+impl Limited {
+    /// The message, without a line end.
+    pub const fn new(text: &'static str) -> Self {
+        Self { text, last_ns: AtomicU64::new(0) }
+    }
+
+    /// Writes the bare message, if warnings are enabled and a second has passed since it was last written.
+    pub fn warn(&self) {
+        let now = clock::monotonic_now_ns();
+        let last = self.last_ns.load(Ordering::Relaxed);
+        if (last == 0 || now.saturating_sub(last) >= SECOND_NS)
+            && enabled(Level::Warn)
+            && self.last_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            write_stderr(&format!("{}\n", self.text));
+        }
+    }
+}
+
+fn write_stderr(line: &str) {
+    let mut ready = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // A pipe that polls as writable takes PIPE_BUF bytes, whole.
+    let line = &line.as_bytes()[..line.len().min(libc::PIPE_BUF)];
+    without_sigpipe(|| {
+        // SAFETY: one valid pollfd; and `line` is valid for its length.
+        unsafe {
+            if libc::poll(&raw mut ready, 1, 0) == 1 && ready.revents & libc::POLLOUT != 0 {
+                libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
+            }
+        }
+    });
+}
+
+/// Runs `body` with SIGPIPE blocked in this thread, and takes away the one that it may have raised. The host's
+/// disposition of the signal is left alone: it is shared by all threads.
+fn without_sigpipe(body: impl FnOnce()) {
+    // SAFETY: the sets are initialised by sigemptyset before they are read, and all pointers are to locals.
+    unsafe {
+        let mut pipe: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut pipe);
+        libc::sigaddset(&raw mut pipe, libc::SIGPIPE);
+        let mut pending: libc::sigset_t = mem::zeroed();
+        libc::sigpending(&raw mut pending);
+        let was_pending = libc::sigismember(&raw const pending, libc::SIGPIPE) == 1;
+        let mut before: libc::sigset_t = mem::zeroed();
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const pipe, &raw mut before);
+        body();
+        if !was_pending {
+            let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            while libc::sigtimedwait(&raw const pipe, ptr::null_mut(), &raw const at_once) == -1
+                && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+            {}
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+    }
+}
