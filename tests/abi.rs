@@ -11,7 +11,7 @@ use tcpEvent::api::classic::abi;
 /// The structures of all headers.
 mod types {
     pub use tcpEvent::api::classic::abi::*;
-    pub use tcpEvent::api::handles::functions::*;
+    pub use tcpEvent::api::handles::types::*;
 }
 
 struct Structure {

@@ -1,6 +1,8 @@
 //! The life of a probe, from its start to its end, on the thread that owns it.
 
+mod complete;
 mod joiner;
+mod pace;
 mod perf;
 pub mod record;
 mod ring;
@@ -9,7 +11,7 @@ use std::os::fd::RawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::ring::Completion;
+use self::complete::Completion;
 use crate::config::{ProbeSettings, Rung};
 use crate::error::Error;
 use crate::event::counters::{Counters, KernelCounters};

@@ -4,7 +4,19 @@
 use std::mem::{MaybeUninit, size_of};
 use std::{ptr, slice};
 
+use super::types::{tcpevent_event, tcpevent_statistics};
 use crate::error::Error;
+
+/// Programs that were compiled with the first version have structures of these sizes.
+pub const FIRST_EVENT_SIZE: usize = 232;
+/// The same of statistics.
+pub const FIRST_STATISTICS_SIZE: usize = 152;
+
+/// No later version's structure will be longer: what is, is not initialised.
+pub const MOST_STRUCT_SIZE: usize = 4096;
+
+const _: () = assert!(size_of::<tcpevent_event>() >= FIRST_EVENT_SIZE);
+const _: () = assert!(size_of::<tcpevent_statistics>() >= FIRST_STATISTICS_SIZE);
 
 /// Reads a structure of `size` bytes, of which `T` may know fewer or more. All-zero bytes must be a valid `T`.
 ///

@@ -1,0 +1,111 @@
+//! What becomes of a record once it is decoded: the wall clock, an owner by inode where there is none yet, the queue.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::record::Decoded;
+use crate::event::counters::Counters;
+use crate::event::filter::Filter;
+use crate::event::{Event, Kind, Origin};
+use crate::queue::sink::Sink;
+use crate::sockets::holders::{self, HolderIterator, Owners};
+use crate::sys::clock::{self, WallClock};
+use crate::sys::log::{self, Level};
+
+/// The owners of inodes are looked up in a table that is at most this old.
+const OWNERS_AGE: Duration = Duration::from_millis(20);
+
+/// What becomes of a record once it is decoded.
+pub struct Completion<'run> {
+    /// Takes the event.
+    pub sink: &'run dyn Sink,
+    /// Which events are wanted, where the probe could not tell.
+    pub filter: &'run Filter,
+    /// Finds owners by inode.
+    pub holders: &'run HolderIterator,
+    /// Count what was read.
+    pub counters: &'run Counters,
+}
+
+/// Adds a record to a batch, or counts it as lost where there is no memory for it.
+pub fn add(batch: &mut Vec<Decoded>, decoded: Decoded, counters: &Counters) {
+    if batch.try_reserve(1).is_ok() {
+        batch.push(decoded);
+    } else {
+        counters.lost_records.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Completes what was decoded, and queues it.
+pub struct Completer<'run> {
+    pub completion: &'run Completion<'run>,
+    owners: Option<(Instant, Owners)>,
+    /// Of the clock of this process's time namespace, where it is known.
+    clock_offset_ns: Option<i64>,
+}
+
+impl<'run> Completer<'run> {
+    /// For a run.
+    pub fn new(completion: &'run Completion<'run>) -> Self {
+        Self { completion, owners: None, clock_offset_ns: clock::namespace_offset_ns() }
+    }
+
+    /// Queues an event, where it is wanted.
+    pub fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
+        let Decoded { mut event, unowned_inode, .. } = decoded;
+        event.monotonic_ns = match self.clock_offset_ns {
+            Some(offset_ns) => event.monotonic_ns.saturating_add_signed(offset_ns),
+            // A moment late rather than wrong by the offset.
+            None => clock::monotonic_now_ns(),
+        };
+        event.time_ns = clock.wall_ns(event.monotonic_ns);
+        if let Some(inode) = unowned_inode {
+            self.find_owner(&mut event, inode);
+            // The probe has let it pass, because it did not know.
+            if !self.completion.filter.fits_owner(&event) {
+                return;
+            }
+        }
+        // Before it can be read: no statistics may show more delivered than seen.
+        let counter = match event.kind {
+            Kind::Close => &self.completion.counters.closes,
+            Kind::State | Kind::Snapshot => &self.completion.counters.states,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.completion.sink.put_change(event);
+    }
+
+    /// No process was seen to act on the endpoint: whoever holds its inode is the owner.
+    fn find_owner(&mut self, event: &mut Event, inode: u64) {
+        if inode != 0
+            && let Some(pid) = self.holder(inode)
+            && let Some((comm, uid)) = holders::read_identity(pid)
+        {
+            event.pid = pid;
+            event.uid = uid;
+            event.comm = comm;
+            event.origin = Origin::Inode;
+        } else if event.kind == Kind::Close {
+            self.completion.counters.guesses.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn holder(&mut self, inode: u64) -> Option<u32> {
+        if let Some((read, owners)) = &self.owners
+            && read.elapsed() < OWNERS_AGE
+        {
+            return owners.holder(inode);
+        }
+        match Owners::find(self.completion.holders) {
+            Ok(owners) => {
+                let holder = owners.holder(inode);
+                self.owners = Some((Instant::now(), owners));
+                holder
+            }
+            Err(error) => {
+                log::line(Level::Debug, format_args!("/proc cannot be read: {error}"));
+                None
+            }
+        }
+    }
+}
