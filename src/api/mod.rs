@@ -2,8 +2,8 @@
 
 mod boundary;
 pub mod classic;
+mod engine;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod handles;
 mod inet;
-mod statistics;

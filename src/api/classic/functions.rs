@@ -10,7 +10,7 @@ use super::env::{OnError, Settings};
 use crate::api::boundary::guard;
 use crate::api::classic::abi::tcp_event_t;
 use crate::api::classic::session::{AwaitedRun, Run, Session};
-use crate::api::statistics::WatchStatistics;
+use crate::api::engine::WatchStatistics;
 use crate::error::Error;
 use crate::sys::cancellation::{self, held_off};
 use crate::sys::log::{self, Level};

@@ -12,21 +12,17 @@ use std::time::Duration;
 
 use super::env::Settings;
 use crate::api::classic::event::ClassicEvent;
-use crate::api::statistics::WatchStatistics;
+use crate::api::engine::{Engine, WatchStatistics};
 use crate::error::Error;
 use crate::event::Event;
-use crate::event::counters::{Counters, Statistics};
-use crate::ingest::{self, Attached};
 use crate::queue::Queue;
 use crate::queue::sink::Sink;
-use crate::sockets::sweep::{self, Naming, SweepSettings};
-use crate::sys::descriptors::StandardStreams;
+use crate::sockets::sweep::Naming;
 use crate::sys::log::{self, Level, Limited};
 use crate::sys::memory;
 use crate::sys::per_thread::{self, Abandon};
 use crate::sys::semaphore::Semaphore;
-use crate::sys::threads::{lock, no_descriptor, spawn};
-use crate::sys::wake::Waker;
+use crate::sys::threads::{lock, spawn};
 
 /// No epoch: counting from 0, it is never reached.
 const NEVER: u64 = u64::MAX;
@@ -36,9 +32,7 @@ static SHEDDING_SNAPSHOTS: Limited = Limited::new("Shedding TCP (Netlink) events
 
 /// See the module's documentation. Always `'static`: its threads are not joined.
 pub struct Session {
-    queue: Queue<ClassicEvent>,
-    counters: Counters,
-    delivered: AtomicU64,
+    engine: Engine<ClassicEvent>,
     settings: Mutex<Settings>,
     /// Counts up with each stop.
     epoch: AtomicU64,
@@ -55,26 +49,23 @@ pub struct Session {
     /// Held for as long as a probe is loaded, and a sweep thread runs: the next one waits for the end of the last.
     probe_turn: Turn,
     sweep_turn: Turn,
-    probe_waker: Waker,
-    sweep_waker: Waker,
-    attached: Attached,
 }
 
 impl Sink for Session {
     fn put_change(&self, event: Event) {
-        if self.queue.push_displacing(ClassicEvent::from(&event)) > 0 {
+        if self.engine.queue.push_displacing(ClassicEvent::from(&event)) > 0 {
             SHEDDING_CLOSES.warn();
         }
     }
 
     fn put_snapshot(&self, event: Event) {
-        if !self.queue.push_if_room(ClassicEvent::from(&event)) {
+        if !self.engine.queue.push_if_room(ClassicEvent::from(&event)) {
             SHEDDING_SNAPSHOTS.warn();
         }
     }
 
     fn put_all(&self) {
-        self.queue.announce();
+        self.engine.queue.announce();
     }
 }
 
@@ -88,9 +79,7 @@ impl Session {
             Err(_) => (shorter_queue(slots), Some(Error::Memory { name: "TCPEVENT_QUEUE", slots })),
         };
         let session = Self {
-            queue,
-            delivered: AtomicU64::new(0),
-            counters: Counters::default(),
+            engine: Engine::new(queue),
             settings: Mutex::new(settings),
             epoch: AtomicU64::new(0),
             probe_epoch: AtomicU64::new(NEVER),
@@ -100,9 +89,6 @@ impl Session {
             consumed: AtomicBool::new(false),
             probe_turn: Turn::new(),
             sweep_turn: Turn::new(),
-            probe_waker: Waker::new(),
-            sweep_waker: Waker::new(),
-            attached: Attached::new(),
         };
         (session, error)
     }
@@ -139,7 +125,8 @@ impl Session {
         if !runs(&self.probe_epoch) && !runs(&self.sweep_epoch) {
             return;
         }
-        for (waker, turn) in [(&self.probe_waker, &self.probe_turn), (&self.sweep_waker, &self.sweep_turn)] {
+        let engine = &self.engine;
+        for (waker, turn) in [(&engine.probe_waker, &self.probe_turn), (&engine.sweep_waker, &self.sweep_turn)] {
             if !waker.can_wake() {
                 turn.abandon(epoch);
             }
@@ -147,7 +134,7 @@ impl Session {
         // Where another stop was faster, it has ended the same things.
         let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
         // Those that cannot be told sleep for ever: nobody waits for them.
-        let _ = (self.probe_waker.wake(), self.sweep_waker.wake());
+        let _ = (engine.probe_waker.wake(), engine.sweep_waker.wake());
     }
 
     /// The oldest event, if there is one; else wait for [`Self::announced`]. `has_waited`: that has been done. The first call
@@ -156,36 +143,24 @@ impl Session {
         if !self.consumed.swap(true, Ordering::SeqCst) {
             self.start_sweeps();
         }
-        let event = if has_waited { self.queue.woken() } else { self.queue.try_pop() };
-        self.delivered.fetch_add(event.is_some().into(), Ordering::Relaxed);
+        let event = if has_waited { self.engine.queue.woken() } else { self.engine.queue.try_pop() };
+        self.engine.count_delivered(event.is_some().into());
         event
     }
 
     /// Tells of events that are queued.
     pub fn announced(&self) -> &Semaphore {
-        self.queue.announced()
+        self.engine.queue.announced()
     }
 
     /// Closes a forked child's copies of the probe's descriptors. Async-signal-safe.
     pub fn close_fds_in_child(&self) {
-        self.attached.fds.close_in_child();
-    }
-
-    /// All counters, of all runs.
-    pub fn counters(&self) -> Statistics {
-        self.counters.read(self.queue.shed(), &self.attached.counters())
+        self.engine.close_fds_in_child();
     }
 
     /// What the session has seen, and every way in which an event can be lost.
     pub fn statistics(&self) -> WatchStatistics {
-        WatchStatistics {
-            counters: self.counters(),
-            rung: self.attached.rung(),
-            queue_slots: self.queue.slots(),
-            queued: self.queue.len(),
-            delivered: self.delivered.load(Ordering::Relaxed),
-            tracked: self.attached.tracked(),
-        }
+        self.engine.statistics()
     }
 
     /// Starts the sweeping thread, once an epoch, where sweeps are allowed and wanted.
@@ -203,10 +178,8 @@ impl Session {
         }
         let body = move || {
             let _turn = self.sweep_turn.take(epoch);
-            let (filter, holders) = (&settings.probe.filter, &self.attached.holders);
-            let settings = SweepSettings { interval, naming: Naming::CommandLine, filter, holders };
             let is_over = || self.epoch.load(Ordering::SeqCst) != epoch;
-            sweep::run(&self.sweep_waker, is_over, &settings, self, &self.counters);
+            self.engine.run_sweeps(interval, Naming::CommandLine, &settings.probe, self, is_over);
         };
         // Nobody joins it: it ends by itself, and the session is never freed.
         match spawn("tcpevent-sweep", body) {
@@ -279,22 +252,16 @@ impl Run {
         let session = self.session;
         let _turn = session.probe_turn.take(self.epoch);
         memory::check_for_a_start()?;
-        let streams = StandardStreams::hold();
-        let sleeper = session.probe_waker.sleeper().map_err(no_descriptor)?;
-        if self.is_over() {
-            return Ok(());
-        }
         let settings = lock(&session.settings).probe.clone();
         let when_reading = |_| session.reading_epoch.store(self.epoch, Ordering::SeqCst);
-        let (counters, attached) = (&session.counters, &session.attached);
-        let result = ingest::run(&settings, &sleeper, streams, session, counters, attached, when_reading);
+        let result = session.engine.run_probe(&settings, session, || self.is_over(), when_reading);
         // It may have ended by itself.
         let _ = session.reading_epoch.compare_exchange(self.epoch, NEVER, Ordering::SeqCst, Ordering::SeqCst);
         match result {
             // Nobody waits for it any more.
             Err(_) if self.is_over() => Ok(()),
             Ok(()) => {
-                log::line(Level::Info, session.counters());
+                log::line(Level::Info, session.engine.counters());
                 Ok(())
             }
             Err(error) => Err(error),

@@ -14,7 +14,7 @@ use super::types::{
     tcpevent_options, tcpevent_statistics,
 };
 use super::watch::Options;
-use crate::api::statistics::WatchStatistics;
+use crate::api::engine::WatchStatistics;
 use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL};
 use crate::error::Error;
 use crate::event::filter::Filter;

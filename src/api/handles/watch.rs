@@ -2,26 +2,23 @@
 
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::api::statistics::WatchStatistics;
-use crate::config::{ProbeSettings, Rung};
+use crate::api::engine::{Engine, WatchStatistics};
+use crate::config::ProbeSettings;
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::event::Event;
-use crate::event::counters::Counters;
-use crate::ingest::{self, Attached};
 use crate::queue::Queue;
 use crate::queue::readiness::Readiness;
 use crate::queue::sink::Sink;
-use crate::sockets::sweep::{self, Naming, SweepSettings};
+use crate::sockets::sweep::Naming;
 use crate::sys::descriptors::StandardStreams;
 use crate::sys::log::{self, Level, Logger};
 use crate::sys::memory;
-use crate::sys::threads::{lock, no_descriptor, spawn};
-use crate::sys::wake::Waker;
+use crate::sys::threads::{lock, spawn};
 
 /// What to watch, and how.
 pub struct Options {
@@ -38,8 +35,6 @@ pub struct Options {
 /// An open watch. Dropping it ends all threads, and waits for that.
 pub struct Watch {
     shared: Arc<Shared>,
-    rung: Option<Rung>,
-    queue_slots: usize,
     logger: Arc<Logger>,
     /// Until the end.
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -47,19 +42,14 @@ pub struct Watch {
 
 /// What the threads of a watch and its readers have in common.
 struct Shared {
-    queue: Queue<Event>,
+    engine: Engine<Event>,
     ready: Readiness,
-    counters: Counters,
-    delivered: AtomicU64,
-    attached: Attached,
-    probe_waker: Waker,
-    sweep_waker: Waker,
     /// The handle is being closed.
     ending: AtomicBool,
     /// The probe has ended by itself: errno.
     failed: AtomicI32,
     /// How the start of the probe went, once that is known.
-    started: Mutex<Option<Result<Rung, Error>>>,
+    started: Mutex<Option<Result<(), Error>>>,
     start: Condvar,
 }
 
@@ -73,11 +63,11 @@ pub enum ReadEnd {
 
 impl Sink for Shared {
     fn put_change(&self, event: Event) {
-        self.queue.push_displacing(event);
+        self.engine.queue.push_displacing(event);
     }
 
     fn put_snapshot(&self, event: Event) {
-        self.queue.push_if_room(event);
+        self.engine.queue.push_if_room(event);
     }
 
     fn put_all(&self) {
@@ -99,32 +89,21 @@ impl Watch {
             .map_err(|_| Error::Memory { name: "options->queue_slots", slots: options.queue_slots })?;
         memory::check_for_a_start()?;
         let shared = Arc::new(Shared {
-            queue,
+            engine: Engine::new(queue),
             ready,
-            counters: Counters::default(),
-            delivered: AtomicU64::new(0),
-            attached: Attached::new(),
-            probe_waker: Waker::new(),
-            sweep_waker: Waker::new(),
             ending: AtomicBool::new(false),
             failed: AtomicI32::new(0),
             started: Mutex::new(None),
             start: Condvar::new(),
         });
         // From here on its end is that of all threads that run already.
-        let Options { probe, sweep_interval, queue_slots, logger } = options;
-        let mut watch = Self {
-            shared,
-            rung: None,
-            queue_slots,
-            logger: Arc::clone(&logger),
-            threads: Mutex::new(Vec::with_capacity(2)),
-        };
+        let Options { probe, sweep_interval, logger, .. } = options;
+        let watch = Self { shared, logger: Arc::clone(&logger), threads: Mutex::new(Vec::with_capacity(2)) };
         if probe.states || probe.closes {
             let (shared, logger, settings) = (Arc::clone(&watch.shared), Arc::clone(&logger), probe.clone());
             let body = move || log::with_logger(&logger, || shared.run_probe(&settings));
             lock(&watch.threads).push(spawn("tcpevent-probe", body)?);
-            watch.rung = Some(watch.shared.wait_for_start()?);
+            watch.shared.wait_for_start()?;
         }
         if let Some(interval) = sweep_interval {
             let shared = Arc::clone(&watch.shared);
@@ -148,10 +127,10 @@ impl Watch {
         if shared.ready.take_wake() {
             return Ok(Some(ReadEnd::Woken));
         }
-        let taken = std::iter::from_fn(|| shared.queue.try_pop()).take(count).map(|event| take(&event)).count();
-        shared.delivered.fetch_add(taken as u64, Ordering::Relaxed);
-        if shared.queue.is_empty() {
-            shared.ready.settle(|| shared.queue.is_empty());
+        let taken = std::iter::from_fn(|| shared.engine.queue.try_pop()).take(count).map(|event| take(&event)).count();
+        shared.engine.count_delivered(taken);
+        if shared.engine.queue.is_empty() {
+            shared.ready.settle(|| shared.engine.queue.is_empty());
         }
         if taken > 0 {
             return Ok(Some(ReadEnd::Events(taken)));
@@ -187,17 +166,9 @@ impl Watch {
         self.shared.ready.wake();
     }
 
-    /// All counters, the kernel's as they are now.
+    /// What was seen, and every way in which an event can be lost.
     pub fn statistics(&self) -> WatchStatistics {
-        let shared = &*self.shared;
-        WatchStatistics {
-            counters: shared.counters.read(shared.queue.shed(), &shared.attached.counters()),
-            rung: self.rung,
-            queue_slots: self.queue_slots,
-            queued: shared.queue.len(),
-            delivered: shared.delivered.load(Ordering::Relaxed),
-            tracked: shared.attached.tracked(),
-        }
+        self.shared.engine.statistics()
     }
 
     /// Makes all reads return, now and from now on.
@@ -208,7 +179,7 @@ impl Watch {
 
     /// Closes a forked child's copies of the probe's descriptors. Async-signal-safe.
     pub fn close_fds_in_child(&self) {
-        self.shared.attached.fds.close_in_child();
+        self.shared.engine.close_fds_in_child();
     }
 
     /// Ends all threads, and waits for that.
@@ -216,7 +187,7 @@ impl Watch {
         let shared = &*self.shared;
         shared.ending.store(true, Ordering::SeqCst);
         // Both, in each case.
-        let can_end = shared.probe_waker.wake() & shared.sweep_waker.wake();
+        let can_end = shared.engine.probe_waker.wake() & shared.engine.sweep_waker.wake();
         let threads = std::mem::take(&mut *lock(&self.threads));
         if can_end {
             for thread in threads {
@@ -241,7 +212,7 @@ impl Shared {
         self.ending.load(Ordering::SeqCst)
     }
 
-    fn wait_for_start(&self) -> Result<Rung, Error> {
+    fn wait_for_start(&self) -> Result<(), Error> {
         let mut started = lock(&self.started);
         loop {
             match started.take() {
@@ -251,7 +222,7 @@ impl Shared {
         }
     }
 
-    fn tell_start(&self, result: Result<Rung, Error>) {
+    fn tell_start(&self, result: Result<(), Error>) {
         *lock(&self.started) = Some(result);
         self.start.notify_one();
     }
@@ -259,16 +230,11 @@ impl Shared {
     /// The body of the probe's thread.
     fn run_probe(&self, settings: &ProbeSettings) {
         let is_started = AtomicBool::new(false);
-        let when_reading = |rung| {
+        let when_reading = |_| {
             is_started.store(true, Ordering::SeqCst);
-            self.tell_start(Ok(rung));
+            self.tell_start(Ok(()));
         };
-        let run = || {
-            let streams = StandardStreams::hold();
-            let sleeper = self.probe_waker.sleeper().map_err(no_descriptor)?;
-            let (counters, attached) = (&self.counters, &self.attached);
-            ingest::run(settings, &sleeper, streams, self, counters, attached, when_reading)
-        };
+        let run = || self.engine.run_probe(settings, self, || self.is_ending(), when_reading);
         // Whoever opens the watch, or reads from it, waits for a word in any case.
         let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(Error::Bug { function: "the probe's thread" }));
         match result {
@@ -284,8 +250,6 @@ impl Shared {
 
     /// The body of the sweeping thread.
     fn run_sweeps(&self, interval: Duration, probe: &ProbeSettings) {
-        let (filter, holders) = (&probe.filter, &self.attached.holders);
-        let settings = SweepSettings { interval, naming: Naming::Comm, filter, holders };
-        sweep::run(&self.sweep_waker, || self.is_ending(), &settings, self, &self.counters);
+        self.engine.run_sweeps(interval, Naming::Comm, probe, self, || self.is_ending());
     }
 }
