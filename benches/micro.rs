@@ -5,13 +5,13 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use tcpEvent::api::classic::abi::tcp_event_t;
-use tcpEvent::api::classic::event::ClassicEvent;
-use tcpEvent::config::DEFAULT_SLOTS;
-use tcpEvent::event::{Event, Kind, state};
+use tcpEvent::internals::DEFAULT_SLOTS;
 use tcpEvent::internals::Queue;
+use tcpEvent::internals::classic::abi::tcp_event_t;
+use tcpEvent::internals::classic::event::ClassicEvent;
 use tcpEvent::internals::diag::{Reply, for_each_reply, parse_socket};
 use tcpEvent::internals::record::decode;
+use tcpEvent::{Event, Kind, state};
 
 /// `struct tcp_record` of `bpf/tcp_event.h`, of an IPv4 connection that has ended.
 fn plain_record() -> Vec<u8> {

@@ -56,3 +56,9 @@ pub const MOST_SLOTS: usize = 1 << 20;
 
 /// From sweep to sweep, where nothing else is asked for.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(6200);
+
+/// The least that can be asked for.
+pub const SHORTEST_SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The most.
+pub const LONGEST_SWEEP_INTERVAL: Duration = Duration::from_secs(86_400);

@@ -53,9 +53,9 @@ pub enum Error {
         errno: i32,
     },
     /// An option has a value that it does not take.
-    #[error("options->{name} is {value}: it takes {takes}")]
+    #[error("{name} is {value}: it takes {takes}")]
     Option {
-        /// The field.
+        /// The option.
         name: &'static str,
         /// What it holds.
         value: String,

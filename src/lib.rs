@@ -32,19 +32,35 @@
 //! an import goes the other way, or in a circle.
 #![allow(non_snake_case)]
 
-pub mod api;
-pub mod config;
-pub mod error;
-pub mod event;
+mod api;
+mod config;
+mod error;
+mod event;
 mod ingest;
 mod probe;
 mod queue;
 mod sockets;
 mod sys;
 
-/// What the tests, the benches and the fuzz targets look at beside the interfaces. Nothing here is for programs.
+pub use api::engine::WatchStatistics;
+pub use api::native::{Events, Read, Watch, WatchBuilder};
+pub use config::Rung;
+pub use error::Error;
+pub use event::counters::{Shed, Statistics};
+pub use event::filter::Filter;
+pub use event::{Direction, Event, Failure, Kind, Origin, state};
+pub use sys::log::Level;
+
+/// What the tests, the benches and the fuzz targets look at beside that. Nothing here is for programs.
 #[doc(hidden)]
 pub mod internals {
+    #[cfg(fuzzing)]
+    pub use crate::api::fuzzing;
+    pub mod classic {
+        pub use crate::api::classic::{abi, env, event};
+    }
+    pub use crate::api::handles::types as handles;
+    pub use crate::config::{DEFAULT_SLOTS, MOST_SLOTS};
     pub use crate::ingest::record;
     pub use crate::probe::tracefs;
     pub use crate::queue::{Queue, Queued};

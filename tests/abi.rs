@@ -6,12 +6,12 @@ use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use tcpEvent::api::classic::abi;
+use tcpEvent::internals::classic::abi;
 
 /// The structures of all headers.
 mod types {
-    pub use tcpEvent::api::classic::abi::*;
-    pub use tcpEvent::api::handles::types::*;
+    pub use tcpEvent::internals::classic::abi::*;
+    pub use tcpEvent::internals::handles::*;
 }
 
 struct Structure {

@@ -3,4 +3,4 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| tcpEvent::api::fuzzing::btf(bytes));
+fuzz_target!(|bytes: &[u8]| tcpEvent::internals::fuzzing::btf(bytes));

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcpEvent::event::{Event, Kind};
-use tcpEvent::event::filter::Filter;
+use tcpEvent::{Event, Kind};
+use tcpEvent::Filter;
 
 fuzz_target!(|text: &str| {
     // Not what names files: those are the machine's, and some act when they are opened.

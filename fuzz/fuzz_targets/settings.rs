@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tcpEvent::api::classic::env::Settings;
-use tcpEvent::config::MOST_SLOTS;
+use tcpEvent::internals::classic::env::Settings;
+use tcpEvent::internals::MOST_SLOTS;
 
 const NAMES: [&str; 5] =
     ["TCPEVENT_PROBE", "TCPEVENT_QUEUE", "TCPEVENT_NETLINK_INTERVAL", "TCPEVENT_ON_ERROR", "TCPEVENT_LOG"];

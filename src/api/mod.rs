@@ -1,9 +1,10 @@
-//! What hosts call: the six functions of the library that this one replaces, and those of `tcpevent.h`.
+//! What hosts call: the six functions of the library that this one replaces, those of `tcpevent.h`, and the crate's own API.
 
 mod boundary;
 pub mod classic;
-mod engine;
+pub mod engine;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 pub mod handles;
 mod inet;
+pub mod native;

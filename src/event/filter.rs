@@ -33,25 +33,25 @@ pub struct PortSet(Box<[u8; PortSet::BYTES]>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// `AF_INET` or `AF_INET6`.
-    pub family: Option<u16>,
+    pub(crate) family: Option<u16>,
     /// Owner: thread group ID.
-    pub pid: Option<u32>,
+    pub(crate) pid: Option<u32>,
     /// Owner: user ID.
-    pub uid: Option<u32>,
+    pub(crate) uid: Option<u32>,
     /// Inode number of a network namespace.
-    pub netns: Option<u32>,
+    pub(crate) netns: Option<u32>,
     /// ID of a cgroup.
-    pub cgroup: Option<u64>,
+    pub(crate) cgroup: Option<u64>,
     /// Any of these.
-    pub local_ports: Option<PortSet>,
+    pub(crate) local_ports: Option<PortSet>,
     /// Any of these.
-    pub remote_ports: Option<PortSet>,
+    pub(crate) remote_ports: Option<PortSet>,
     /// Any of these; none is all.
-    pub local_prefixes: Vec<Prefix>,
+    pub(crate) local_prefixes: Vec<Prefix>,
     /// Likewise.
-    pub remote_prefixes: Vec<Prefix>,
+    pub(crate) remote_prefixes: Vec<Prefix>,
     /// Only closes of connections that were never established.
-    pub failed_only: bool,
+    pub(crate) failed_only: bool,
 }
 
 const PREFIX: &str = "an address or prefix, such as 10.0.0.0/8 or 2001:db8::1";
@@ -61,6 +61,15 @@ const NUMBER: &str = "a number";
 const NETNS: &str = "an inode number, self, or the path of a network namespace";
 const CGROUP: &str = "the ID of a cgroup, or the path of its folder below /sys/fs/cgroup";
 const KEYS: &str = "src, dst, sport, dport, family, pid, uid, netns, cgroup or failed";
+
+/// Words as `TCPEVENT_FILTER` takes them: `dport 443,8000-8999 dst 10.0.0.0/8`. See `tcpevent_open` of `tcpevent.h` for all.
+impl FromStr for Filter {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        Self::parse("filter", text)
+    }
+}
 
 impl Filter {
     /// Reads a text. `name` is what the user knows it by, for the error.

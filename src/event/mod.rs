@@ -4,6 +4,10 @@ pub mod counters;
 pub mod endpoint;
 pub mod filter;
 
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 /// What an event stands for. The numbers are those of `TCPEVENT_KIND_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -144,6 +148,35 @@ pub struct Event {
 }
 
 impl Event {
+    /// The address and port of this end.
+    pub fn local(&self) -> SocketAddr {
+        SocketAddr::new(self.address(&self.local_addr), self.local_port)
+    }
+
+    /// The address and port of the other end; of a listening socket, unspecified and 0.
+    pub fn remote(&self) -> SocketAddr {
+        SocketAddr::new(self.address(&self.remote_addr), self.remote_port)
+    }
+
+    /// The owner's name, which is whatever its process says: escape it before it reaches a terminal.
+    pub fn command(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(self.comm.split(|byte| *byte == 0).next().unwrap_or_default())
+    }
+
+    /// When it happened.
+    pub fn time(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_nanos(self.time_ns)
+    }
+
+    fn address(&self, bytes: &[u8; 16]) -> IpAddr {
+        if i32::from(self.family) == libc::AF_INET {
+            let [a, b, c, d, ..] = *bytes;
+            Ipv4Addr::new(a, b, c, d).into()
+        } else {
+            Ipv6Addr::from(*bytes).into()
+        }
+    }
+
     /// An event of which nothing but its kind is known.
     pub const fn of(kind: Kind) -> Self {
         Self {

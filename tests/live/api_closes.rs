@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::Socket;
-use tcpEvent::api::classic::abi::anu_tcp_info;
+use tcpEvent::internals::classic::abi::anu_tcp_info;
 
 use crate::api_network::Network;
 use crate::api_traffic::{

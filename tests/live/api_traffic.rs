@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use socket2::{Domain, SockRef, Socket, Type};
-use tcpEvent::api::classic::abi::anu_tcp_info;
+use tcpEvent::internals::classic::abi::anu_tcp_info;
 
 use crate::consumer::patience;
 use crate::traffic::{Connection, V4, wall_ns};

@@ -21,6 +21,7 @@ mod endpoints;
 mod host;
 mod lifecycle;
 mod names;
+mod native;
 mod old_kernel;
 mod owners;
 mod privileges;

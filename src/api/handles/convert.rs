@@ -50,7 +50,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         // SAFETY: the caller's promise: at least the size can be read.
         let size = unsafe { options.cast::<usize>().read_unaligned() };
         if !(size_of::<usize>()..=MOST_STRUCT_SIZE).contains(&size) {
-            return Err(wrong("size", &size, "sizeof(struct tcpevent_options)"));
+            return Err(wrong("options->size", &size, "sizeof(struct tcpevent_options)"));
         }
         // SAFETY: the caller's promise; a structure of zeroes is valid, as above.
         unsafe { sized::read(options.cast(), size)? }
@@ -62,7 +62,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         events if events & !most_events == 0 => events,
         events => {
             let takes = "TCPEVENT_STATES, TCPEVENT_CLOSES and TCPEVENT_SNAPSHOTS, or-ed";
-            return Err(wrong("events", &events, takes));
+            return Err(wrong("options->events", &events, takes));
         }
     };
     let rung = match options.probe {
@@ -71,29 +71,29 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         TCPEVENT_PROBE_TP_BTF => Some(Rung::TpBtf),
         TCPEVENT_PROBE_TRACEPOINT => Some(Rung::Tracepoint),
         other => {
-            return Err(wrong("probe", &other, "TCPEVENT_PROBE_AUTO, _KPROBE, _TP_BTF or _TRACEPOINT"));
+            return Err(wrong("options->probe", &other, "TCPEVENT_PROBE_AUTO, _KPROBE, _TP_BTF or _TRACEPOINT"));
         }
     };
     let queue_slots = match options.queue_slots as usize {
         0 => DEFAULT_SLOTS,
         slots if slots <= MOST_SLOTS => slots,
-        slots => return Err(wrong("queue_slots", &slots, "1 to 1048576, or 0 for 1024")),
+        slots => return Err(wrong("options->queue_slots", &slots, "1 to 1048576, or 0 for 1024")),
     };
     let sweep_interval = match options.snapshot_interval_ms {
         0 => SWEEP_INTERVAL,
         100..=86_400_000 => Duration::from_millis(options.snapshot_interval_ms.into()),
-        other => return Err(wrong("snapshot_interval_ms", &other, "100 to 86400000, or 0 for 6200")),
+        other => return Err(wrong("options->snapshot_interval_ms", &other, "100 to 86400000, or 0 for 6200")),
     };
     // SAFETY: the caller's promise.
-    let filter = match unsafe { text("filter", options.filter)? } {
+    let filter = match unsafe { text("options->filter", options.filter)? } {
         Some(text) => Filter::parse("options->filter", text)?,
         None => Filter::default(),
     };
     // SAFETY: the caller's promise.
-    let btf = match unsafe { text("btf_path", options.btf_path)? } {
+    let btf = match unsafe { text("options->btf_path", options.btf_path)? } {
         Some(path) if !files::is_readable_btf(Path::new(path)) => {
             // As a text, so that the error stays one line.
-            return Err(wrong("btf_path", &format!("{path:?}"), "the path of a readable BTF file, or NULL"));
+            return Err(wrong("options->btf_path", &format!("{path:?}"), "the path of a readable BTF file, or NULL"));
         }
         path => path.map(PathBuf::from),
     };
@@ -101,11 +101,17 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         0 | TCPEVENT_LOG_WARN => Some(Level::Warn),
         TCPEVENT_LOG_INFO => Some(Level::Info),
         TCPEVENT_LOG_DEBUG => Some(Level::Debug),
-        other => return Err(wrong("log_level", &other, "TCPEVENT_LOG_WARN, TCPEVENT_LOG_INFO or TCPEVENT_LOG_DEBUG")),
+        other => {
+            return Err(wrong(
+                "options->log_level",
+                &other,
+                "TCPEVENT_LOG_WARN, TCPEVENT_LOG_INFO or TCPEVENT_LOG_DEBUG",
+            ));
+        }
     };
     let most = most.filter(|_| options.log.is_some());
     if options.reserved != 0 {
-        return Err(wrong("reserved", &options.reserved, "0"));
+        return Err(wrong("options->reserved", &options.reserved, "0"));
     }
     let (log, context) = (options.log, Context(options.log_context));
     let write = move |level: Level, line: &CStr| {

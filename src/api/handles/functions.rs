@@ -35,6 +35,7 @@ use crate::sys::per_thread;
 /// `options->filter` is a text of words, `dst 10.0.0.0/8,2001:db8::/32 dport 443 failed` for example. An event must
 /// fit all that is named; of several values, with commas between them or the word given again, any one will do:
 ///
+/// ```text
 ///     src, dst      local, remote addresses or prefixes. An IPv4 one fits the ::ffff: form too, ::/0 no IPv4
 ///     sport, dport  local, remote ports, or ranges as in 8000-8999
 ///     family        inet or inet6
@@ -42,6 +43,7 @@ use crate::sys::per_thread;
 ///     netns         one network namespace: its inode number, self, or a path such as /run/netns/NAME
 ///     cgroup        one cgroup: its ID, or its folder below /sys/fs/cgroup. Those in it do not count
 ///     failed        (alone) only closes of connections that were never established
+/// ```
 ///
 /// The kernel leaves out what does not fit, so that it costs next to nothing; but for snapshots, and for owners that are
 /// found by inode.

@@ -3,6 +3,6 @@
 mod convert;
 pub mod functions;
 mod sized;
-mod table;
+pub(super) mod table;
 pub mod types;
-mod watch;
+pub(super) mod watch;

@@ -1,0 +1,43 @@
+//! Prints each connection of this host as it ends. Run it as root: `cargo run --release --example watch`.
+//!
+//! Words behind it are a filter: `cargo run --release --example watch -- dport 443 failed`.
+
+use std::io::Error as IoError;
+use std::process::ExitCode;
+
+use tcpEvent::{Event, Failure, Filter, Watch};
+
+/// A name is whatever its process says it is: escape sequences must not reach the terminal.
+fn printable(name: &str) -> String {
+    name.chars().flat_map(|c| if c.is_ascii_graphic() { vec![c] } else { c.escape_default().collect() }).collect()
+}
+
+fn print(event: &Event) {
+    let name = printable(&event.command());
+    print!("{name}[{}] {} -> {}", event.pid, event.local(), event.remote());
+    match event.failure {
+        Failure::None => println!("  received {}, sent {}", event.payload_received, event.payload_sent),
+        Failure::GivenUp => println!("  given up"),
+        Failure::Network => println!("  failed: {}", IoError::from_raw_os_error(event.error)),
+    }
+}
+
+fn watch(filter: &str) -> Result<(), tcpEvent::Error> {
+    let filter: Filter = filter.parse()?;
+    let watch = Watch::builder().closes().filter(filter).open()?;
+    for event in watch.events() {
+        print(&event?);
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match watch(&words.join(" ")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("watch: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
