@@ -164,9 +164,8 @@ fn listing(criterion: &mut Criterion) {
             || Queue::new(DEFAULT_SLOTS).expect("memory"),
             |queue| {
                 for_each_reply(black_box(&datagram), SEQUENCE, |reply| {
-                    if let Reply::Socket(payload) = reply
-                        && let Some(event) = parse_socket(payload)
-                    {
+                    let Reply::Socket(payload) = reply else { return };
+                    if let Some(event) = parse_socket(payload) {
                         assert_eq!(event.kind, Kind::Snapshot);
                         queue.push_if_room(ClassicEvent::from(&event));
                     }

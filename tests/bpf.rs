@@ -52,7 +52,7 @@ fn programs_for_old_kernels_are_made_of_instructions_that_those_know() {
         let open = open(object);
         assert_eq!(open.progs().count(), programs);
         for program in open.progs() {
-            let name = program.name().display();
+            let name = program.name().to_string_lossy();
             let instructions = program.insns();
             assert!((2..=MOST_INSTRUCTIONS).contains(&instructions.len()), "{name} has {}", instructions.len());
             let mut at = 0;
@@ -71,12 +71,12 @@ fn maps_for_old_kernels_are_of_kinds_that_those_know() {
         assert!(open.maps().count() >= 5);
         // Among them would be those of global variables, which are arrays with a flag.
         for map in open.maps() {
-            let name = map.name().display();
+            let name = map.name().to_string_lossy();
             let kinds =
                 [MapType::Hash, MapType::LruHash, MapType::Array, MapType::PercpuArray, MapType::PerfEventArray];
             assert!(kinds.contains(&map.map_type()), "{name} is a {:?}", map.map_type());
             assert_eq!(map.map_flags(), 0, "{name}");
-            assert!(!name.to_string().contains('.'), "{name} is one of variables");
+            assert!(!name.contains('.'), "{name} is one of variables");
         }
     }
 }

@@ -120,7 +120,7 @@ impl Program {
 
     fn interrupt(&self) {
         // SAFETY: a signal to a child of this process, which is not reaped yet.
-        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGINT) };
+        unsafe { libc::kill(self.child.id().try_into().unwrap(), libc::SIGINT) };
     }
 
     fn end(self) -> Ended {
@@ -533,7 +533,7 @@ fn tcp_watch_ends_well_when_it_is_told_to_whether_it_waits_or_not() {
         let mut program = Program::start(command);
         program.wait_for_a_line();
         // SAFETY: a signal to a child of this process, which is not reaped yet.
-        unsafe { libc::kill(program.child.id().cast_signed(), signal) };
+        unsafe { libc::kill(program.child.id().try_into().unwrap(), signal) };
         let ended = if number == 2 { program.end_while(connect_once) } else { program.end() };
         ended.well();
     }

@@ -124,7 +124,7 @@ fn a_consumer_that_is_interrupted_while_it_dequeues_has_no_memory_error() {
             });
             thread::sleep(delay);
             // SAFETY: a signal to a child of this process, which is not reaped yet.
-            unsafe { libc::kill(watched.consumer.pid().cast_signed(), libc::SIGINT) };
+            unsafe { libc::kill(watched.consumer.pid().try_into().unwrap(), libc::SIGINT) };
             interrupted.store(true, Ordering::Relaxed);
         });
         watched.consumer.expect("handler");

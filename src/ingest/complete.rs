@@ -77,10 +77,8 @@ impl<'run> Completer<'run> {
 
     /// No process was seen to act on the endpoint: whoever holds its inode is the owner.
     fn find_owner(&mut self, event: &mut Event, inode: u64) {
-        if inode != 0
-            && let Some(pid) = self.holder(inode)
-            && let Some((comm, uid)) = holders::read_identity(pid)
-        {
+        let holder = if inode == 0 { None } else { self.holder(inode) };
+        if let Some((pid, (comm, uid))) = holder.and_then(|pid| Some((pid, holders::read_identity(pid)?))) {
             event.pid = pid;
             event.uid = uid;
             event.comm = comm;
@@ -91,10 +89,9 @@ impl<'run> Completer<'run> {
     }
 
     fn holder(&mut self, inode: u64) -> Option<u32> {
-        if let Some((read, owners)) = &self.owners
-            && read.elapsed() < OWNERS_AGE
-        {
-            return owners.holder(inode);
+        match &self.owners {
+            Some((read, owners)) if read.elapsed() < OWNERS_AGE => return owners.holder(inode),
+            _ => {}
         }
         match Owners::find(self.completion.holders) {
             Ok(owners) => {

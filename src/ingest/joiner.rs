@@ -130,15 +130,18 @@ impl Joiner {
     /// Notes one that does not wait any more. The oldest is forgotten where there are too many.
     fn remember(&mut self, endpoint: Endpoint) {
         self.late.push_back(endpoint);
-        if self.late.len() > MOST_LATE
-            && let Some(oldest) = self.late.pop_front()
-            && let Some(unheard) = self.by_endpoint.get_mut(&oldest)
-            && unheard.waiting.is_none()
-        {
-            unheard.count -= 1;
-            if unheard.count == 0 {
-                self.by_endpoint.remove(&oldest);
+        if self.late.len() <= MOST_LATE {
+            return;
+        }
+        let Some(oldest) = self.late.pop_front() else { return };
+        match self.by_endpoint.get_mut(&oldest) {
+            Some(unheard) if unheard.waiting.is_none() => {
+                unheard.count -= 1;
+                if unheard.count == 0 {
+                    self.by_endpoint.remove(&oldest);
+                }
             }
+            _ => {}
         }
     }
 }

@@ -65,7 +65,7 @@ impl Fitting {
             match (instruction.code, self.rdonly_cast) {
                 (CALL, Some(function)) if instruction.imm == RDONLY_CAST => {
                     instruction.set_src_reg(PSEUDO_KFUNC_CALL);
-                    instruction.imm = function.cast_signed();
+                    instruction.imm = immediate(function);
                 }
                 // It fails, then.
                 (CALL, _)
@@ -166,6 +166,11 @@ fn instruction(code: u8, dst: u8, src: u8, off: i16, imm: i32) -> bpf_insn {
     instruction
 }
 
+/// An ID as the signed number that an instruction holds.
+fn immediate(id: u32) -> i32 {
+    i32::from_ne_bytes(id.to_ne_bytes())
+}
+
 const EXIT: u8 = 0x95;
 /// To where the frame pointer, register 10, points.
 const STORE_64: u8 = 0x7a;
@@ -175,8 +180,8 @@ pub(super) fn can_cast(function: u32, to: u32) -> bool {
     const COMPARE_AND_EXCHANGE: i32 = 0xf1;
     is_taken(&[
         instruction(MOV_64, 1, 0, 0, 0),
-        instruction(MOV_64, 2, 0, 0, to.cast_signed()),
-        instruction(CALL, 0, PSEUDO_KFUNC_CALL, 0, function.cast_signed()),
+        instruction(MOV_64, 2, 0, 0, immediate(to)),
+        instruction(CALL, 0, PSEUDO_KFUNC_CALL, 0, immediate(function)),
         instruction(STORE_64, 10, 0, -8, 0),
         instruction(MOV_64, 0, 0, 0, 0),
         instruction(MOV_64, 1, 0, 0, 1),

@@ -71,12 +71,14 @@ impl<'obj> Probe<'obj> {
 }
 
 /// Places for the objects that [`Probe::attach`] makes.
-pub struct Places([MaybeUninit<OpenObject>; Rung::LADDER.len() * Extras::LADDER.len()]);
+pub struct Places([MaybeUninit<OpenObject>; Self::COUNT]);
 
 impl Places {
+    const COUNT: usize = Rung::LADDER.len() * Extras::LADDER.len();
+
     /// All empty.
     pub fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; _])
+        Self([const { MaybeUninit::uninit() }; Self::COUNT])
     }
 }
 

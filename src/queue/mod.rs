@@ -70,11 +70,11 @@ impl<E: Queued> Queue<E> {
     pub fn push_displacing(&self, event: E) -> u64 {
         let mut inner = self.lock();
         let mut shed = 0;
-        if inner.events.len() >= self.slots
-            && let Some(oldest) = inner.events.pop_front()
-        {
-            inner.shed.count(oldest.kind());
-            shed = 1;
+        if inner.events.len() >= self.slots {
+            if let Some(oldest) = inner.events.pop_front() {
+                inner.shed.count(oldest.kind());
+                shed = 1;
+            }
         }
         inner.events.push_back(event);
         shed

@@ -131,7 +131,7 @@ impl Waited {
 
 /// epoll_ctl(2), for reading.
 fn control(epoll: &impl AsRawFd, operation: libc::c_int, fd: &OwnFd) -> io::Result<()> {
-    let mut event = libc::epoll_event { events: libc::EPOLLIN.cast_unsigned(), u64: 0 };
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
     // SAFETY: a valid event. Any number may be given for a descriptor.
     let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }

@@ -71,10 +71,8 @@ impl Listener {
                 Err(_) => return,
             }
             diag::for_each_reply(&self.buffer, 0, |reply| {
-                if let Reply::Socket(payload) = reply
-                    && let Some(destroyed) = diag::parse_destroyed(payload)
-                {
-                    each(destroyed);
+                if let Reply::Socket(payload) = reply {
+                    diag::parse_destroyed(payload).into_iter().for_each(&mut each);
                 }
             });
         }

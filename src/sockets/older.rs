@@ -69,9 +69,10 @@ impl OlderEndpoints {
         let endpoint = Endpoint::of(event);
         let holder =
             if event.new_state == state::CLOSE { self.0.remove(&endpoint) } else { self.0.get(&endpoint).copied() };
-        if let Some(Holder { pid, uid, comm }) = holder
-            && event.origin == Origin::Guess
-        {
+        if event.origin != Origin::Guess {
+            return;
+        }
+        if let Some(Holder { pid, uid, comm }) = holder {
             (event.pid, event.uid, event.comm, event.origin) = (pid, uid, comm, Origin::Inode);
         }
     }

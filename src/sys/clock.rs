@@ -54,7 +54,7 @@ impl WallClock {
                 let before = read(libc::CLOCK_MONOTONIC);
                 let wall = read(libc::CLOCK_REALTIME);
                 let after = read(libc::CLOCK_MONOTONIC);
-                (after - before, wall - i128::midpoint(before, after))
+                (after - before, wall - (before + after) / 2)
             })
             .min()
             .expect("READS is not 0");

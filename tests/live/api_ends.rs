@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::api_network::Network;
 use crate::api_traffic::{begin_connect, set_option, tcp_socket};
 use crate::api_watcher::{CLOSES, ERROR_UNKNOWN, Event, FAILED, GIVEN_UP, UNCOUNTED, Watcher};
-use crate::consumer::{is_beyond_the_rung, patience, rung_is_tracepoint, turn};
+use crate::consumer::{is_beyond_the_rung, patience, pipe, rung_is_tracepoint, turn};
 use crate::traffic::{Connection, V4, set_linger_0};
 
 /// Sequence number of the next byte that a connection will send.
@@ -344,7 +344,7 @@ fn send_file(client: &TcpStream, file: &fs::File) -> usize {
 }
 
 fn splice(client: &TcpStream, file: &fs::File) -> usize {
-    let (reader, writer) = std::io::pipe().unwrap();
+    let (reader, writer) = pipe();
     let null = std::ptr::null_mut();
     let mut sent = 0;
     loop {
@@ -399,7 +399,7 @@ fn a_connection_that_is_repaired_counts_from_then_on() {
     socket.bind(&local.into()).unwrap();
     for (queue, sequence) in [1, 2].into_iter().zip(sequences) {
         set_option(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, queue);
-        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ, sequence.cast_signed());
+        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ, i32::from_ne_bytes(sequence.to_ne_bytes()));
     }
     socket.connect(&remote.into()).unwrap();
     set_option(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, 0);

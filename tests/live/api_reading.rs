@@ -194,7 +194,7 @@ fn wait_until_it_waits(pid: u32) {
 
 fn send(pid: u32, signal: i32) {
     // SAFETY: a signal to a child of this process, which is not reaped yet.
-    assert_eq!(unsafe { libc::kill(pid.cast_signed(), signal) }, 0);
+    assert_eq!(unsafe { libc::kill(pid.try_into().unwrap(), signal) }, 0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -53,6 +54,16 @@ pub fn is_beyond_the_rung(what: &str) -> bool {
         eprintln!("skipped: a plain tracepoint does not tell {what}");
     }
     is_beyond
+}
+
+/// The ends to read from and to write to. (`std::io::pipe` is of Rust 1.87.)
+pub fn pipe() -> (OwnedFd, OwnedFd) {
+    let mut ends = [-1; 2];
+    // SAFETY: room for two descriptors, which are owned here alone.
+    unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    }
 }
 
 /// Whether the kernel has kprobes.

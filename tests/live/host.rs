@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, c_program, library, patience, slowness, soak, turn};
+use crate::consumer::{Consumer, c_program, library, patience, pipe, slowness, soak, turn};
 use crate::traffic::{Connection, V4};
 
 /// Runs `tests/c/host.c` in one of its modes.
@@ -212,8 +212,8 @@ fn a_full_disk_or_a_full_pipe_behind_stderr_changes_nothing() {
     let _turn = turn();
     let full = Stdio::from(File::options().write(true).open("/dev/full").unwrap());
     // Nobody reads this pipe, and the debug log fills it at once.
-    let (_unread, pipe) = std::io::pipe().unwrap();
-    for stderr in [full, Stdio::from(pipe)] {
+    let (_unread, writer) = pipe();
+    for stderr in [full, Stdio::from(writer)] {
         let mut command = Command::new(c_program("consumer"));
         command.env("TCPEVENT_LOG", "debug").env("TCPEVENT_NETLINK_INTERVAL", "0.1");
         let mut consumer = Consumer::with_stderr(command, stderr);
@@ -233,12 +233,12 @@ fn a_full_disk_or_a_full_pipe_behind_stderr_changes_nothing() {
 #[test]
 fn a_reader_of_stderr_that_is_gone_does_not_kill_the_host() {
     let _turn = turn();
-    let (reader, pipe) = std::io::pipe().unwrap();
+    let (reader, writer) = pipe();
     drop(reader);
     let mut command = Command::new(c_program("consumer"));
     // Rust's children ignore no signal: SIGPIPE would kill it.
     command.env("TCPEVENT_LOG", "debug").env("TCPEVENT_NETLINK_INTERVAL", "0");
-    let mut consumer = Consumer::with_stderr(command, Stdio::from(pipe));
+    let mut consumer = Consumer::with_stderr(command, Stdio::from(writer));
     consumer.start();
     // From a thread of the host too.
     consumer.tell("add");

@@ -143,7 +143,7 @@ fn cleanup_in_a_signal_handler_on_the_thread_that_dequeues() {
         consumer.expect("ready");
         std::thread::sleep(Duration::from_millis(delay));
         // SAFETY: a signal to a child of this process, which is not reaped yet.
-        unsafe { libc::kill(consumer.pid().cast_signed(), libc::SIGINT) };
+        unsafe { libc::kill(consumer.pid().try_into().unwrap(), libc::SIGINT) };
         consumer.expect("handler");
         assert_eq!(consumer.expect("status"), "status 0");
         assert_eq!(consumer.wait(), Some(2), "{:?}", consumer.stderr());

@@ -287,7 +287,7 @@ fn records_that_find_the_ring_full_are_counted() {
 pub fn check_lost_records(mut consumer: Consumer) {
     let connections = NumberedConnections::new();
     // The whole process stands still: the ring of 1 MiB holds 1 MiB / 120 bytes = 8738 records.
-    let pid = consumer.pid().cast_signed();
+    let pid = libc::pid_t::try_from(consumer.pid()).unwrap();
     // SAFETY: signals to a child that is not reaped yet.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
     let stopped = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ");

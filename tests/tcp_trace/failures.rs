@@ -244,7 +244,8 @@ fn what_is_lost_is_counted() {
         made += 1;
         net.refuse(made);
         let address = net.address(made).to_string();
-        while !is_last_told && let Some(line) = monitor.line_within(Duration::from_millis(100)) {
+        while !is_last_told {
+            let Some(line) = monitor.line_within(Duration::from_millis(100)) else { break };
             is_last_told = line.contains(&address) && line.contains("TCP failure");
             lines.push(line);
         }

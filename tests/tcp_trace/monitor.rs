@@ -279,7 +279,7 @@ pub fn whole_lines(bytes: &[u8]) -> Option<Vec<String>> {
 
 pub fn signal_process(pid: u32, signal: i32) {
     // SAFETY: a signal to a child of this process, which is not reaped yet.
-    assert_eq!(unsafe { libc::kill(pid.cast_signed(), signal) }, 0);
+    assert_eq!(unsafe { libc::kill(pid.try_into().unwrap(), signal) }, 0);
 }
 
 /// What the program leaves.

@@ -59,9 +59,8 @@ impl Settings {
         let mut settings = Self::default();
         let mut errors = Vec::new();
         let mut take = |name, takes, set: &mut dyn FnMut(&str) -> Option<()>| {
-            if let Some(value) = lookup(name).filter(|value| !value.is_empty())
-                && set(&value).is_none()
-            {
+            let value = lookup(name).filter(|value| !value.is_empty());
+            if let Some(value) = value.filter(|value| set(value).is_none()) {
                 errors.push(Error::Setting { name, value, takes });
             }
         };

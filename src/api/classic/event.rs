@@ -88,7 +88,7 @@ fn format_address(family: u16, addr: &[u8; 16]) -> [c_char; TEXT_LEN] {
 fn format_comm(comm: [u8; COMM_LEN]) -> [c_char; TEXT_LEN] {
     let mut text = [0; TEXT_LEN];
     for (to, from) in text.iter_mut().zip(comm.iter().take_while(|byte| **byte != 0)) {
-        *to = from.cast_signed();
+        *to = c_char::from_ne_bytes([*from]);
     }
     text
 }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     fn text(chars: &[c_char]) -> Vec<u8> {
-        chars.iter().take_while(|c| **c != 0).map(|c| c.cast_unsigned()).collect()
+        chars.iter().take_while(|c| **c != 0).flat_map(|c| c.to_ne_bytes()).collect()
     }
 
     #[test]

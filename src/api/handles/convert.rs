@@ -160,7 +160,7 @@ impl tcpevent_event {
         let mut comm = [0; 16];
         // The last byte stays 0: the kernel's names are shorter.
         for (to, from) in comm[..15].iter_mut().zip(event.comm) {
-            *to = from.cast_signed();
+            *to = c_char::from_ne_bytes([from]);
         }
         Self {
             size: u32::try_from(room.min(size_of::<Self>())).unwrap_or(0),

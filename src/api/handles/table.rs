@@ -124,12 +124,17 @@ fn slot_of(handle: usize) -> (&'static Slot, usize) {
     (&TABLE[handle % SLOTS], handle >> SLOT_BITS)
 }
 
+/// A slot's generation is odd while a handle is open in it.
+fn is_open(generation: usize) -> bool {
+    generation % 2 == 1
+}
+
 /// The watch behind a handle; `None` where it is not open. Async-signal-safe, as is the end of its use.
 pub fn get_in_handler(handle: usize) -> Option<InUse> {
     let (slot, generation) = slot_of(handle);
     slot.users.fetch_add(1, Ordering::SeqCst);
     // From here on it is counted, and counted out in each case.
-    if generation.is_multiple_of(2) || slot.generation.load(Ordering::SeqCst) != generation {
+    if !is_open(generation) || slot.generation.load(Ordering::SeqCst) != generation {
         slot.users.fetch_sub(1, Ordering::SeqCst);
         return None;
     }
@@ -151,7 +156,7 @@ const LONGEST_USE: Duration = Duration::from_secs(2);
 /// its place stay taken for good.
 pub fn remove(handle: usize) -> Result<(), Error> {
     let (slot, generation) = slot_of(handle);
-    if generation.is_multiple_of(2)
+    if !is_open(generation)
         || slot.generation.compare_exchange(generation, generation + 1, Ordering::SeqCst, Ordering::SeqCst).is_err()
     {
         return Err(NOT_OPEN);
