@@ -3,6 +3,7 @@
 #   make                 the release library, the examples and the monitor tcp_trace, in build/
 #   make demo            the same, and the demonstration (as root)
 #   make install PREFIX=/usr/local DESTDIR=/tmp/package
+#   make install REALTIMEKQL=/opt/RealTimeKql
 
 PREFIX  ?= /opt/RealTimeKql
 DESTDIR ?=
@@ -11,6 +12,8 @@ IF_ROOT      := $(if $(DESTDIR)$(filter 0,$(shell id -u)),yes)
 UNITDIR      ?= $(if $(IF_ROOT),/usr/local/lib/systemd/system)
 LOGROTATEDIR ?= $(if $(IF_ROOT),/etc/logrotate.d)
 DEFAULTDIR   ?= $(if $(IF_ROOT),/etc/default)
+# The folder of RealTimeKql, which looks for the library there, by the name event.so; empty: no link is made.
+REALTIMEKQL  ?=
 CFLAGS  ?= -O2
 CARGO   ?= cargo
 
@@ -113,6 +116,10 @@ install: ## install into $(DESTDIR)$(PREFIX)
 	install -m 644 $(TRACE_ALL) $(ROOT)/share/tcpEvent/$(TRACE)
 	printf '%s\n' "$$PKG_CONFIG_FILE" >$(ROOT)/lib/pkgconfig/tcpEvent.pc
 	chmod 644 $(ROOT)/lib/pkgconfig/tcpEvent.pc
+ifneq ($(REALTIMEKQL),)
+	@[ -h $(EVENT) ] || [ ! -e $(EVENT) ] || { echo "$(EVENT) is there and is no link: move it away" >&2; exit 1; }
+	ln -sfn $(PREFIX)/lib/libtcpEvent.so $(EVENT)
+endif
 ifneq ($(UNITDIR),)
 	install -d $(DESTDIR)$(UNITDIR)
 	sed 's|@PREFIX@|$(PREFIX)|g' $(TRACE)/tcp_trace.service >$(UNIT)
@@ -131,6 +138,9 @@ uninstall: ## remove what install put there, and the folders that are then empty
 	rm -f $(ROOT)/lib/libtcpEvent.so $(ROOT)/lib/pkgconfig/tcpEvent.pc $(HEADERS:%=$(ROOT)/%) \
 		$(PROGRAMS:build/%=$(ROOT)/bin/%) $(EXAMPLES:%=$(ROOT)/share/tcpEvent/examples/%.c) \
 		$(TRACE_ALL:%=$(ROOT)/share/tcpEvent/%) $(if $(UNITDIR),$(UNIT)) $(if $(LOGROTATEDIR),$(ROTATION))
+ifneq ($(REALTIMEKQL),)
+	@[ ! -h $(EVENT) ] || rm -f $(EVENT)
+endif
 ifneq ($(DEFAULTDIR),)
 	@! cmp -s $(TRACE)/tcp_trace.default $(DEFAULTS) || rm -f $(DEFAULTS)
 	@[ ! -e $(DEFAULTS) ] || echo "$(DEFAULTS) was edited, and stays"
@@ -141,6 +151,7 @@ ROOT = $(DESTDIR)$(PREFIX)
 INSTALL_DIRS = $(ROOT)/lib/pkgconfig $(ROOT)/lib $(ROOT)/include $(ROOT)/bin $(ROOT)/share/tcpEvent/$(TRACE) \
 	$(ROOT)/share/tcpEvent/examples $(ROOT)/share/tcpEvent
 UNIT     = $(DESTDIR)$(UNITDIR)/tcp_trace.service
+EVENT    = $(DESTDIR)$(REALTIMEKQL)/event.so
 ROTATION = $(DESTDIR)$(LOGROTATEDIR)/tcp_trace
 DEFAULTS = $(DESTDIR)$(DEFAULTDIR)/tcp_trace
 # What is above them is the system's, or a package's.

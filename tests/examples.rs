@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, Stdio};
+use std::process::{self, Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -664,6 +664,98 @@ fn a_consumer_in_the_style_of_the_references_own_needs_no_change() {
     let ended = program.end();
     assert_eq!((ended.status, ended.errors.as_str()), (Some(libc::SIGINT), ""));
     assert_eq!(ended.lines.last().map(String::as_str), Some("interrupted by signal 2"));
+}
+
+/// `make install` or `make uninstall` below a folder, for an application that is in `app` there.
+fn make(target: &str, folder: &Path) -> Output {
+    Command::new("make")
+        .current_dir(root())
+        .args(["--no-print-directory", target, "UNITDIR=", "LOGROTATEDIR=", "DEFAULTDIR="])
+        .arg(format!("PREFIX={}", folder.join("prefix").display()))
+        .arg(format!("REALTIMEKQL={}", folder.join("app").display()))
+        .env_remove("MAKEFLAGS")
+        .output()
+        .unwrap()
+}
+
+/// A new folder with an empty `app` in it.
+fn application(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(folder.join("app")).unwrap();
+    folder
+}
+
+#[test]
+fn a_reader_in_the_style_of_real_time_kql_finds_the_library_as_event_and_reads_every_field_right() {
+    built("tcp_table");
+    let folder = application("real_time_kql");
+    let (program, link) = (folder.join("app/Reader.exe"), folder.join("app/event.so"));
+    let status = Command::new("mcs")
+        .current_dir(root())
+        .args(["-warnaserror", "tests/cs/Reader.cs"])
+        .arg(format!("-out:{}", program.display()))
+        .status()
+        .expect("mcs runs: apt-get install mono-mcs");
+    assert!(status.success(), "tests/cs/Reader.cs does not compile");
+    let installed = make("install", &folder);
+    assert!(installed.status.success(), "{installed:?}");
+    // Mono looks for the name as it is, .NET with the suffix.
+    std::os::unix::fs::symlink(&link, folder.join("app/event")).unwrap();
+
+    let _turn = turn();
+    // As for the reader itself, there are snapshots: of a connection that is open throughout.
+    let mut held = Connection::open(V4(), V4());
+    held.send_up(7000);
+    let end = folder.join("end");
+    let mut command = watcher("mono");
+    command.current_dir("/").arg(program).arg(&end).env("TCPEVENT_NETLINK_INTERVAL", "0.5");
+    let mut reader = Program::start(command);
+    let (client, server) = held.ports();
+    let ends = [(client, server), (server, client)];
+    let is_snapshot = ends.map(|(local, remote)| {
+        let mark = format!("\t2\t{local}\t{remote}\t");
+        move |line: &str| line.contains(&mark)
+    });
+    let snapshots = reader.lines_until_all(&is_snapshot);
+    let own = process::id();
+    for ((is_snapshot, (local, remote)), figures) in is_snapshot.iter().zip(ends).zip(["0\t7000", "7000\t0"]) {
+        let line = snapshots.iter().find(|line| is_snapshot(line)).unwrap();
+        let (time, rest) = line.split_once('\t').unwrap();
+        assert!(time.parse::<u64>().unwrap() <= wall_ns(), "{line}");
+        assert!(rest.starts_with(&format!("{own}\t0\t{figures}\t")), "{line}");
+        assert!(
+            rest.contains(&format!("\t2\t{local}\t{remote}\t")) && rest.ends_with("\t127.0.0.1\t127.0.0.1"),
+            "{line}"
+        );
+    }
+
+    // By now the probe has been attached for long.
+    let known = Known::make(V4(), &own_comm());
+    let lines = reader.lines_until_all(&known.are_rows());
+    known.check(&lines);
+    let known = Known::make(V6(), &own_comm());
+    let lines = reader.lines_until_all(&known.are_rows());
+    known.check(&lines);
+
+    // Both of its threads are in the library.
+    fs::write(end, "").unwrap();
+    reader.end().well();
+    assert!(make("uninstall", &folder).status.success());
+    assert!(fs::symlink_metadata(&link).is_err() && folder.join("app/event").is_symlink());
+}
+
+#[test]
+fn installation_makes_no_link_over_a_file_and_takes_none_away_that_is_not_its_own() {
+    built("tcp_table");
+    let folder = application("real_time_kql_file");
+    let file = folder.join("app/event.so");
+    fs::write(&file, "another library").unwrap();
+    let refused = make("install", &folder);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("event.so is there and is no link"), "{refused:?}");
+    assert!(make("uninstall", &folder).status.success());
+    assert_eq!(fs::read_to_string(&file).unwrap(), "another library");
 }
 
 #[test]
