@@ -2,6 +2,7 @@
 //! (`api/classic/env.rs`) or a caller's options (`api/handles`).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::filter::Filter;
@@ -39,7 +40,7 @@ pub struct ProbeSettings {
     /// The kernel's types, for a kernel without its own.
     pub btf: Option<PathBuf>,
     /// Which events are wanted.
-    pub filter: Filter,
+    pub filter: Arc<Filter>,
     /// Whether all that is known of an event is wanted, or just what the classic functions tell.
     pub detailed: bool,
     /// Whether changes of state are wanted. They come detailed only.

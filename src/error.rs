@@ -82,6 +82,12 @@ pub enum Error {
         /// What it holds.
         slots: usize,
     },
+    /// There is no memory for what a caller asks for.
+    #[error("there is no memory for {what}: ask for less, or raise the limit (ulimit -v, ulimit -d)")]
+    NoMemory {
+        /// What that is.
+        what: &'static str,
+    },
     /// The host has closed what was not its own.
     #[error("the host has closed descriptors of this library (close_range, say), or put others in their place: {lost}")]
     Descriptors {
@@ -120,7 +126,7 @@ impl Error {
         match self {
             Self::Setting { .. } | Self::Filter { .. } | Self::FilterEnd { .. } | Self::Option { .. } => libc::EINVAL,
             Self::Argument { errno, .. } | Self::Probe { errno, .. } => *errno,
-            Self::Memory { .. } => libc::ENOMEM,
+            Self::Memory { .. } | Self::NoMemory { .. } => libc::ENOMEM,
             Self::Running => libc::EBUSY,
             Self::Bug { .. } | Self::Descriptors { .. } => libc::EIO,
             Self::System { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),

@@ -720,13 +720,13 @@ fn a_reader_in_the_style_of_real_time_kql_finds_the_library_as_event_and_reads_e
     let snapshots = reader.lines_until_all(&is_snapshot);
     let own = process::id();
     for ((is_snapshot, (local, remote)), figures) in is_snapshot.iter().zip(ends).zip(["0\t7000", "7000\t0"]) {
-        let line = snapshots.iter().find(|line| is_snapshot(line)).unwrap();
-        let (time, rest) = line.split_once('\t').unwrap();
-        assert!(time.parse::<u64>().unwrap() <= wall_ns(), "{line}");
-        assert!(rest.starts_with(&format!("{own}\t0\t{figures}\t")), "{line}");
+        let snapshot = snapshots.iter().find(|line| is_snapshot(line)).unwrap();
+        let (time, rest) = snapshot.split_once('\t').unwrap();
+        assert!(time.parse::<u64>().unwrap() <= wall_ns(), "{snapshot}");
+        assert!(rest.starts_with(&format!("{own}\t0\t{figures}\t")), "{snapshot}");
         assert!(
             rest.contains(&format!("\t2\t{local}\t{remote}\t")) && rest.ends_with("\t127.0.0.1\t127.0.0.1"),
-            "{line}"
+            "{snapshot}"
         );
     }
 

@@ -81,7 +81,7 @@ impl WatchBuilder {
 
     /// Only events that fit.
     pub fn filter(mut self, filter: Filter) -> Self {
-        self.probe.filter = filter;
+        self.probe.filter = Arc::new(filter);
         self
     }
 

@@ -12,6 +12,7 @@ use super::endpoint::normal_form;
 use crate::error::Error;
 use crate::event::{Event, Failure};
 use crate::sys::files;
+use crate::sys::one_line::shortened;
 
 /// A network prefix. An IPv4 one is in its `::ffff:` form, 96 bits longer, so that it fits either form of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,10 @@ impl Filter {
             let takes = takes(key).ok_or_else(|| fault(at, key, KEYS))?;
             let (values, at) = words.next().ok_or_else(|| Error::FilterEnd { name, text: shortened(text), takes })?;
             for value in values.split(',') {
+                // How many there are is the caller's choice.
+                for prefixes in [&mut filter.local_prefixes, &mut filter.remote_prefixes] {
+                    prefixes.try_reserve(1).map_err(|_| Error::NoMemory { what: name })?;
+                }
                 filter.add(key, value).ok_or_else(|| fault(at, value, takes))?;
             }
         }
@@ -190,15 +195,6 @@ fn cgroup(value: &str) -> Option<u64> {
         files::cgroup_folder(Path::new(value)).map(|folder| folder.ino())
     } else {
         value.parse().ok().filter(|id| *id != 0)
-    }
-}
-
-/// For an error, which is one line: the start of a long text.
-fn shortened(text: &str) -> String {
-    const MOST: usize = 200;
-    match text.char_indices().nth(MOST) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_owned(),
     }
 }
 

@@ -49,8 +49,15 @@ pub struct Joiner {
 }
 
 impl Joiner {
-    /// A close. It is handed back where too many wait already.
+    /// A close. It is handed back where too many wait already, or there is no memory for another.
     pub fn wait_for_counters(&mut self, mut close: Decoded, now: Instant) -> Option<Decoded> {
+        let enough_memory = self.by_endpoint.try_reserve(1).is_ok()
+            && self.waiting.try_reserve(1).is_ok()
+            && self.late.try_reserve(self.waiting.len() + 1).is_ok();
+        if !enough_memory {
+            close.event.uncounted = true;
+            return Some(close);
+        }
         let endpoint = Endpoint::of(&close.event);
         let number = self.first + self.waiting.len() as u64;
         let may_wait = self.waiting.len() < MOST_WAITING;

@@ -144,7 +144,12 @@ impl Reader<'_, '_> {
         // The notifications first: what they are about is in the buffer by then, or will never be.
         let mut destroyed = Vec::new();
         if let Some(listener) = &mut self.listener {
-            listener.read(|socket| destroyed.push(socket));
+            listener.read(|socket| {
+                // Without it a close has no byte counts, and says so.
+                if destroyed.try_reserve(1).is_ok() {
+                    destroyed.push(socket);
+                }
+            });
         }
         if let Err(error) = self.buffer.consume() {
             log::line(Level::Debug, format_args!("the perf buffer cannot be read: {error}"));

@@ -55,7 +55,8 @@ unsafe extern "C" fn take_message(level: libbpf_print_level, format: *const c_ch
 }
 
 fn take_text(is_warning: bool, text: &str) {
-    log::line(Level::Debug, text);
+    // The verifier has many.
+    text.lines().for_each(|line| log::line(Level::Debug, line));
     if is_warning {
         let first = text.lines().next().unwrap_or_default();
         let text = first.strip_prefix("libbpf: ").unwrap_or(first).to_owned();

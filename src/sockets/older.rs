@@ -41,10 +41,12 @@ impl OlderEndpoints {
         let mut holders = HashMap::new();
         let mut buffer = Vec::with_capacity(BUFFER_LEN);
         let mut outcome = Ok(());
+        let mut enough_memory = true;
         // One family may be missing from the kernel.
         for (families, sequence) in [(Families::Inet, 1), (Families::Inet6, 2)] {
             let listed = list_sockets(families, sequence, sleeper, &mut buffer, |event| {
-                if event.old_state == state::LISTEN || self.0.len() >= MOST {
+                enough_memory &= holders.try_reserve(1).is_ok() && self.0.try_reserve(1).is_ok();
+                if event.old_state == state::LISTEN || self.0.len() >= MOST || !enough_memory {
                     return;
                 }
                 let holder = owners.holder(event.inode).and_then(|pid| {
@@ -57,7 +59,7 @@ impl OlderEndpoints {
             });
             outcome = if families == Families::Inet { listed } else { outcome.or(listed) };
         }
-        outcome
+        if enough_memory { outcome } else { Err(io::ErrorKind::OutOfMemory.into()) }
     }
 
     /// Names the holder where nobody else is known. An endpoint that has closed is forgotten.

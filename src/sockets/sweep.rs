@@ -249,13 +249,14 @@ impl Sweeper<'_> {
                 log::line(Level::Debug, format_args!("a sock_diag reply of {length} bytes was cut"));
             }
             let mut ended = None;
+            let mut enough_memory = true;
             let now = (clock::wall_now_ns(), clock::monotonic_now_ns());
             diag::for_each_reply(buffer, self.sequence, |reply| match reply {
                 Reply::Socket(payload) => {
                     self.has_listed = true;
-                    if let Some(event) = diag::parse_socket(payload) {
+                    if let Some(event) = diag::parse_socket(payload).filter(|_| enough_memory) {
                         let event = Event { time_ns: now.0, monotonic_ns: now.1, netns: self.netns, ..event };
-                        self.complete(event, owners, identities);
+                        enough_memory = self.complete(event, owners, identities).is_some();
                     }
                 }
                 Reply::Done(0) => ended = Some(Ok(())),
@@ -267,6 +268,9 @@ impl Sweeper<'_> {
                 Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was passed over"),
             });
             self.sink.put_all();
+            if !enough_memory {
+                return Err(End::failed("listing sockets", io::ErrorKind::OutOfMemory.into()));
+            }
             match ended {
                 Some(Ok(())) => {
                     self.socket = Some(socket);
@@ -278,10 +282,12 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Adds the owner, and hands the event on where it is wanted.
-    fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) {
+    /// Adds the owner, and hands the event on where it is wanted. `None` where there is no memory for that: how many
+    /// processes and sockets there are is the host's choice.
+    fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) -> Option<()> {
         let naming = self.settings.naming;
         let holder = owners.holder(event.inode);
+        identities.try_reserve(1).ok()?;
         let identity = holder.and_then(|pid| *identities.entry(pid).or_insert_with(|| identify(pid, naming)));
         let is_missed = match holder {
             // Maybe because this process may not look into another user's.
@@ -297,18 +303,23 @@ impl Sweeper<'_> {
                 event.comm = identity.name;
                 event.uid = identity.uid.unwrap_or(event.uid);
             }
-            _ if naming == Naming::CommandLine => return,
+            _ if naming == Naming::CommandLine => return Some(()),
             _ => event.origin = Origin::Guess,
         }
         if self.settings.filter.fits(&event) {
-            self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
             // IPv4 comes first.
-            if i32::from(event.family) == libc::AF_INET {
+            let is_first = i32::from(event.family) == libc::AF_INET;
+            if !is_first {
+                self.later.try_reserve(1).ok()?;
+            }
+            self.counters.snapshots.fetch_add(1, Ordering::Relaxed);
+            if is_first {
                 self.sink.put_snapshot(event);
             } else {
                 self.later.push(event);
             }
         }
+        Some(())
     }
 
     /// Says once that snapshots are missing. They are tried for again at each sweep.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::{io, mem, ptr};
 
 use crate::sys::clock;
+use crate::sys::one_line::OneLine;
 
 /// How important a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -99,10 +100,10 @@ fn write(level: Level, text: &dyn Display) {
     with_own(|logger| match logger {
         Some(Logger::Silent) => {}
         Some(Logger::Up(_, write)) => {
-            let text = CString::new(text.to_string().replace('\0', "?")).unwrap_or_default();
-            write(level, &text);
+            // In one line there is no NUL.
+            write(level, &CString::new(OneLine(text).to_string()).unwrap_or_default());
         }
-        None => write_stderr(&format!("libtcpEvent: {}: {text}\n", level.name())),
+        None => write_stderr(format!("libtcpEvent: {}: {}", level.name(), OneLine(text))),
     });
 }
 
@@ -128,15 +129,14 @@ impl Limited {
             && enabled(Level::Warn)
             && self.last_ns.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
-            write_stderr(&format!("{}\n", self.text));
+            write_stderr(self.text.to_owned());
         }
     }
 }
 
-fn write_stderr(line: &str) {
+fn write_stderr(mut line: String) {
     let mut ready = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-    // A pipe that polls as writable takes PIPE_BUF bytes, whole.
-    let line = &line.as_bytes()[..line.len().min(libc::PIPE_BUF)];
+    end_line(&mut line);
     without_sigpipe(|| {
         // SAFETY: one valid pollfd; and `line` is valid for its length.
         unsafe {
@@ -145,6 +145,17 @@ fn write_stderr(line: &str) {
             }
         }
     });
+}
+
+/// Ends a line, and cuts it where it is too long: a pipe that polls as writable takes PIPE_BUF bytes, whole.
+fn end_line(line: &mut String) {
+    const END: &str = "...";
+    if line.len() >= libc::PIPE_BUF {
+        let room = libc::PIPE_BUF - END.len() - 1;
+        line.truncate((0..=room).rfind(|at| line.is_char_boundary(*at)).unwrap_or(0));
+        line.push_str(END);
+    }
+    line.push('\n');
 }
 
 /// Runs `body` with SIGPIPE blocked in this thread, and takes away the one that it may have raised. The host's
@@ -168,5 +179,45 @@ fn without_sigpipe(body: impl FnOnce()) {
             {}
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::error::Error;
+
+    /// What a handle's owner gets of a line.
+    fn logged(text: impl Display) -> Vec<String> {
+        static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+        let take = |_: Level, line: &CStr| LINES.lock().unwrap().push(line.to_str().unwrap().to_owned());
+        with_logger(&Logger::Up(Level::Debug, Box::new(take)), || line(Level::Warn, text));
+        std::mem::take(&mut LINES.lock().unwrap())
+    }
+
+    #[test]
+    fn a_line_is_one_whatever_comes_from_outside() {
+        let cause = "kprobe: failed to open /tmp/a\nb\u{202e}\0: -ENOENT".to_owned();
+        let error = Error::Probe { cause, remedy: "do something", errno: 2 };
+        assert_eq!(
+            logged(&error),
+            ["cannot watch TCP connections: kprobe: failed to open /tmp/a\\nb\\u{202e}\\u{0}: -ENOENT; do something"]
+        );
+    }
+
+    #[test]
+    fn a_line_on_stderr_has_an_end_however_long_it_is() {
+        for (length, expected) in [(0, 1), (100, 101), (libc::PIPE_BUF - 1, libc::PIPE_BUF), (10_000, libc::PIPE_BUF)] {
+            let mut line = "x".repeat(length);
+            end_line(&mut line);
+            assert_eq!(line.len(), expected);
+            assert_eq!(line.find('\n'), Some(expected - 1));
+        }
+        // Of characters of more bytes than one, none is cut.
+        let mut line = "€".repeat(libc::PIPE_BUF);
+        end_line(&mut line);
+        assert!(line.len() <= libc::PIPE_BUF && line.ends_with("€...\n"), "{}", line.len());
     }
 }

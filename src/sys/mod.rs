@@ -8,6 +8,7 @@ pub mod folder;
 pub mod log;
 pub mod memory;
 pub mod once;
+pub mod one_line;
 pub mod own_fd;
 pub mod per_thread;
 pub mod pid_namespace;

@@ -1,7 +1,7 @@
 //! The settings of consumers that cannot be recompiled: environment variables, read and checked in one place.
 
 use std::path::PathBuf;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL};
@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::event::filter::Filter;
 use crate::sys::files;
 use crate::sys::log::{self, Level};
+use crate::sys::one_line::shortened;
 
 /// What a failing start does to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Settings {
         let mut take = |name, takes, set: &mut dyn FnMut(&str) -> Option<()>| {
             let value = lookup(name).filter(|value| !value.is_empty());
             if let Some(value) = value.filter(|value| set(value).is_none()) {
-                errors.push(Error::Setting { name, value, takes });
+                errors.push(Error::Setting { name, value: shortened(&value), takes });
             }
         };
         take("TCPEVENT_PROBE", "auto, kprobe, tp_btf or tracepoint", &mut |value| {
@@ -108,7 +109,7 @@ impl Settings {
         });
         if let Some(text) = lookup("TCPEVENT_FILTER") {
             match Filter::parse("TCPEVENT_FILTER", &text) {
-                Ok(filter) => settings.probe.filter = filter,
+                Ok(filter) => settings.probe.filter = Arc::new(filter),
                 Err(error) => errors.push(error),
             }
         }
@@ -204,7 +205,7 @@ mod tests {
                 probe: ProbeSettings {
                     rung: Some(Rung::TpBtf),
                     btf: Some("/proc/self/exe".into()),
-                    filter: Filter { pid: Some(7), ..Filter::default() },
+                    filter: Arc::new(Filter { pid: Some(7), ..Filter::default() }),
                     detailed: true,
                     states: false,
                     closes: true,

@@ -22,6 +22,7 @@ use crate::event::{Event, Failure};
 use crate::probe;
 use crate::sys::files;
 use crate::sys::log::{Level, Logger};
+use crate::sys::one_line::shortened;
 
 /// A pointer of the host's that may be handed to another thread: what it makes of it there is its own business.
 struct Context(*mut c_void);
@@ -93,7 +94,11 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
     let btf = match unsafe { text("options->btf_path", options.btf_path)? } {
         Some(path) if !files::is_readable_btf(Path::new(path)) => {
             // As a text, so that the error stays one line.
-            return Err(wrong("options->btf_path", &format!("{path:?}"), "the path of a readable BTF file, or NULL"));
+            return Err(wrong(
+                "options->btf_path",
+                &format!("{:?}", shortened(path)),
+                "the path of a readable BTF file, or NULL",
+            ));
         }
         path => path.map(PathBuf::from),
     };
@@ -128,7 +133,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
     let states = events & TCPEVENT_STATES != 0;
     let closes = states || events & TCPEVENT_CLOSES != 0;
     Ok(Options {
-        probe: ProbeSettings { rung, btf, filter, detailed: true, states, closes },
+        probe: ProbeSettings { rung, btf, filter: Arc::new(filter), detailed: true, states, closes },
         sweep_interval: (events & TCPEVENT_SNAPSHOTS != 0).then_some(sweep_interval),
         queue_slots,
         logger: Arc::new(most.map_or(Logger::Silent, |most| Logger::Up(most, Box::new(write)))),

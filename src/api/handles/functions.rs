@@ -25,6 +25,7 @@ use crate::event::Event;
 use crate::queue::readiness::Waited;
 use crate::sys::cancellation::{self, held_off};
 use crate::sys::log::{self, Logger};
+use crate::sys::one_line::OneLine;
 use crate::sys::per_thread;
 
 /// Starts watching. Returns when every connection from then on is seen, or with the error.
@@ -422,8 +423,8 @@ fn call_held(function: &'static str, body: impl FnOnce() -> Result<c_int, Error>
         log::with_logger(&Logger::Silent, || {
             let result = guard(function, body).unwrap_or(Err(Error::Bug { function }));
             result.unwrap_or_else(|error| {
-                // No error has a NUL in it: values are shown escaped.
-                per_thread::set_last_error(CString::new(error.to_string()).unwrap_or_default());
+                // In one line there is no NUL.
+                per_thread::set_last_error(CString::new(OneLine(&error).to_string()).unwrap_or_default());
                 -error.errno()
             })
         })
