@@ -2,12 +2,13 @@
 //! consumers rely on.
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use libbpf_cargo::SkeletonBuilder;
-use libbpf_rs::btf::types::{Enum, Struct, Union};
-use libbpf_rs::btf::{Btf, BtfType};
+use libbpf_rs::btf::types::{Array, Composite, Enum, Int, Struct, Union};
+use libbpf_rs::btf::{Btf, BtfKind, BtfType, HasSize, TypeId};
 
 /// Each with the instruction set of the oldest kernel that it is for: Linux 5.8, 4.15.
 const PROGRAMS: [(&str, &str); 3] =
@@ -31,8 +32,12 @@ fn main() {
             .expect("OUT_DIR can be written to");
         builder.generate(out.join(format!("{program}.skel.rs"))).expect("the skeleton could not be written");
     }
-    let names = names_of_types(&out.join("tcp_event.bpf.o"));
-    fs::write(out.join("tcp_event.types.rs"), format!("&{names:?}")).expect("OUT_DIR can be written to");
+    let relocated = ["tcp_event", "tcp_event_perf"].map(|program| out.join(format!("{program}.bpf.o")));
+    let names: BTreeSet<_> = relocated.iter().flat_map(|object| names_of_types(object)).collect();
+    fs::write(out.join("types.rs"), format!("&{:?}", Vec::from_iter(names))).expect("OUT_DIR can be written to");
+    let accesses: BTreeSet<_> = relocated.iter().flat_map(|object| accesses(object)).collect();
+    let accesses = Vec::from_iter(accesses).join(",\n");
+    fs::write(out.join("accesses.rs"), format!("&[{accesses}]")).expect("OUT_DIR can be written to");
     println!("cargo:rerun-if-changed=bpf");
 
     // rustc gives a cdylib no SONAME.
@@ -121,4 +126,113 @@ fn names_of_types(object: &Path) -> Vec<String> {
     btf.type_by_kind::<Union<'_>>().for_each(|found| note(*found));
     btf.type_by_kind::<Enum<'_>>().for_each(|found| note(*found));
     names.into_iter().collect()
+}
+
+/// What a program reads of the kernel's structures, as its relocations say: each an `Access` of `src/probe/accesses.rs`.
+fn accesses(object: &Path) -> BTreeSet<String> {
+    let btf = Btf::from_path(object).expect("the object has type information");
+    let relocations = relocations(object).expect("the object has relocations");
+    relocations.into_iter().map(|relocation| access(&btf, &relocation)).filter(|access| !access.is_empty()).collect()
+}
+
+/// `struct bpf_core_relo`, without the instruction that it is for.
+struct Relocation {
+    /// The type that the access begins at.
+    root: u32,
+    /// Indices of members and elements, with colons between them. The first one is of an array of the root.
+    path: String,
+    kind: usize,
+}
+
+/// Those of all sections of an object (include/linux/btf.h: `struct btf_ext_header`; what follows it by sections, in libbpf's
+/// `btf_ext_info`).
+fn relocations(object: &Path) -> Option<Vec<Relocation>> {
+    const HEADER_LENGTH: usize = 4;
+    const STRINGS: usize = 16;
+    const RELOCATIONS: usize = 24;
+    const RELOCATIONS_LENGTH: usize = 28;
+
+    let object = fs::read(object).ok()?;
+    let (types, ext) = (section(&object, b".BTF\0")?, section(&object, b".BTF.ext\0")?);
+    let word = |bytes: &[u8], at: usize| usize::try_from(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?)).ok();
+    let strings = types.get(word(types, HEADER_LENGTH)? + word(types, STRINGS)?..)?;
+    let start = word(ext, HEADER_LENGTH)? + word(ext, RELOCATIONS)?;
+    let all = ext.get(start..start + word(ext, RELOCATIONS_LENGTH)?)?;
+    let length = word(all, 0)?;
+    let mut found = Vec::new();
+    let mut at = 4;
+    while at < all.len() {
+        let count = word(all, at + 4)?;
+        at += 8;
+        for _ in 0..count {
+            let path = strings.get(word(all, at + 8)?..)?.split(|byte| *byte == 0).next()?;
+            let path = String::from_utf8(path.to_vec()).ok()?;
+            let root = word(all, at + 4)?.try_into().ok()?;
+            found.push(Relocation { root, path, kind: word(all, at + 12)? });
+            at += length;
+        }
+    }
+    Some(found)
+}
+
+/// The bytes of a section of an ELF file of 64 bits, by its name with the NUL (elf(5)).
+fn section<'object>(object: &'object [u8], name: &[u8]) -> Option<&'object [u8]> {
+    let short = |at: usize| Some(usize::from(u16::from_le_bytes(*object.get(at..)?.first_chunk()?)));
+    let word = |at: usize| usize::try_from(u32::from_le_bytes(*object.get(at..)?.first_chunk()?)).ok();
+    let long = |at: usize| usize::try_from(u64::from_le_bytes(*object.get(at..)?.first_chunk()?)).ok();
+    let header = |number: usize| Some(long(40)? + number * short(58)?);
+    let names = long(header(short(62)?)? + 24)?;
+    let found = (0..short(60)?).filter_map(header).find(|at| {
+        word(*at).and_then(|offset| object.get(names + offset..)).is_some_and(|found| found.starts_with(name))
+    })?;
+    object.get(long(found + 24)?..)?.get(..long(found + 32)?)
+}
+
+/// The Rust of one access; empty where it is none to a structure.
+fn access(btf: &Btf<'_>, relocation: &Relocation) -> String {
+    /// The first of the kinds that are not about a field (`enum bpf_core_relo_kind`), and the one about a type's size.
+    const NOT_OF_FIELDS: usize = 6;
+    const TYPE_SIZE: usize = 9;
+
+    let by_id = |id: TypeId| btf.type_by_id::<BtfType<'_>>(id).expect("the type is there");
+    if relocation.kind >= NOT_OF_FIELDS && relocation.kind != TYPE_SIZE {
+        return String::new();
+    }
+    let mut found = by_id(relocation.root.into()).skip_mods_and_typedefs();
+    let name = found.name().and_then(|name| name.to_str()).unwrap_or_default();
+    let of = name.split("___").next().unwrap_or_default();
+    assert!(!of.is_empty(), "a structure without a name is accessed");
+    let mut steps = String::new();
+    for index in relocation.path.split(':').skip(1) {
+        let index: usize = index.parse().expect("a number");
+        found = if let Ok(array) = Array::try_from(found) {
+            write!(steps, "Step::Element({index}), ").expect("a string takes all");
+            array.contained_type()
+        } else {
+            let composite = Composite::try_from(found).expect("only structures and arrays have parts");
+            let member = composite.get(index).expect("the member is there");
+            if let Some(name) = member.name.and_then(|name| name.to_str()).filter(|name| !name.is_empty()) {
+                write!(steps, "Step::Member({name:?}), ").expect("a string takes all");
+            }
+            by_id(member.ty)
+        };
+        found = found.skip_mods_and_typedefs();
+    }
+    let mut elements = 1;
+    while let Ok(array) = Array::try_from(found) {
+        elements *= array.capacity();
+        found = array.contained_type().skip_mods_and_typedefs();
+    }
+    let (shape, size) = if let Ok(number) = Int::try_from(found) {
+        ("Number", number.size())
+    } else if let Ok(number) = Enum::try_from(found) {
+        ("Number", number.size())
+    } else if let Ok(composite) = Composite::try_from(found) {
+        ("Composite", composite.size())
+    } else {
+        assert_eq!(found.kind(), BtfKind::Ptr, "{of}: what is accessed");
+        ("Pointer", size_of::<u64>())
+    };
+    let bits = size * 8;
+    format!("Access {{ of: {of:?}, steps: &[{steps}], shape: Shape::{shape}, bits: {bits}, elements: {elements} }}")
 }

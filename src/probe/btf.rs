@@ -62,6 +62,14 @@ impl<'btf> Type<'btf> {
         self.word(4) >> 24 & 0x1f
     }
 
+    fn has_flag(self) -> bool {
+        self.word(4) >> 31 != 0
+    }
+
+    fn is_composite(self) -> bool {
+        [kind::STRUCT, kind::UNION].contains(&self.kind())
+    }
+
     fn word(self, at: usize) -> u32 {
         word(self.0, at).unwrap_or(0)
     }
@@ -114,6 +122,79 @@ pub enum Meaning {
     /// A function.
     Function,
 }
+
+/// A member of a structure or union.
+struct Member<'btf> {
+    /// With its NUL.
+    name: &'btf [u8],
+    /// Its type.
+    part: u32,
+    /// Where it begins.
+    bit: u64,
+    /// Of a bit-field: its bits. Else 0.
+    width: u32,
+}
+
+impl Member<'_> {
+    fn is_called(&self, name: &str) -> bool {
+        self.name.strip_suffix(&[0]) == Some(name.as_bytes())
+    }
+}
+
+/// A step on the way from a structure to what is read of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A member by its name, which may be in a part without one.
+    Member(&'static str),
+    /// An element of an array.
+    Element(u32),
+}
+
+/// What something is: of an array, what its elements are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A number, or one of an enumeration.
+    Number,
+    /// A pointer.
+    Pointer,
+    /// A structure or union.
+    Composite,
+    /// Something else.
+    Other,
+}
+
+/// Where something is in a structure, and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it begins.
+    pub bit: u64,
+    /// All of it: of an array all elements, of a bit-field its own.
+    pub bits: u64,
+    /// Of an array: of one of its elements.
+    pub element_bits: u64,
+    /// What it is.
+    pub shape: Shape,
+    /// A number that has a sign.
+    pub signed: bool,
+    /// A bit-field.
+    pub is_bit_field: bool,
+    /// Whether it can be so: what it is in has room for it there, and no members that overlap.
+    pub is_sound: bool,
+}
+
+impl Place {
+    /// Whether it is the same thing at the same place, whatever else is there.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Self { is_sound: other.is_sound, ..*self } == *other
+    }
+}
+
+/// Typedefs and the like, and arrays, that stand for one another at most; and structures in one another.
+const MOST_LEVELS: u32 = 32;
+
+/// Members that are looked at on the way to one thing, at most: structures without a name may hold one another so that there
+/// are more ways than anybody can go.
+const MOST_MEMBERS: u32 = 1 << 14;
 
 /// Type information as it is.
 pub struct Btf<'btf> {
@@ -188,18 +269,22 @@ impl<'btf> Btf<'btf> {
 
     /// Whether a structure has a member of this name, itself or in a part that has no name.
     pub fn has_member(&self, structure: u32, name: &str) -> bool {
-        let is_it = |member: &[u8]| member.strip_suffix(&[0]) == Some(name.as_bytes());
-        self.members(structure).any(|(member, part)| {
-            is_it(member) || (member == [0] && self.members(part).any(|(member, _)| is_it(member)))
+        self.members(structure).any(|member| {
+            member.is_called(name) || (member.name == [0] && self.members(member.part).any(|part| part.is_called(name)))
         })
     }
 
-    /// Names, with their NUL, and types of a structure's or union's members.
-    fn members(&self, id: u32) -> impl Iterator<Item = (&'btf [u8], u32)> {
-        let found = self.at(id).filter(|found| [kind::STRUCT, kind::UNION].contains(&found.kind()));
+    /// The members of a structure or union.
+    fn members(&self, id: u32) -> impl Iterator<Item = Member<'btf>> {
+        let found = self.at(id).filter(|found| found.is_composite());
         found.into_iter().flat_map(move |found| {
             let places = found.name_places().skip(1).zip(found.part_places());
-            places.filter_map(move |(name, part)| Some((self.name(found.word(name))?, found.word(part))))
+            places.filter_map(move |(name, part)| {
+                let offset = found.word(part + 4);
+                // With the flag, an offset has the width of a bit-field before it.
+                let (bit, width) = if found.has_flag() { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
+                Some(Member { name: self.name(found.word(name))?, part: found.word(part), bit: bit.into(), width })
+            })
         })
     }
 
@@ -273,6 +358,192 @@ impl Btf<'_> {
         reduced.extend(types);
         reduced.extend(strings);
         Some(reduced)
+    }
+}
+
+impl Btf<'_> {
+    /// The structures and unions that libbpf may take for one of this name: those that have it, also as a version of it
+    /// (`NAME___VERSION`).
+    pub fn candidates(&self, name: &str) -> impl Iterator<Item = u32> {
+        (1..).zip(self.types.iter().skip(1)).filter_map(move |(id, at)| {
+            let found = Type::read(&self.bytes[*at as usize..]).filter(|found| found.is_composite())?;
+            let rest = self.strings.get(found.word(0) as usize..)?.strip_prefix(name.as_bytes())?;
+            (rest.first() == Some(&0) || rest.starts_with(b"___")).then_some(id)
+        })
+    }
+
+    /// All places to which these steps may lead from a type. `None` where there are too many ways to look at, or no memory.
+    pub fn places(&self, root: u32, steps: &[Step]) -> Option<Vec<Place>> {
+        let mut walk = Walk { btf: self, places: Vec::new(), members_left: MOST_MEMBERS };
+        walk.go(At { id: root, bit: 0, width: 0, is_sound: true, levels_left: MOST_LEVELS }, steps)?;
+        Some(walk.places)
+    }
+
+    /// What typedefs and the like stand for, if not for void.
+    fn meant(&self, mut id: u32) -> Option<(u32, Type<'_>)> {
+        for _ in 0..MOST_LEVELS {
+            let found = self.at(id)?;
+            match found.kind() {
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => id = found.word(8),
+                _ => return Some((id, found)),
+            }
+        }
+        None
+    }
+
+    /// How much a type takes, what it is an array of in the end, and how much one of those takes.
+    fn extent(&self, mut id: u32) -> Option<(u64, Type<'_>, u64)> {
+        let mut elements = 1u64;
+        for _ in 0..MOST_LEVELS {
+            let (_, found) = self.meant(id)?;
+            let bytes = match found.kind() {
+                kind::ARRAY => {
+                    elements = elements.saturating_mul(found.word(TYPE_LEN + 8).into());
+                    id = found.word(TYPE_LEN);
+                    continue;
+                }
+                kind::PTR => 8,
+                kind::INT | kind::ENUM | kind::ENUM64 | kind::FLOAT | kind::STRUCT | kind::UNION => found.word(8),
+                _ => return None,
+            };
+            let bits = u64::from(bytes) * 8;
+            return Some((bits.saturating_mul(elements), found, bits));
+        }
+        None
+    }
+
+    /// The bit behind a member. Of an array without a length, that is its first one.
+    fn end(&self, member: &Member<'_>) -> u64 {
+        let bits = match member.width {
+            0 => self.extent(member.part).map_or(0, |extent| extent.0),
+            width => width.into(),
+        };
+        member.bit.saturating_add(bits)
+    }
+
+    /// Whether no two members of a structure have a bit in common. `None` where there is no memory to find out.
+    fn is_without_overlaps(&self, id: u32) -> Option<bool> {
+        let mut taken = Vec::new();
+        for member in self.members(id) {
+            push(&mut taken, (member.bit, self.end(&member)))?;
+        }
+        taken.retain(|(start, end)| start < end);
+        taken.sort_unstable();
+        Some(taken.windows(2).all(|pair| pair[0].1 <= pair[1].0))
+    }
+}
+
+/// The search for all places that some steps lead to.
+struct Walk<'walk> {
+    btf: &'walk Btf<'walk>,
+    places: Vec<Place>,
+    members_left: u32,
+}
+
+/// How far it has come.
+#[derive(Clone, Copy)]
+struct At {
+    /// The type.
+    id: u32,
+    /// Where it is in the type that all began with.
+    bit: u64,
+    /// Of a bit-field: its bits.
+    width: u32,
+    is_sound: bool,
+    levels_left: u32,
+}
+
+impl Walk<'_> {
+    fn go(&mut self, at: At, steps: &[Step]) -> Option<()> {
+        let levels_left = at.levels_left.checked_sub(1)?;
+        let Some((step, behind)) = steps.split_first() else {
+            return self.arrive(at);
+        };
+        let Some((id, found)) = self.btf.meant(at.id) else {
+            return Some(());
+        };
+        match *step {
+            Step::Element(number) if found.kind() == kind::ARRAY => {
+                let (part, count) = (found.word(TYPE_LEN), found.word(TYPE_LEN + 8));
+                // One of no length has as many as there is room for.
+                if count == 0 || number < count {
+                    let bits = self.btf.extent(part).map_or(0, |extent| extent.0);
+                    let bit = at.bit.saturating_add(bits.saturating_mul(number.into()));
+                    self.go(At { id: part, bit, levels_left, ..at }, behind)?;
+                }
+            }
+            Step::Member(name) if found.is_composite() => {
+                let all = u64::from(found.word(8)) * 8;
+                let is_sound = at.is_sound && (found.kind() == kind::UNION || self.btf.is_without_overlaps(id)?);
+                for member in self.btf.members(id) {
+                    self.members_left = self.members_left.checked_sub(1)?;
+                    let steps = match member.name {
+                        [0] => steps,
+                        _ if member.is_called(name) => behind,
+                        _ => continue,
+                    };
+                    let at = At {
+                        id: member.part,
+                        bit: at.bit.saturating_add(member.bit),
+                        width: member.width,
+                        is_sound: is_sound && self.btf.end(&member) <= all,
+                        levels_left,
+                    };
+                    self.go(at, steps)?;
+                }
+            }
+            // It does not lead on.
+            Step::Element(_) | Step::Member(_) => {}
+        }
+        Some(())
+    }
+
+    fn arrive(&mut self, at: At) -> Option<()> {
+        let Some((bits, found, element_bits)) = self.btf.extent(at.id) else {
+            return Some(());
+        };
+        let shape = match found.kind() {
+            kind::INT | kind::ENUM | kind::ENUM64 => Shape::Number,
+            kind::PTR => Shape::Pointer,
+            kind::STRUCT | kind::UNION => Shape::Composite,
+            _ => Shape::Other,
+        };
+        let signed = match found.kind() {
+            // `BTF_INT_SIGNED`.
+            kind::INT => found.word(TYPE_LEN) >> 24 & 1 != 0,
+            kind::ENUM | kind::ENUM64 => found.has_flag(),
+            _ => false,
+        };
+        let place = Place {
+            bit: at.bit,
+            bits: if at.width == 0 { bits } else { at.width.into() },
+            element_bits,
+            shape,
+            signed,
+            is_bit_field: at.width != 0,
+            is_sound: at.is_sound,
+        };
+        push(&mut self.places, place)
+    }
+}
+
+#[cfg(test)]
+impl Btf<'_> {
+    /// Where a member's `struct btf_member` is, in type information as [`Btf::reduced`] gives it: for forgeries.
+    pub fn member_in_reduced(&self, structure: u32, name: &str) -> Option<usize> {
+        let start = HEADER_LEN + *self.types.get(structure as usize)? as usize + TYPE_LEN;
+        self.members(structure).zip((start..).step_by(12)).find_map(|(member, at)| match member.name {
+            [0] => self.member_in_reduced(member.part, name),
+            _ => member.is_called(name).then_some(at),
+        })
+    }
+
+    /// The type of a member.
+    pub fn part(&self, structure: u32, name: &str) -> Option<u32> {
+        self.members(structure).find_map(|member| match member.name {
+            [0] => self.part(member.part, name),
+            _ => member.is_called(name).then_some(member.part),
+        })
     }
 }
 
@@ -394,6 +665,12 @@ mod tests {
             bytes.truncate(bytes.len().saturating_sub(cut));
             if let Some(btf) = read(&bytes, &["sock"]) {
                 let _ = btf.has_member(btf.id(Meaning::Struct, "sock").unwrap_or(1), "sk_no_such");
+                for id in btf.candidates("sock") {
+                    let steps = [Step::Member("__sk_common"), Step::Member("skc_daddr")];
+                    for place in btf.places(id, &steps).into_iter().flatten() {
+                        prop_assert!(!place.is_sound || place.bits <= u64::from(u32::MAX) * 8);
+                    }
+                }
             }
             if let Some(reduced) = reduce(&bytes, &["sock", "cred"]) {
                 prop_assert!(read(&reduced, &["sock"]).is_some());

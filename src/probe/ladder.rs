@@ -28,7 +28,9 @@ impl<'obj> Probe<'obj> {
         let mut refusals = Vec::new();
         instructions::take_over();
         let maps = Cell::new(OwnerMaps::begin(settings));
-        let kernel = Kernel { types: KernelTypes::read(settings), maps };
+        // The plain tracepoint needs none.
+        let types = if rungs == [Rung::Tracepoint] { KernelTypes::default() } else { KernelTypes::read(settings)? };
+        let kernel = Kernel { types, maps };
         let mut places = places.0.iter_mut();
         for &rung in rungs {
             match Self::attach_rung(rung, settings, &kernel, &mut places) {
@@ -123,7 +125,7 @@ mod tests {
     fn ends_are_recovered(rung: Rung, detailed: bool, preemptible: bool, misses_all: bool) {
         let settings = ProbeSettings { rung: Some(rung), detailed, closes: true, ..ProbeSettings::default() };
         instructions::take_over();
-        let mut types = KernelTypes::read(&settings);
+        let mut types = KernelTypes::read(&settings).unwrap();
         types.preemptible |= preemptible;
         // What a process does is looked at twice where it can be missed.
         if misses_all && rung == Rung::TpBtf && !types.preemptible {

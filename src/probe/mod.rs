@@ -1,8 +1,10 @@
 //! Loads the BPF programs and attaches them: [`ladder`] tries one rung after another, [`ring`], [`perf`] and [`tracepoint`]
 //! are the rungs, [`attached`] is what has come of it.
 
+mod accesses;
 mod attached;
 mod btf;
+mod btf_file;
 mod counts;
 mod fds;
 mod features;
@@ -22,7 +24,7 @@ mod types;
 
 pub use self::attached::Probe;
 #[cfg(fuzzing)]
-pub use self::btf::{Btf, Meaning};
+pub use self::btf::{Btf, Meaning, Step};
 pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
 pub use self::fds::BpfFds;
 pub use self::ladder::Places;

@@ -52,7 +52,7 @@ fn try_attach<'obj>(
     types: &KernelTypes,
     place: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<Probe<'obj>, Refusal> {
-    let btf = types.path().or_else(|| settings.btf.clone());
+    let btf = types.path();
     let obj_builder = builder(btf.as_deref()).map_err(Refusal::Main)?;
     let mut open = explain(|| TcpEventPerfSkelBuilder { obj_builder }.open(place)).map_err(Refusal::Main)?;
     open.progs.set_state_entry.set_autoload(!settings.detailed);

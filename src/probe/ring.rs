@@ -127,7 +127,7 @@ impl<'obj> Probe<'obj> {
         } else {
             Again::AtChanges
         };
-        let btf = types.path().or_else(|| settings.btf.clone());
+        let btf = types.path();
         let mut open = open(btf.as_deref(), place).map_err(Refusal::Main)?;
         let progs = &mut open.progs;
         progs.set_state_entry.set_autoload(rung == Rung::Kprobe && !detailed);

@@ -1,18 +1,23 @@
 //! The kernel's types: what the programs have of them, for libbpf to fit the programs to the kernel; and their numbers.
 
 use std::ffi::{CString, c_void};
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::{ptr, slice};
 
 use libbpf_rs::libbpf_sys;
 
+use super::accesses;
+use super::btf_file;
 use super::instructions::{self, Fitting};
 use super::messages::explain;
 use crate::config::ProbeSettings;
+use crate::error::Error;
 use crate::probe::btf::{Btf, Meaning};
+use crate::sys::files;
 
 /// The kernel's type information.
 pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -31,7 +36,7 @@ const TARGETS: [(&str, Meaning, &str); 3] = [
 ];
 
 /// Structures, unions and enumerations that the programs have.
-const OF_PROGRAMS: &[&str] = include!(concat!(env!("OUT_DIR"), "/tcp_event.types.rs"));
+pub(super) const OF_PROGRAMS: &[&str] = include!(concat!(env!("OUT_DIR"), "/types.rs"));
 
 /// The tracepoint `inet_sk_error_report`.
 const ERROR_REPORT: &str = "btf_trace_inet_sk_error_report";
@@ -64,10 +69,23 @@ pub(super) struct KernelTypes {
 }
 
 impl KernelTypes {
-    /// Empty where the kernel does not tell.
-    pub(super) fn read(settings: &ProbeSettings) -> Self {
-        let of_programs = if settings.btf.is_none() { OF_PROGRAMS } else { &[] };
-        Self::of_kernel(of_programs).unwrap_or_else(Self::by_libbpf)
+    /// Empty where the kernel does not tell. A file's types take the place of the kernel's for libbpf.
+    pub(super) fn read(settings: &ProbeSettings) -> Result<Self, Error> {
+        let (types, reduced) = Self::of_kernel(OF_PROGRAMS).unwrap_or_else(|| (Self::by_libbpf(), None));
+        let reduced = match &settings.btf {
+            Some(path) => Some(of_file(path, reduced.as_deref())?),
+            None => reduced,
+        };
+        let reduced = reduced.and_then(|bytes| in_memory(&bytes));
+        let types = Self { reduced, ..types };
+        if settings.btf.is_some() && types.path().is_none() {
+            // By its own path it could be another file by now.
+            return Err(no_file(
+                "a BTF file cannot be handed to libbpf".to_owned(),
+                "mount /proc (mount -t proc none /proc)",
+            ));
+        }
+        Ok(types)
     }
 
     /// For kernels whose types are written in a way that is not known here: libbpf takes its time.
@@ -89,7 +107,8 @@ impl KernelTypes {
         Self { fitting, preemptible: true, ..Self::default() }
     }
 
-    fn of_kernel(of_programs: &[&str]) -> Option<Self> {
+    /// With the kernel's type information, as much as is about names that the programs have.
+    fn of_kernel(of_programs: &[&str]) -> Option<(Self, Option<Vec<u8>>)> {
         let kernel = File::open(KERNEL_BTF).ok()?;
         let (mapped, copy);
         let bytes = if let Some(kernel) = Mapped::of(&kernel) {
@@ -113,25 +132,57 @@ impl KernelTypes {
         let casts = CASTS.map(|name| btf.id(Meaning::Struct, name).unwrap_or(0));
         let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
         let fitting = Fitting { targets: targets.collect(), rdonly_cast, ..Fitting::default() };
-        let reduced = if of_programs.is_empty() { None } else { btf.reduced().and_then(|bytes| in_memory(&bytes)) };
         let has_task = |member| casts[TASK_STRUCT] != 0 && btf.has_member(casts[TASK_STRUCT], member);
         let preemptible = has_task(OF_TRACING_BY_SRCU) && has_task(OF_PREEMPTIBLE_RCU);
-        Some(Self {
-            reduced,
+        let types = Self {
+            reduced: None,
             fitting,
             casts: rdonly_cast.map(|_| casts),
             tells_errors: btf.id(Meaning::Typedef, ERROR_REPORT).is_some(),
             preemptible,
-        })
+        };
+        Some((types, btf.reduced()))
     }
 
-    /// For libbpf. `None` where there are none, or the user has other types in mind: it takes the kernel's own then, or
-    /// says what is wrong.
+    /// For libbpf. `None` where there are none: it takes the kernel's own then, or says what is wrong.
     pub(super) fn path(&self) -> Option<PathBuf> {
         let path = PathBuf::from(format!("/proc/self/fd/{}", self.reduced.as_ref()?.as_raw_fd()));
         // Not every container has a /proc.
         path.exists().then_some(path)
     }
+}
+
+/// The types that the programs have, of a user's file that may be right about them. `kernel` is the kernel's own word on those.
+fn of_file(path: &Path, kernel: Option<&[u8]>) -> Result<Vec<u8>, Error> {
+    const REMEDY: &str = "name a file of type information that was made for this very kernel (uname -r)";
+
+    let refused =
+        |why: &dyn Display, remedy| no_file(format!("the BTF file {:?} {why}", path.to_string_lossy()), remedy);
+    let file = files::readable_btf(path).ok_or_else(|| refused(&"cannot be read any more", REMEDY))?;
+    let bytes = btf_file::read(&file).map_err(|why| refused(&why, REMEDY))?;
+    let reduce = |bytes: &[u8]| Btf::read(bytes, OF_PROGRAMS.iter().map(|name| name.as_bytes()))?.reduced();
+    let reduced = reduce(&bytes).ok_or_else(|| refused(&"is damaged, or of another machine", REMEDY))?;
+    // What is held against the kernel's is what libbpf gets.
+    let read = |bytes| Btf::read(bytes, []);
+    let kernel = match kernel {
+        Some(kernel) => read(kernel),
+        // It cannot be said to be right.
+        None if File::open(KERNEL_BTF).is_ok() => {
+            return Err(refused(
+                &"cannot be held against this kernel's own types, which are not understood",
+                accesses::OWN,
+            ));
+        }
+        None => None,
+    };
+    let found = read(&reduced).ok_or_else(|| refused(&"is damaged", REMEDY))?;
+    accesses::check(&found, kernel.as_ref()).map_err(|fault| refused(&fault, fault.remedy()))?;
+    Ok(reduced)
+}
+
+/// The error for a BTF file that cannot be used.
+fn no_file(cause: String, remedy: &'static str) -> Error {
+    Error::Probe { cause, remedy, errno: libc::EINVAL }
 }
 
 /// A file that is nowhere but in memory.
@@ -187,7 +238,7 @@ mod tests {
         if !Path::new(KERNEL_BTF).exists() {
             return eprintln!("skipped: the kernel shows no types");
         }
-        let targets = KernelTypes::of_kernel(&[]).unwrap().fitting.targets;
+        let targets = KernelTypes::of_kernel(&[]).unwrap().0.fitting.targets;
         assert_eq!(targets, KernelTypes::by_libbpf().fitting.targets);
         assert!(targets.iter().any(|(section, _)| *section == SET_STATE));
     }

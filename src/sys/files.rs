@@ -16,10 +16,9 @@ const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 /// `NS_GET_NSTYPE` (include/uapi/linux/nsfs.h).
 const NS_GET_NSTYPE: u32 = 0xb703;
 
-/// Whether a file may be one of types: a regular one of bounded size that this process may read.
-pub fn is_readable_btf(path: &Path) -> bool {
-    let is_btf = |file: &File| file.metadata().is_ok_and(|file| file.is_file() && file.len() <= MOST_BTF_BYTES);
-    open_checked(path, is_btf).is_some()
+/// A file that may be one of types: a regular one of bounded size that this process may read.
+pub fn readable_btf(path: &Path) -> Option<File> {
+    open_checked(path, |file| file.metadata().is_ok_and(|file| file.is_file() && file.len() <= MOST_BTF_BYTES))
 }
 
 /// The file of a network namespace. `None` where it is another one.

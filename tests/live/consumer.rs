@@ -228,7 +228,7 @@ pub struct Consumer {
 }
 
 /// As systemd does.
-const TRACEFS: &str = "{ mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing; }";
+pub const TRACEFS: &str = "{ mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing; }";
 /// The second place has it too, where there is one.
 const NO_TRACEFS: &str = "mount -t tmpfs none /sys/kernel/tracing && \
                           { [ ! -d /sys/kernel/debug ] || mount -t tmpfs none /sys/kernel/debug; }";

@@ -12,6 +12,7 @@ mod api_snapshots;
 mod api_states;
 mod api_traffic;
 mod api_watcher;
+mod btf_files;
 mod closes;
 mod confinement;
 mod consumer;

@@ -4,11 +4,12 @@
 use std::fs::{self, Permissions};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::consumer::{
-    Consumer, NOBODY, c_program, has_kprobes, patience, rung_is_tracepoint, sees_accepts, slowness, turn,
+    Consumer, NOBODY, TRACEFS, c_program, has_kprobes, patience, rung_is_tracepoint, sees_accepts, slowness, turn,
 };
 use crate::traffic::{Peer, set_linger_0};
 
@@ -262,40 +263,77 @@ fn where_perf_events_are_for_root_alone_a_line_says_so() {
     check_stderr(&mut scene.consumer, &[&format!("{LOSS}: run as root, {PERF_EVENTS}")]);
 }
 
-/// Its caller could have it look into folders, and read types, that are not the caller's to see.
+/// A program whose file gives it privileges that its caller, who is nobody, does not have.
+struct PrivilegedByFile(PathBuf);
+
+impl PrivilegedByFile {
+    fn new(name: &str, mode: u32) -> Self {
+        let folder = std::env::temp_dir().join(format!("tcpevent-{name}-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
+        let this = Self(folder);
+        fs::copy(c_program("consumer"), this.program()).unwrap();
+        fs::set_permissions(this.program(), Permissions::from_mode(mode)).unwrap();
+        this
+    }
+
+    fn program(&self) -> PathBuf {
+        self.0.join("consumer")
+    }
+
+    fn run(&self, variables: &[(&str, &str)]) -> Consumer {
+        let mut command = Command::new("unshare");
+        // It may not mount what it needs itself.
+        command.args(["--mount", "sh", "-c", &format!("{TRACEFS} && exec \"$@\""), "sh", "setpriv"]);
+        command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
+        command.arg(self.program()).env_remove("TCPEVENT_PROBE").envs(variables.iter().copied());
+        Consumer::from(command)
+    }
+
+    /// Its caller could have it look into folders, and read types, that are not the caller's to see.
+    fn check_that_the_environment_does_not_count(&self) {
+        // Each of them would make the start fail.
+        let mut consumer = self.run(&[
+            ("TCPEVENT_PROBE", "none"),
+            ("TCPEVENT_BTF", "/no/such/file"),
+            ("TCPEVENT_FILTER", "netns /etc/shadow"),
+        ]);
+        consumer.start();
+        consumer.cleanup();
+        // It is said once.
+        consumer.start();
+        check_stderr(
+            &mut consumer,
+            &["libtcpEvent: warn: TCPEVENT_PROBE, TCPEVENT_BTF, TCPEVENT_FILTER ignored: the program's file gives it \
+               privileges, so the environment does not count"],
+        );
+        drop(consumer);
+        // Nothing set, nothing said.
+        let mut consumer = self.run(&[]);
+        consumer.start();
+        assert_eq!(consumer.stderr(), [""; 0]);
+    }
+}
+
+impl Drop for PrivilegedByFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 #[test]
 fn a_set_user_id_program_does_not_count_the_environment_and_a_line_says_so() {
     let _turn = turn();
-    let folder = std::env::temp_dir().join(format!("tcpevent-setuid-{}", std::process::id()));
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, Permissions::from_mode(0o755)).unwrap();
-    let program = folder.join("consumer");
-    fs::copy(c_program("consumer"), &program).unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o4755)).unwrap();
-    let run = || {
-        let mut command = Command::new("setpriv");
-        command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups").arg(&program);
-        command.env_remove("TCPEVENT_PROBE");
-        command
-    };
-    // Each of them would make the start fail.
-    let mut command = run();
-    command
-        .env("TCPEVENT_PROBE", "none")
-        .env("TCPEVENT_BTF", "/no/such/file")
-        .env("TCPEVENT_FILTER", "netns /etc/shadow");
-    let mut consumer = Consumer::from(command);
-    consumer.start();
-    check_stderr(
-        &mut consumer,
-        &["libtcpEvent: warn: TCPEVENT_PROBE, TCPEVENT_BTF, TCPEVENT_FILTER ignored: the program's file gives it \
-           privileges, so the environment does not count"],
-    );
-    drop(consumer);
-    // Nothing set, nothing said.
-    let mut consumer = Consumer::from(run());
-    consumer.start();
-    assert_eq!(consumer.stderr(), [""; 0]);
-    drop(consumer);
-    fs::remove_dir_all(&folder).unwrap();
+    PrivilegedByFile::new("setuid", 0o4755).check_that_the_environment_does_not_count();
+}
+
+#[test]
+fn a_program_with_file_capabilities_does_not_count_the_environment_and_a_line_says_so() {
+    let _turn = turn();
+    let _perfmon = PerfmonCounts::ensure();
+    let program = PrivilegedByFile::new("setcap", 0o755);
+    let set: Vec<_> = SMALLEST.iter().map(|name| format!("cap_{name}")).collect();
+    let status = Command::new("setcap").arg(format!("{}=ep", set.join(","))).arg(program.program()).status();
+    assert!(status.unwrap().success(), "no capabilities for {:?}", program.program());
+    program.check_that_the_environment_does_not_count();
 }

@@ -103,7 +103,7 @@ impl Settings {
         });
         take("TCPEVENT_BTF", "the path of a readable BTF file", &mut |value| {
             let path = PathBuf::from(value);
-            files::is_readable_btf(&path).then_some(())?;
+            files::readable_btf(&path).is_some().then_some(())?;
             settings.probe.btf = Some(path);
             Some(())
         });

@@ -92,7 +92,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
     };
     // SAFETY: the caller's promise.
     let btf = match unsafe { text("options->btf_path", options.btf_path)? } {
-        Some(path) if !files::is_readable_btf(Path::new(path)) => {
+        Some(path) if files::readable_btf(Path::new(path)).is_none() => {
             // As a text, so that the error stays one line.
             return Err(wrong(
                 "options->btf_path",
