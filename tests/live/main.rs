@@ -19,6 +19,7 @@ mod consumer;
 mod containers;
 mod endings;
 mod endpoints;
+mod forged;
 mod host;
 mod lifecycle;
 mod names;

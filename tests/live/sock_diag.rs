@@ -154,11 +154,11 @@ fn a_tcp_info_without_bytes_sent_has_the_acknowledged_ones_in_their_place() {
 // ---- Forged messages
 
 /// What a forged message tells that a socket has received and sent.
-const FORGED: u64 = 0xf0e6_ed00;
+pub const FORGED: u64 = 0xf0e6_ed00;
 
 /// A notification as the kernel sends it when it has freed a socket (net/core/sock_diag.c: sock_diag_broadcast_destroy_work):
 /// `struct nlmsghdr`, `struct inet_diag_msg`, and a `struct tcp_info` as attribute.
-fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
+pub fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const INET_DIAG_INFO: u16 = 2;
     const CLOSE: u8 = 7;
@@ -191,7 +191,7 @@ fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
 }
 
 /// Ports of the sockets that listen for ends of both families: those in the groups 1 and 3 of sock_diag.
-fn ports_of_listeners() -> Vec<u32> {
+pub fn ports_of_listeners() -> Vec<u32> {
     let sockets = fs::read_to_string("/proc/net/netlink").unwrap();
     let ports = sockets.lines().filter_map(|line| {
         let columns: Vec<_> = line.split_whitespace().collect();
