@@ -13,6 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "event.h"
+
 /* Where stderr is closed, the status alone tells: the line of the failure. */
 #define CHECK(condition)                                                                                               \
 	do {                                                                                                           \
@@ -69,6 +71,38 @@ static inline unsigned connect_once(void)
 	close(server);
 	close(listener);
 	return ntohs(from.sin_port);
+}
+
+static inline void wait_for_status(unsigned expected)
+{
+	time_t until = time(NULL) + patience_s();
+
+	while (getStatus() != expected) {
+		CHECK(time(NULL) < until);
+		nap(500);
+	}
+}
+
+static inline void start(void)
+{
+	AddProbe(NULL);
+	wait_for_status(1);
+}
+
+/* A connection made now is seen, by this way to take an event. */
+static inline void see_one_by(struct tcp_event_t (*dequeue)(void))
+{
+	unsigned port = connect_once();
+	struct tcp_event_t event;
+
+	do
+		event = dequeue();
+	while (event.SPT != port || event.pid != (unsigned)getpid());
+}
+
+static inline void see_one(void)
+{
+	see_one_by(DequeuePerfEvent);
 }
 
 #endif

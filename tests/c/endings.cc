@@ -15,7 +15,6 @@
 #include <string.h>
 
 #include "check.h"
-#include "event.h"
 #include "tcpevent.h"
 
 static struct tcpevent *opened;
@@ -30,26 +29,6 @@ static struct tcpevent *open_with(const char *filter, uint32_t events)
 	options.filter = filter;
 	CHECK(tcpevent_open(&options, &handle) == 0);
 	return handle;
-}
-
-static void wait_for_status(unsigned expected)
-{
-	time_t until = time(NULL) + patience_s();
-
-	while (getStatus() != expected) {
-		CHECK(time(NULL) < until);
-		nap(500);
-	}
-}
-
-static void see_one(void)
-{
-	unsigned port = connect_once();
-	struct tcp_event_t event;
-
-	do
-		event = DequeuePerfEvent();
-	while (event.SPT != port || event.pid != (unsigned)getpid());
 }
 
 static void read_one(struct tcpevent *handle)
@@ -83,8 +62,7 @@ static void call_all(void)
 	see_one();
 	cleanup();
 	CHECK(getStatus() == 0);
-	AddProbe(NULL);
-	wait_for_status(1);
+	start();
 	cleanup();
 	CHECK(!pthread_create(&thread, NULL, end_setup, NULL));
 	CHECK(setupBPF(NULL) == 0);
@@ -112,8 +90,7 @@ static void call_all(void)
 
 static void begin(void)
 {
-	AddProbe(NULL);
-	wait_for_status(1);
+	start();
 	opened = open_with(NULL, 0);
 }
 
@@ -243,8 +220,7 @@ static void all_is_well(void)
 
 	cleanup();
 	/* A probe that was about to start ends first. */
-	while (getStatus() != 0)
-		CHECK(time(NULL) < until);
+	wait_for_status(0);
 	if (opened) {
 		statistics.size = sizeof(statistics);
 		CHECK(tcpevent_get_statistics(opened, &statistics) == 0);

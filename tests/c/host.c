@@ -23,7 +23,6 @@
 #include <sys/wait.h>
 
 #include "check.h"
-#include "event.h"
 
 struct library {
 	void (*add_probe)(const char *);
@@ -31,30 +30,6 @@ struct library {
 	struct tcp_event_t (*dequeue)(void);
 	void (*clean_up)(void);
 };
-
-static const struct library linked = {AddProbe, getStatus, DequeuePerfEvent, cleanup};
-
-static void start(const struct library *library)
-{
-	time_t until = time(NULL) + patience_s();
-
-	library->add_probe(NULL);
-	while (!library->get_status()) {
-		CHECK(time(NULL) < until);
-		nap(500);
-	}
-}
-
-/* A connection made now is seen. */
-static void see_one(const struct library *library)
-{
-	unsigned port = connect_once();
-	struct tcp_event_t event;
-
-	do {
-		event = library->dequeue();
-	} while (event.SPT != port || event.pid != (unsigned)getpid());
-}
 
 /* ---- storm ---- */
 
@@ -145,9 +120,20 @@ static void load(const char *path, struct library *library, void **handle)
 	CHECK(library->add_probe && library->get_status && library->dequeue && library->clean_up);
 }
 
+static void start_loaded(const struct library *library)
+{
+	time_t until = time(NULL) + patience_s();
+
+	library->add_probe(NULL);
+	while (!library->get_status()) {
+		CHECK(time(NULL) < until);
+		nap(500);
+	}
+}
+
 static void *see_one_in_thread(void *library)
 {
-	see_one(library);
+	see_one_by(((const struct library *)library)->dequeue);
 	return NULL;
 }
 
@@ -160,8 +146,8 @@ static void reload(const char *path)
 
 	for (i = 0; i < 6; i++) {
 		load(path, &library, &handle);
-		start(&library);
-		see_one(&library);
+		start_loaded(&library);
+		see_one_by(library.dequeue);
 		/* A thread that has used the library ends when the library is gone: its thread-locals are not. */
 		CHECK(!pthread_create(&thread, NULL, see_one_in_thread, &library));
 		CHECK(!pthread_join(thread, NULL));
@@ -220,8 +206,8 @@ static void forking(void)
 	pid_t child;
 	int order[2];
 
-	start(&linked);
-	see_one(&linked);
+	start();
+	see_one();
 	CHECK(has_link());
 
 	/* One that does nothing but exit. */
@@ -248,8 +234,8 @@ static void forking(void)
 	/* One with a probe of its own. */
 	child = fork();
 	if (child == 0) {
-		start(&linked);
-		see_one(&linked);
+		start();
+		see_one();
 		cleanup();
 		exit(5);
 	}
@@ -257,7 +243,7 @@ static void forking(void)
 
 	/* None of them has done anything to the parent. */
 	CHECK(getStatus() == 1);
-	see_one(&linked);
+	see_one();
 
 	/* One that outlives the parent's probe does not keep it attached. */
 	CHECK(!pipe(order));
@@ -273,8 +259,8 @@ static void forking(void)
 	cleanup();
 	close(order[1]);
 	wait_for(child, 6);
-	start(&linked);
-	see_one(&linked);
+	start();
+	see_one();
 }
 
 /* ---- closed ---- */
@@ -285,14 +271,14 @@ static void closed_streams(void)
 
 	for (fd = 0; fd <= 2; fd++)
 		close(fd);
-	start(&linked);
+	start();
 	for (fd = 0; fd <= 2; fd++)
 		CHECK(fcntl(fd, F_GETFD) == -1);
-	see_one(&linked);
+	see_one();
 	/* Something to say, and nowhere to say it. */
 	AddProbe("not a program");
 	/* A descriptor of the host's that happens to be its stderr gets what is written there, and nobody else's. */
-	see_one(&linked);
+	see_one();
 	for (fd = 0; fd <= 2; fd++)
 		CHECK(fcntl(fd, F_GETFD) == -1);
 	cleanup();
@@ -322,8 +308,8 @@ static void beside_another_libbpf(const char *path)
 	CHECK(set_print);
 	set_print(print);
 	load(path, &library, &handle);
-	start(&library);
-	see_one(&library);
+	start_loaded(&library);
+	see_one_by(library.dequeue);
 	library.clean_up();
 	/* The other one's callback is still there, and was not used for what this library had to say. */
 	CHECK(set_print(print) == print);

@@ -4,6 +4,7 @@
  *   limits memory SLOTS    tcpevent_open of so many slots, with ever more address space: -ENOMEM, -EAGAIN or a handle
  *   limits queue           AddProbe in as much address space as a probe needs, with TCPEVENT_QUEUE as it is set
  *   limits stack BYTES     every function on a thread with such a stack
+ *   limits sweeps          snapshots, with no memory for those of many sockets
  *   limits closed WHAT     close_range(3, ~0) after AddProbe or tcpevent_open, and files of its own in their place
  */
 #include <fcntl.h>
@@ -18,7 +19,6 @@
 #include <sys/wait.h>
 
 #include "check.h"
-#include "event.h"
 #include "tcpevent.h"
 
 static long taken_bytes(void)
@@ -77,27 +77,6 @@ static void memory(unsigned slots)
 	CHECK(refused >= 4 && opened == 1);
 }
 
-static void start(void)
-{
-	time_t until = time(NULL) + patience_s();
-
-	AddProbe(NULL);
-	while (!getStatus()) {
-		CHECK(time(NULL) < until);
-		nap(500);
-	}
-}
-
-static void see_one(void)
-{
-	unsigned port = connect_once();
-	struct tcp_event_t event;
-
-	do
-		event = DequeuePerfEvent();
-	while (event.SPT != port || event.pid != (unsigned)getpid());
-}
-
 static void queue(void)
 {
 	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
@@ -109,10 +88,94 @@ static void queue(void)
 	printf("%u slots\n", statistics.queue_slots);
 }
 
+/* ---- sweeps ---- */
+
+/* A snapshot's event takes some 280 bytes; more than fits into what is left below. */
+#define SOCKETS 12000
+#define LEFT (1L << 20)
+
+static char last_line[512];
+
+static void take_line(void *context, int level, const char *text)
+{
+	(void)context;
+	(void)level;
+	if (strstr(text, "snapshots"))
+		snprintf(last_line, sizeof(last_line), "%s", text);
+}
+
+/* VmData: what RLIMIT_DATA limits. */
+static long data_bytes(void)
+{
+	char line[128];
+	long kib = -1;
+	FILE *status = fopen("/proc/self/status", "r");
+
+	CHECK(status);
+	while (kib < 0 && fgets(line, sizeof(line), status))
+		sscanf(line, "VmData: %ld kB", &kib);
+	fclose(status);
+	CHECK(kib > 0);
+	return kib * 1024;
+}
+
+static uint64_t sweeps_of(struct tcpevent *handle)
+{
+	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
+
+	CHECK(tcpevent_get_statistics(handle, &statistics) == 0);
+	return statistics.sweeps;
+}
+
+static void await_sweeps(struct tcpevent *handle, uint64_t count)
+{
+	time_t until = time(NULL) + 3 * patience_s();
+
+	for (count += sweeps_of(handle); sweeps_of(handle) < count; nap(10000))
+		CHECK(time(NULL) < until);
+}
+
+static void sweeps(void)
+{
+	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_SNAPSHOTS, .queue_slots = 16,
+					   .snapshot_interval_ms = 100, .log = take_line};
+	struct rlimit files = {SOCKETS + 100, SOCKETS + 100}, before, little;
+	struct sockaddr_in6 any = {.sin6_family = AF_INET6};
+	static int sockets[SOCKETS];
+	struct tcpevent *handle;
+	int i;
+
+	CHECK(!setrlimit(RLIMIT_NOFILE, &files));
+	CHECK(tcpevent_open(&options, &handle) == 0);
+	await_sweeps(handle, 2);
+	CHECK(!last_line[0]);
+	CHECK(!getrlimit(RLIMIT_DATA, &before));
+	little = before;
+	little.rlim_cur = (rlim_t)(data_bytes() + LEFT);
+	CHECK(!setrlimit(RLIMIT_DATA, &little));
+	/* IPv6 comes last, and waits until then. */
+	for (i = 0; i < SOCKETS; i++) {
+		sockets[i] = socket(AF_INET6, SOCK_STREAM, 0);
+		CHECK(sockets[i] >= 0);
+		CHECK(!bind(sockets[i], (struct sockaddr *)&any, sizeof(any)) && !listen(sockets[i], 1));
+	}
+	await_sweeps(handle, 1);
+	for (i = 0; !last_line[0]; i++) {
+		CHECK(i < 100 * 3 * patience_s());
+		nap(10000);
+	}
+	printf("%s\n", last_line);
+	/* It goes on once there is enough. */
+	for (i = 0; i < SOCKETS; i++)
+		close(sockets[i]);
+	CHECK(!setrlimit(RLIMIT_DATA, &before));
+	await_sweeps(handle, 2);
+	CHECK(tcpevent_close(handle) == 0);
+}
+
 static void *end_setup(void *unused)
 {
-	while (!getStatus())
-		nap(500);
+	wait_for_status(1);
 	cleanup();
 	return unused;
 }
@@ -283,6 +346,8 @@ int main(int argc, char **argv)
 		memory((unsigned)strtoul(argv[2], NULL, 10));
 	else if (!strcmp(mode, "queue"))
 		queue();
+	else if (!strcmp(mode, "sweeps"))
+		sweeps();
 	else if (!strcmp(mode, "stack") && argc == 3)
 		stack(strtoul(argv[2], NULL, 10));
 	else if (!strcmp(mode, "closed") && argc == 3)

@@ -209,25 +209,34 @@ fn connect_from(port: u16, to: SocketAddr) -> TcpStream {
     socket.into()
 }
 
+/// A connection from a port by which bytes were sent: both ends.
+fn send_from(port: u16, listener: &TcpListener, count: usize) -> (TcpStream, TcpStream) {
+    let mut client = connect_from(port, listener.local_addr().unwrap());
+    let bytes = vec![b'x'; count];
+    client.write_all(&bytes).unwrap();
+    let mut server = listener.accept().unwrap().0;
+    server.read_exact(&mut vec![0; count]).unwrap();
+    (client, server)
+}
+
+/// One end resets, which the other one has heard of then.
+fn reset(one: TcpStream, other: &mut TcpStream) {
+    set_linger_0(&one);
+    drop(one);
+    other.read(&mut [0]).expect_err("it was reset");
+}
+
 #[test]
 fn of_a_port_that_is_used_again_no_connection_has_the_others_bytes() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let listener = TcpListener::bind(V4()).unwrap();
     let to = listener.local_addr().unwrap();
-    let mut first = connect_from(0, to);
+    let (mut first, server) = send_from(0, &listener, 7);
     let port = first.local_addr().unwrap().port();
-    first.write_all(&[b'x'; 7]).unwrap();
-    let mut server = listener.accept().unwrap().0;
-    server.read_exact(&mut [0; 7]).unwrap();
-    set_linger_0(&server);
-    drop(server);
-    first.read(&mut [0]).expect_err("it was reset");
+    reset(server, &mut first);
     // The first socket is still held: the kernel does not tell its counters.
-    let mut second = connect_from(port, to);
-    second.write_all(&[b'x'; 9000]).unwrap();
-    let mut server = listener.accept().unwrap().0;
-    server.read_exact(&mut [0; 9000]).unwrap();
+    let (mut second, server) = send_from(port, &listener, 9000);
     drop(server);
     assert_eq!(second.read(&mut [0]).unwrap(), 0);
     drop(second);
@@ -244,23 +253,13 @@ fn counters_that_come_late_are_not_those_of_a_later_connection() {
     let mut watcher = Watcher::open(CLOSES);
     let listener = TcpListener::bind(V4()).unwrap();
     let to = listener.local_addr().unwrap();
-    let mut first = connect_from(0, to);
+    let (mut first, server) = send_from(0, &listener, 7);
     let port = first.local_addr().unwrap().port();
-    first.write_all(&[b'x'; 7]).unwrap();
-    let mut server = listener.accept().unwrap().0;
-    server.read_exact(&mut [0; 7]).unwrap();
-    set_linger_0(&server);
-    drop(server);
-    first.read(&mut [0]).expect_err("it was reset");
+    reset(server, &mut first);
     check_sent(&closes_of_end(&mut watcher, (port, to.port()), 1)[0], 7);
 
-    let mut second = connect_from(port, to);
-    second.write_all(&[b'x'; 9000]).unwrap();
-    let mut server = listener.accept().unwrap().0;
-    server.read_exact(&mut [0; 9000]).unwrap();
-    set_linger_0(&server);
-    drop(server);
-    second.read(&mut [0]).expect_err("it was reset");
+    let (mut second, server) = send_from(port, &listener, 9000);
+    reset(server, &mut second);
     drop(first);
     check_sent(&closes_of_end(&mut watcher, (port, to.port()), 1)[0], 9000);
     drop(second);

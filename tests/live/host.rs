@@ -184,6 +184,13 @@ fn a_classic_queue_is_as_long_as_there_is_memory_for() {
 }
 
 #[test]
+fn a_sweep_that_runs_out_of_memory_ends_with_a_line_and_the_next_ones_go_on() {
+    let (stdout, _) = limits(&["sweeps"], &[]);
+    let line = "failed: out of memory; snapshots of open connections are missing until it works\n";
+    assert!(stdout.ends_with(line), "{stdout}");
+}
+
+#[test]
 fn a_host_that_closes_every_descriptor_keeps_those_that_it_opens_then() {
     for what in ["classic", "handle"] {
         let (_, stderr) = limits(&["closed", what], &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
