@@ -58,9 +58,9 @@ test-kernels: setup-test all ## the live tests under each kernel within reach, b
 	$(CARGO) test --profile tests --locked --no-run --test live
 	tests/vm/matrix --json $(TARGET_DIR)/vm/matrix.json $(MATRIX) $(KERNELS)
 
-soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,000 restarts (as root, half an hour)
+soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,000 restarts, 1,000 forks (as root, half an hour)
 	TCPEVENT_SOAK=1 $(CARGO) test --profile tests --locked --test live -- --nocapture \
-		nothing_is_lost cleanup_from_a_signal cycles_of_start
+		nothing_is_lost cleanup_from_a_signal cycles_of_start children_forked_amid
 
 bench: setup-test all ## what watching costs, beside tcplife, tcpstates and ss (as root, five minutes)
 	benches/run --json target/bench/result.json $(BENCH)
