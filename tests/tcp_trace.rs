@@ -12,6 +12,10 @@ mod consumer;
 mod failures;
 #[path = "tcp_trace/filters.rs"]
 mod filters;
+#[path = "tcp_trace/floods.rs"]
+mod floods;
+#[path = "tcp_trace/hidden_types.rs"]
+mod hidden_types;
 #[path = "tcp_trace/installation.rs"]
 mod installation;
 #[path = "tcp_trace/logs.rs"]
@@ -29,5 +33,7 @@ mod states;
 #[path = "live/traffic.rs"]
 #[allow(dead_code)]
 mod traffic;
+#[path = "tcp_trace/unknowns.rs"]
+mod unknowns;
 #[path = "tcp_trace/webhook.rs"]
 mod webhook;

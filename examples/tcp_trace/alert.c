@@ -52,6 +52,7 @@ struct alerts {
 
     /* The alert thread's own. */
     struct summary sending;
+    struct told told;
     int64_t next_ms;     /* not to send before */
     bool wait_is_slacks; /* and that is Slack's wish */
     int64_t retry_ms;    /* the next wait, if none is wished for */
@@ -65,7 +66,8 @@ struct alerts {
 
 /* ---- The message -------------------------------------------------------------------------------------------- */
 
-/* {"text":"..."}. Slack reads <, > and & as markup, by which a process could ring a whole channel with its name. */
+/* {"text":"..."}. Slack reads <, > and & as markup, by which a process could ring a whole channel with its name. Without
+ * mrkdwn, stars and backticks of a name stay what they are; without unfurl_links Slack fetches no address that is one. */
 static void put_body(struct text *body, const char *message)
 {
     char storage[2 * SUMMARY_MESSAGE_SIZE];
@@ -83,7 +85,7 @@ static void put_body(struct text *body, const char *message)
     }
     put(body, "{\"text\": ");
     put_json(body, plain.data, plain.length);
-    put(body, "}");
+    put(body, ", \"mrkdwn\": false, \"unfurl_links\": false}");
 }
 
 static void put_host(struct text *text)
@@ -223,7 +225,7 @@ static long post_message(struct alerts *alerts, const char **reason)
     CURLcode code;
 
     put_host(&host);
-    summary_put_message(&message, &alerts->sending, host.data);
+    summary_put_message(&message, &alerts->sending, &alerts->told, host.data);
     put_body(&body, message.data);
 
     pthread_mutex_lock(&alerts->lock);
@@ -311,6 +313,7 @@ static void send_summary(struct alerts *alerts)
             log_post(alerts->log, LOG_NOTICE,
                      "Slack alerts are delivered again after %" PRId64 " s: %" PRIu64 " failures in one message",
                      to_seconds(now_ms - alerts->outage_since_ms), failures);
+        told_add(&alerts->told, &alerts->sending);
         end_outage(alerts, now_ms);
         return;
     }
@@ -384,6 +387,13 @@ void alerts_add(struct alerts *alerts, const struct failure *failure)
     /* After the first one the thread is awake, or knows when to be. */
     if (alerts->pending.failures == 1)
         pthread_cond_signal(&alerts->changed);
+    pthread_mutex_unlock(&alerts->lock);
+}
+
+void alerts_add_lost(struct alerts *alerts, uint64_t events)
+{
+    pthread_mutex_lock(&alerts->lock);
+    alerts->pending.lost += events;
     pthread_mutex_unlock(&alerts->lock);
 }
 

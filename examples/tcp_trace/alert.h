@@ -28,6 +28,9 @@ struct alerts *alerts_start(const char *url, const char *ca_file, struct log *lo
 /* Adds a failure to what is to be told. Returns at once. */
 void alerts_add(struct alerts *alerts, const struct failure *failure);
 
+/* So many events were lost: the next message says so. None is sent for that alone. */
+void alerts_add_lost(struct alerts *alerts, uint64_t events);
+
 /* Gives what is left five seconds, and ends the thread. */
 struct alerts_undone alerts_stop(struct alerts *alerts);
 

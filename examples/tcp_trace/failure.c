@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <netinet/in.h>
 #include <string.h>
+#include <sys/socket.h>
 
 bool failure_from_event(const struct tcpevent_event *event, struct failure *failure)
 {
@@ -14,11 +16,19 @@ bool failure_from_event(const struct tcpevent_event *event, struct failure *fail
     failure->age_ns = event->age_ns;
     failure->error = event->error;
     failure->given_up = (event->flags & TCPEVENT_GIVEN_UP) != 0;
+    failure->unknown = error_is_unknown(event);
+    failure->family = event->family;
     failure->port = event->remote_port;
+    memcpy(failure->address, event->remote_addr, sizeof failure->address);
     failure->pid = event->pid;
+    failure->uid = event->uid;
     memcpy(failure->comm, event->comm, sizeof failure->comm);
-    tcpevent_format_address(event->family, event->remote_addr, failure->address, sizeof failure->address);
     return true;
+}
+
+bool error_is_unknown(const struct tcpevent_event *event)
+{
+    return (event->flags & TCPEVENT_ERROR_UNKNOWN) != 0;
 }
 
 void put_error_name(struct text *text, int error)
@@ -52,6 +62,10 @@ void put_reason(struct text *text, const struct failure *failure)
         put_format(text, "given up by the program after %.3f s", (double)failure->age_ns / 1e9);
         return;
     }
+    if (failure->unknown) {
+        put(text, "reason unknown");
+        return;
+    }
     if (failure->error == 0) {
         put(text, "could not be started");
         return;
@@ -67,11 +81,18 @@ void put_reason(struct text *text, const struct failure *failure)
     put(text, ")");
 }
 
+void put_endpoint(struct text *text, uint16_t family, const uint8_t address[16], uint16_t port)
+{
+    char string[INET6_ADDRSTRLEN];
+    bool is_ipv6 = family == AF_INET6;
+
+    tcpevent_format_address(family, address, string, sizeof string);
+    put_format(text, "%s%s%s:%u", is_ipv6 ? "[" : "", string, is_ipv6 ? "]" : "", port);
+}
+
 void put_destination(struct text *text, const struct failure *failure)
 {
-    bool colons = strchr(failure->address, ':') != NULL;
-
-    put_format(text, "%s%s%s:%u", colons ? "[" : "", failure->address, colons ? "]" : "", failure->port);
+    put_endpoint(text, failure->family, failure->address, failure->port);
 }
 
 void put_command(struct text *text, const char comm[16])

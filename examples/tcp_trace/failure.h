@@ -2,7 +2,6 @@
 #ifndef FAILURE_H
 #define FAILURE_H
 
-#include <netinet/in.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -12,11 +11,14 @@
 struct failure {
     uint64_t time_ns;
     uint64_t age_ns; /* since connect was called */
-    int error;       /* errno; 0 where nothing has answered, or nothing was asked */
+    int error;       /* errno; 0 where nothing has answered, nothing was asked, or it is not known */
     bool given_up;   /* by the program, before anything answered */
+    bool unknown;    /* the error; the plain tracepoint does not tell it */
+    uint16_t family;
     uint16_t port;
-    char address[INET6_ADDRSTRLEN];
+    uint8_t address[16];
     uint32_t pid;
+    uint32_t uid;
     char comm[16];
 };
 
@@ -27,6 +29,7 @@ bool failure_from_event(const struct tcpevent_event *event, struct failure *fail
 void put_reason(struct text *text, const struct failure *failure);
 
 /* "192.0.2.7:443", "[2001:db8::7]:443" */
+void put_endpoint(struct text *text, uint16_t family, const uint8_t address[16], uint16_t port);
 void put_destination(struct text *text, const struct failure *failure);
 
 /* "TCP failure detected: 192.0.2.7:443 (connection refused (ECONNREFUSED); pid 4711, command curl)" */
@@ -34,6 +37,9 @@ void put_failure(struct text *text, const struct failure *failure);
 
 /* The command as its process gives it, made fit for a line of text. */
 void put_command(struct text *text, const char comm[16]);
+
+/* Whether the event's `error` is 0 because it is not known. */
+bool error_is_unknown(const struct tcpevent_event *event);
 
 /* "ECONNREFUSED"; for an errno that has no name, "errno 999". */
 void put_error_name(struct text *text, int error);

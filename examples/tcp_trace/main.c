@@ -19,19 +19,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "alert.h"
+#include "allowance.h"
 #include "failure.h"
 #include "log.h"
 #include "options.h"
 #include "tcpevent.h"
 
 enum {
-    BATCH = 256, /* events that are read at once, and whose lines are written at once */
-    /* Events that wait while a batch is written: enough for some 10,000 connections at once. */
-    QUEUE_SLOTS = 32768,
+    BATCH = 2048, /* events that are read at once */
+    /* Events that wait while a batch is written, or while others have the processors. They take 36 MB then. */
+    QUEUE_SLOTS = 131072,
+    PRIORITY = -10,
     LOSS_CHECK_MS = 1000,
     /* The library passes events on within a few milliseconds. */
     LAST_EVENTS_PATIENCE_MS = 50,
@@ -48,6 +51,9 @@ struct monitor {
 
     struct tcpevent_event events[BATCH];
     uint64_t newest_ns; /* monotonic time of the newest event seen */
+    struct allowance allowance;
+    uint64_t left_out; /* lines, since that was last told */
+    struct tcpevent_event last_left_out;
     uint64_t states;
     uint64_t failures;
     uint64_t lost_by_queue;
@@ -62,14 +68,23 @@ static void take_event(struct monitor *monitor, const struct tcpevent_event *eve
 {
     struct failure failure;
 
+    bool failed = failure_from_event(event, &failure) && !(failure.given_up && monitor->options.ignore_given_up);
+    unsigned lines = failed ? 2 : 1;
+
     if (event->monotonic_ns > monitor->newest_ns)
         monitor->newest_ns = event->monotonic_ns;
-    log_state(&monitor->log, event);
     monitor->states++;
-    if (!failure_from_event(event, &failure) || (failure.given_up && monitor->options.ignore_given_up))
+    monitor->failures += failed;
+    if (allowance_take(&monitor->allowance, event, lines)) {
+        log_state(&monitor->log, event);
+        if (failed)
+            log_failure(&monitor->log, &failure);
+    } else {
+        monitor->left_out += lines;
+        monitor->last_left_out = *event;
+    }
+    if (!failed)
         return;
-    log_failure(&monitor->log, &failure);
-    monitor->failures++;
     /* Its own ones are those to Slack: to alert of them would make more of them, while Slack cannot be reached. */
     if (monitor->alerts != NULL && failure.pid != monitor->pid)
         alerts_add(monitor->alerts, &failure);
@@ -109,6 +124,32 @@ static void check_losses(struct monitor *monitor)
     monitor->lost_by_ring += by_ring;
     log_notice(&monitor->log, LOG_WARNING, "lost %" PRIu64 " events (queue full: %" PRIu64 ", ring full: %" PRIu64 ")",
                by_queue + by_ring, by_queue, by_ring);
+    if (monitor->alerts != NULL)
+        alerts_add_lost(monitor->alerts, by_queue + by_ring);
+}
+
+/* The last one stands for all: where one user has most of them, it is most likely that one's. */
+static void tell_what_was_left_out(struct monitor *monitor)
+{
+    const struct tcpevent_event *last = &monitor->last_left_out;
+    char storage[64];
+    struct text destination = TEXT_IN(storage);
+
+    if (monitor->left_out == 0)
+        return;
+    put_endpoint(&destination, last->family, last->remote_addr, last->remote_port);
+    log_notice(&monitor->log, LOG_WARNING,
+               "left out %" PRIu64 " lines (--log-rate %u); the last one: user %" PRIu32 ", pid %" PRIu32
+               ", command %.*s, to %s",
+               monitor->left_out, monitor->options.log_rate, last->uid, last->pid, (int)sizeof last->comm, last->comm,
+               destination.data);
+    monitor->left_out = 0;
+}
+
+static void check_up(struct monitor *monitor)
+{
+    check_losses(monitor);
+    tell_what_was_left_out(monitor);
 }
 
 /* Reads on until all that happened before now is in the log, but no more than the queue can hold: on a busy host there
@@ -277,7 +318,7 @@ static int watch(struct monitor *monitor)
         if (watched[POSTS].revents != 0)
             log_take_posts(&monitor->log);
         if (monitor->losses_unchecked && monotonic_ms() - monitor->losses_checked_ms >= LOSS_CHECK_MS)
-            check_losses(monitor);
+            check_up(monitor);
         log_flush(&monitor->log);
         if (log_has_no_reader(&monitor->log)) {
             fputs("tcp_trace: nobody reads the log on standard output any more\n", stderr);
@@ -299,6 +340,15 @@ static bool standard_output_is_open(void)
         if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) < 0)
             return false;
     return is_open;
+}
+
+/* Many processes that are busy leave a thread little of the processors, and would have their own events lost by that.
+ * Where it may not be had, and where another one was chosen, it stays as it is. Threads that are started later have it. */
+static void raise_priority(void)
+{
+    errno = 0;
+    if (getpriority(PRIO_PROCESS, 0) == 0 && errno == 0)
+        setpriority(PRIO_PROCESS, 0, PRIORITY);
 }
 
 /* Says why it does not start, in one line on stderr; in the log too, if that is a file. */
@@ -362,7 +412,7 @@ static int run(struct monitor *monitor)
     monitor->log.ending = true;
     if (status == 0)
         take_last_events(monitor);
-    check_losses(monitor);
+    check_up(monitor);
     /* First of all: from here on this host's connections are as fast as without a monitor. */
     tcpevent_close(monitor->watch);
     log_flush(&monitor->log);
@@ -379,13 +429,15 @@ static int run(struct monitor *monitor)
 
 int main(int argc, char **argv)
 {
-    static struct monitor monitor; /* some 500 KB */
+    static struct monitor monitor; /* some 1.2 MB */
     bool has_output = standard_output_is_open();
     int error;
     int status;
 
     monitor.options = options_read(argc, argv);
     monitor.pid = (uint32_t)getpid();
+    allowance_set(&monitor.allowance, monitor.options.log_rate);
+    raise_priority();
     error = block_signals(&monitor);
     if (error != 0) {
         fprintf(stderr, "tcp_trace: no descriptor for signals: %s\n", strerrordesc_np(error));

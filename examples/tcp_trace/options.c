@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <getopt.h>
+#include <limits.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +26,8 @@ static const char help[] =
     "                       2001:db8::/32. Several with commas, or by giving the option again ($DEST_IP)\n"
     "  --dport PORT         only those with this remote port or range: 443, 8000-8999. Several likewise ($DEST_PORT)\n"
     "  --log-file PATH      append to this file, not standard output; SIGHUP opens it anew ($LOG_FILE)\n"
+    "  --log-rate LINES     at most so many lines a second on average, 1 to 99999, of which a user may have half; 1000 if\n"
+    "                       it is not given, 0 for no limit. How many are left out is told ($LOG_RATE)\n"
     "  --json               a JSON object for each line\n"
     "  --slack-url URL      the webhook to post failures to. A secret: better give it as $SLACK_URL\n"
     "  --slack-ca-file PATH trust the certificate authorities of this PEM file too ($SLACK_CA_FILE)\n"
@@ -35,6 +38,10 @@ static const char help[] =
     "\n"
     "An option wins over its variable. SIGTERM or SIGINT ends it. Status: 0 ended as asked, 1 it failed, 2 wrong\n"
     "arguments.\n";
+
+enum { LOG_RATE_LINES = 1000 }; /* some 9 GB a day, by columns */
+
+static const unsigned NOT_GIVEN = UINT_MAX;
 
 /* ---- Refusals ----------------------------------------------------------------------------------------------- */
 
@@ -180,12 +187,13 @@ static const char *variable(const char *name)
     return value != NULL && value[0] != '\0' ? value : NULL;
 }
 
-enum { DEST = 256, DPORT, LOG_FILE, SLACK_URL, SLACK_CA_FILE, JSON, IGNORE_GIVEN_UP, HELP, VERSION };
+enum { DEST = 256, DPORT, LOG_FILE, LOG_RATE, SLACK_URL, SLACK_CA_FILE, JSON, IGNORE_GIVEN_UP, HELP, VERSION };
 
 static const struct option known[] = {
     {"dest", required_argument, NULL, DEST},
     {"dport", required_argument, NULL, DPORT},
     {"log-file", required_argument, NULL, LOG_FILE},
+    {"log-rate", required_argument, NULL, LOG_RATE},
     {"slack-url", required_argument, NULL, SLACK_URL},
     {"slack-ca-file", required_argument, NULL, SLACK_CA_FILE},
     {"json", no_argument, NULL, JSON},
@@ -215,6 +223,15 @@ static const char *name_of(int value, const char *argument)
     return name.data;
 }
 
+static unsigned read_log_rate(const char *name, const char *value)
+{
+    unsigned long rate;
+
+    if (!parse_number(value, strlen(value), 0, 99999, &rate))
+        reject(name, value, "not a number of lines a second; give one from 1 to 99999, or 0 for no limit");
+    return (unsigned)rate;
+}
+
 static void check_url(const char *name, const char *url)
 {
     if (!alerts_url_is_valid(url))
@@ -239,6 +256,10 @@ static void read_arguments(struct options *options, int argc, char **argv)
             break;
         case LOG_FILE:
             options->log_file = optarg;
+            break;
+        case LOG_RATE:
+            if (!empty)
+                options->log_rate = read_log_rate("--log-rate", optarg);
             break;
         case SLACK_URL:
             free(options->slack_url);
@@ -283,7 +304,7 @@ static void read_arguments(struct options *options, int argc, char **argv)
 
 struct options options_read(int argc, char **argv)
 {
-    struct options options = {.destinations = NULL};
+    struct options options = {.log_rate = NOT_GIVEN};
     const char *value;
 
     read_arguments(&options, argc, argv);
@@ -302,6 +323,10 @@ struct options options_read(int argc, char **argv)
         options.slack_ca_file = variable("SLACK_CA_FILE");
     if (options.log_file == NULL)
         options.log_file = variable("LOG_FILE");
+    if (options.log_rate == NOT_GIVEN) {
+        value = variable("LOG_RATE");
+        options.log_rate = value != NULL ? read_log_rate("LOG_RATE", value) : LOG_RATE_LINES;
+    }
     return options;
 }
 

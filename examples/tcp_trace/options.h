@@ -12,6 +12,7 @@ struct options {
     const char *log_file; /* NULL: standard output */
     char *slack_url;      /* NULL: no alerts */
     const char *slack_ca_file;
+    unsigned log_rate; /* lines a second; 0: no limit */
     bool json;
     bool ignore_given_up;
 };

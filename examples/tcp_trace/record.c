@@ -5,8 +5,13 @@
 #include <string.h>
 #include <sys/socket.h>
 
-static void put_json_error(struct text *text, int error)
+/* null where there was none, and a word where that is not known. */
+static void put_json_error(struct text *text, int error, bool unknown)
 {
+    if (unknown) {
+        put(text, "\"unknown\"");
+        return;
+    }
     if (error == 0) {
         put(text, "null");
         return;
@@ -14,6 +19,15 @@ static void put_json_error(struct text *text, int error)
     put(text, "\"");
     put_error_name(text, error);
     put(text, "\"");
+}
+
+/* null where the kernel has not told: 0 would say that there was nothing. */
+static void put_count(struct text *text, const char *name, bool known, uint64_t count)
+{
+    if (known)
+        put_format(text, ",\"%s\":%" PRIu64, name, count);
+    else
+        put_format(text, ",\"%s\":null", name);
 }
 
 static const char *boolean(bool value)
@@ -36,12 +50,14 @@ static void put_state_json(struct text *text, const struct tcpevent_event *event
                tcpevent_state_name(event->old_state), tcpevent_state_name(event->new_state),
                event->family == AF_INET6 ? 6 : 4, local, event->local_port, remote, event->remote_port, event->cookie);
     if (event->kind == TCPEVENT_KIND_CLOSE) {
-        put_format(text,
-                   ",\"age_ms\":%.3f,\"sent\":%" PRIu64 ",\"received\":%" PRIu64 ",\"retransmitted_bytes\":%" PRIu64
-                   ",\"error\":",
-                   (double)event->age_ns / 1e6, event->payload_sent, event->payload_received,
-                   event->bytes_retransmitted);
-        put_json_error(text, event->error);
+        bool counted = (event->flags & TCPEVENT_UNCOUNTED) == 0;
+
+        put_format(text, ",\"age_ms\":%.3f", (double)event->age_ns / 1e6);
+        put_count(text, "sent", counted, event->payload_sent);
+        put_count(text, "received", counted, event->payload_received);
+        put_count(text, "retransmitted_bytes", counted, event->bytes_retransmitted);
+        put(text, ",\"error\":");
+        put_json_error(text, event->error, error_is_unknown(event));
         put_format(text, ",\"failed\":%s,\"given_up\":%s", boolean((event->flags & TCPEVENT_FAILED) != 0),
                    boolean((event->flags & TCPEVENT_GIVEN_UP) != 0));
     }
@@ -67,13 +83,16 @@ void put_state_record(struct text *text, const struct tcpevent_event *event, boo
 void put_failure_record(struct text *text, const struct failure *failure, bool json)
 {
     if (json) {
+        char address[INET6_ADDRSTRLEN];
+
+        tcpevent_format_address(failure->family, failure->address, address, sizeof address);
         put(text, "{\"time\":\"");
         put_time(text, failure->time_ns);
-        put_format(text, "\",\"kind\":\"failure\",\"address\":\"%s\",\"port\":%u,\"reason\":\"", failure->address,
+        put_format(text, "\",\"kind\":\"failure\",\"address\":\"%s\",\"port\":%u,\"reason\":\"", address,
                    failure->port);
         put_reason(text, failure); /* words of ASCII letters, nothing to escape */
         put(text, "\",\"error\":");
-        put_json_error(text, failure->error);
+        put_json_error(text, failure->error, failure->unknown);
         put_format(text, ",\"pid\":%" PRIu32 ",\"command\":", failure->pid);
         put_json(text, failure->comm, sizeof failure->comm);
         put(text, "}\n");

@@ -113,6 +113,10 @@ fn a_command_of_any_bytes_is_valid_json_and_no_markup() {
     let monitor = monitor(net, &webhook);
     for (comm, shown) in [
         (&b"<!here>&\"b\\\n\xff\x01"[..], r#"&lt;!here&gt;&amp;\"b\\\n\xff\x01"#),
+        // Line separators, marks of direction, and characters that are not seen.
+        ("\u{85}a\u{2028}b\u{2029}".as_bytes(), r"\xc2\x85a\xe2\x80\xa8b\xe2\x80\xa9"),
+        ("\u{202e}\u{2066}x\u{2069}".as_bytes(), r"\xe2\x80\xae\xe2\x81\xa6x\xe2\x81\xa9"),
+        ("\u{200b}\u{feff}*`_~".as_bytes(), r"\xe2\x80\x8b\xef\xbb\xbf*`_~"),
         ("\u{e9}\u{20ac}\u{1f980}".as_bytes(), "\u{e9}\u{20ac}\u{1f980}"),
     ] {
         with_comm(comm, || net.refuse(1));

@@ -5,7 +5,7 @@ use crate::monitor::{command, run_to_end};
 /// Arguments, variables, and what the line must begin with, after the program's name.
 type Wrong = (&'static [&'static str], &'static [(&'static str, &'static str)], &'static str);
 
-const WRONG: [Wrong; 51] = [
+const WRONG: [Wrong; 56] = [
     (&["--dest", "1.2.3.4.5"], &[], "--dest: 1.2.3.4.5: "),
     (&["--dest=10.0.0.256"], &[], "--dest: 10.0.0.256: "),
     (&["--dest=10.0.0.0/33"], &[], "--dest: 10.0.0.0/33: "),
@@ -41,6 +41,10 @@ const WRONG: [Wrong; 51] = [
     (&["--dest= ,"], &[], "--dest: "),
     (&["--dport="], &[], "--dport: "),
     (&["--log-file="], &[], "--log-file: "),
+    (&["--log-rate="], &[], "--log-rate: "),
+    (&["--log-rate=-1"], &[], "--log-rate: -1: "),
+    (&["--log-rate=1.5"], &[], "--log-rate: 1.5: "),
+    (&["--log-rate=100000"], &[], "--log-rate: 100000: "),
     (&["--slack-url="], &[], "--slack-url: "),
     (&["--slack-ca-file="], &[], "--slack-ca-file: "),
     (&["--dest"], &[], "--dest: "),
@@ -58,6 +62,7 @@ const WRONG: [Wrong; 51] = [
     (&[], &[("DEST_IP", "10.0.0.300")], "DEST_IP: 10.0.0.300: "),
     (&[], &[("DEST_IP", "10.0.0.1 10.0.0.300")], "DEST_IP: 10.0.0.300: "),
     (&[], &[("DEST_PORT", "80,8000-7000")], "DEST_PORT: 8000-7000: "),
+    (&[], &[("LOG_RATE", "many")], "LOG_RATE: many: "),
     (&[], &[("SLACK_URL", "ftp://127.0.0.1/hook-services")], "SLACK_URL: not an http or https URL "),
 ];
 
@@ -94,9 +99,18 @@ fn help_and_version_are_answers_and_no_errors() {
     assert_eq!((help.status, help.errors.len()), (Some(0), 0));
     let text = help.lines.join("\n");
     assert!(text.starts_with("Usage: tcp_trace "), "{text}");
-    for option in
-        ["dest", "dport", "log-file", "json", "slack-url", "slack-ca-file", "ignore-given-up", "help", "version"]
-    {
+    for option in [
+        "dest",
+        "dport",
+        "log-file",
+        "log-rate",
+        "json",
+        "slack-url",
+        "slack-ca-file",
+        "ignore-given-up",
+        "help",
+        "version",
+    ] {
         assert!(text.contains(&format!("\n  --{option} ")), "{option} is not in {text}");
     }
     for variable in crate::monitor::VARIABLES {

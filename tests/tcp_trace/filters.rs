@@ -94,7 +94,7 @@ fn without_a_destination_all_is_watched() {
     let addresses = addresses();
     let attempts = at(addresses, PORTS[0]);
     check(&[], &[], &attempts, &[0, 1, 2, 3]);
-    let empty = ["DEST_IP", "DEST_PORT", "SLACK_URL", "SLACK_CA_FILE", "LOG_FILE"].map(|name| (name, ""));
+    let empty = ["DEST_IP", "DEST_PORT", "SLACK_URL", "SLACK_CA_FILE", "LOG_FILE", "LOG_RATE"].map(|name| (name, ""));
     check(&[], &empty, &attempts, &[0, 1, 2, 3]);
 }
 

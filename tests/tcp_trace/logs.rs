@@ -102,7 +102,7 @@ fn no_line_is_lost_or_doubled_when_the_log_is_moved_away() {
     let net = Net::new();
     let log = folder.join("log");
     let moved = |number: usize| folder.join(format!("log.{number}"));
-    let monitor = Monitor::with_log(&log, &["--dest", &net.prefix()], &[]);
+    let monitor = Monitor::with_log(&log, &["--log-rate=0", "--dest", &net.prefix()], &[]);
     let count = while_refused(net, || {
         for rotation in 1..=ROTATIONS {
             fs::rename(&log, moved(rotation)).unwrap();
@@ -161,7 +161,7 @@ fn no_line_is_lost_or_doubled_by_logrotate() {
     let folder = new_folder("logrotate");
     let net = Net::new();
     let log = folder.join("tcp_trace.log");
-    let monitor = Monitor::with_log(&log, &["--dest", &net.prefix()], &[]);
+    let monitor = Monitor::with_log(&log, &["--log-rate=0", "--dest", &net.prefix()], &[]);
     let config = logrotate_config(&log, monitor.pid(), &folder);
     let count = while_refused(net, || {
         for _ in 0..ROTATIONS {

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::consumer::{root, slowness};
+use crate::hidden_types::by_tracepoint;
 use crate::network::Net;
 use crate::webhook::SECRETS;
 
@@ -19,15 +20,15 @@ pub fn patience() -> Duration {
     Duration::from_secs(20) * slowness()
 }
 
-/// What `make` has made.
+/// What `make` has made; or another program that must do the same, which TCP_TRACE names.
 pub fn program() -> PathBuf {
-    let path = root().join("build/tcp_trace");
+    let path = std::env::var_os("TCP_TRACE").map_or_else(|| root().join("build/tcp_trace"), PathBuf::from);
     assert!(path.exists(), "{} is missing: run `make` first", path.display());
     path
 }
 
 /// What the program takes from its environment.
-pub const VARIABLES: [&str; 5] = ["DEST_IP", "DEST_PORT", "SLACK_URL", "SLACK_CA_FILE", "LOG_FILE"];
+pub const VARIABLES: [&str; 6] = ["DEST_IP", "DEST_PORT", "SLACK_URL", "SLACK_CA_FILE", "LOG_FILE", "LOG_RATE"];
 
 /// And what libcurl takes: no test is of a proxy.
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
@@ -37,6 +38,14 @@ pub fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program());
     leave_out_own_settings(&mut command);
     command.args(arguments).envs(variables.iter().copied());
+    command
+}
+
+/// The same on a kernel that does not show its types: the plain tracepoint is all that is left.
+pub fn command_by_tracepoint(arguments: &[&str]) -> Command {
+    let mut command = by_tracepoint(&program());
+    leave_out_own_settings(&mut command);
+    command.args(arguments);
     command
 }
 

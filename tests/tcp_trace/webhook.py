@@ -17,7 +17,8 @@ ever. Each is acknowledged by `planned`. The words:
 
 On stdout, fields separated by tabs: `listening PORT`, then for each request
 `request WORD TIME NOT-BEFORE METHOD PATH CONTENT-TYPE TEXT`: times in ns since 1970, NOT-BEFORE what Retry-After asks
-for (0: nothing), TEXT the field of that name of the JSON body; `wrong WHAT` where the body is not `{"text": ...}`; `gone`
+for (0: nothing), TEXT the field of that name of the JSON body; `wrong WHAT` where the body is not
+`{"text": ..., "mrkdwn": false, "unfurl_links": false}`; `gone`
 when a client that was left hanging has gone. The end of stdin ends it.
 """
 
@@ -50,11 +51,15 @@ def text_of(body):
 
     def once(pairs):
         names = [name for name, _ in pairs]
-        if names != ["text"]:
+        if names != ["text", "mrkdwn", "unfurl_links"]:
             raise ValueError(f"fields {names}")
         return dict(pairs)
 
-    text = json.loads(body.decode("utf-8"), object_pairs_hook=once)["text"]
+    message = json.loads(body.decode("utf-8"), object_pairs_hook=once)
+    text = message["text"]
+    # A name is no markup, and an address that it has is not fetched.
+    if message["mrkdwn"] is not False or message["unfurl_links"] is not False:
+        raise ValueError("markup or links are not turned off")
     if not isinstance(text, str):
         raise ValueError(f"text is {text!r}")
     text.encode("utf-8")  # no lone surrogates

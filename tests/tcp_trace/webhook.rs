@@ -118,6 +118,13 @@ impl Webhook {
         Self::read(&self.expect("request"))
     }
 
+    /// Likewise, if it comes in time.
+    pub fn request_within(&mut self, time: Duration) -> Option<Request> {
+        let line = self.line_within(time)?;
+        assert_eq!(line[0], "request", "{line:?}");
+        Some(Self::read(&line[1..]))
+    }
+
     /// The requests up to one with this answer.
     pub fn requests_until(&mut self, word: &str) -> Vec<Request> {
         let mut requests = vec![self.request()];
@@ -200,6 +207,8 @@ pub struct Message {
     pub others: u64,
     /// Lines of destinations.
     pub lines: usize,
+    /// Events that were lost.
+    pub lost: u64,
 }
 
 impl Message {
@@ -210,15 +219,25 @@ impl Message {
 
     fn try_read(text: &str) -> Option<Self> {
         let host = host_name();
+        let (text, missing) = match text.strip_suffix(" events were lost; there may be more failures among them") {
+            Some(text) => text.rsplit_once('\n')?,
+            None => (text, "0"),
+        };
+        let missing = missing.parse().ok()?;
         if let Some(one) = text.strip_prefix("TCP failure detected: ") {
             let (address, rest) = one.split_once(" (")?;
             let (reason, rest) = rest.split_once("; pid ")?;
             let (pid, rest) = rest.split_once(", command ")?;
             pid.parse::<u32>().ok()?;
             let named = !reason.is_empty() && rest.ends_with(&format!(") on {host}"));
-            return named.then(|| Self { counts: [(address.to_owned(), 1)].into(), others: 0, lines: 1 });
+            return named.then(|| Self {
+                counts: [(address.to_owned(), 1)].into(),
+                others: 0,
+                lines: 1,
+                lost: missing,
+            });
         }
-        let mut message = Self::default();
+        let mut message = Self { lost: missing, ..Self::default() };
         let (first, rest) = text.split_once('\n')?;
         let total = first.strip_suffix(&format!(" TCP failures on {host}:"))?.parse::<u64>().ok()?;
         for line in rest.lines() {
