@@ -539,6 +539,8 @@ static const char help[] =
     "  --version    the version\n"
     "\n"
     "RX and TX are bytes as the kernel counts them: an ended connection's include SYN and FIN.\n"
+    "Where the probe is the plain tracepoint they can be 0 because they are not known; events do\n"
+    "not say so.\n"
     "SEGS is segments in/out. KIND is `listen` for a listening socket, else `-`: events do not\n"
     "say whether a connection has ended. A terminal too narrow for all columns shows `listen`\n"
     "as the remote end; a narrower one shows no SEGS, then no USER, CMD and TIME.\n"

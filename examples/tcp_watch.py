@@ -22,7 +22,7 @@ import time
 u8, u16, u32, u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 STATES, CLOSES = 1, 2
 KIND_CLOSE = 2
-FAILED, GIVEN_UP = 1, 2
+FAILED, GIVEN_UP, ERROR_UNKNOWN, UNCOUNTED = 1, 2, 8, 16
 
 
 class Options(ctypes.Structure):
@@ -86,11 +86,16 @@ def line(library, event):
              endpoint(event, event.local_addr, event.local_port), '->',
              endpoint(event, event.remote_addr, event.remote_port), f'{old}->{new}']
     if event.kind == KIND_CLOSE:
-        words.append(f'received {event.payload_received} sent {event.payload_sent} in {event.age_ns / 1e9:.3f} s')
+        # What is not known is 0 in the event, and must not look like it here.
+        received, sent = ('-' if event.flags & UNCOUNTED else number
+                          for number in (event.payload_received, event.payload_sent))
+        words.append(f'received {received} sent {sent} in {event.age_ns / 1e9:.3f} s')
         if event.flags & FAILED:
             words.append('given up' if event.flags & GIVEN_UP else 'failed')
         if event.error:
             words.append(errno.errorcode.get(event.error, str(event.error)))
+        elif event.flags & ERROR_UNKNOWN and not event.flags & GIVEN_UP:
+            words.append('reason unknown')
     return ' '.join(words)
 
 

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -12,11 +13,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use consumer::{root, turn};
+use hidden_types::by_tracepoint;
+use socket2::{Domain, Socket, Type};
 use traffic::{Connection, V4, V6, own_comm, wall_ns};
 
 #[path = "live/consumer.rs"]
 #[allow(dead_code)] // The live tests need the rest.
 mod consumer;
+#[path = "tcp_trace/hidden_types.rs"]
+mod hidden_types;
 #[path = "live/traffic.rs"]
 #[allow(dead_code)]
 mod traffic;
@@ -456,15 +461,24 @@ fn tcp_dlopen_says_which_library_it_cannot_load_and_what_to_do() {
 // ---- tcp_watch.py
 
 fn tcp_watch(arguments: &[&str]) -> Command {
-    let mut command = Command::new("/usr/bin/python3");
+    tcp_watch_by(Command::new(PYTHON), arguments)
+}
+
+const PYTHON: &str = "/usr/bin/python3";
+
+fn tcp_watch_by(mut command: Command, arguments: &[&str]) -> Command {
     command.arg(root().join("examples/tcp_watch.py")).args(arguments);
     command
 }
 
 /// One that sees what this process does.
 fn own_tcp_watch(arguments: &[&str]) -> Program {
+    own_tcp_watch_by(Command::new(PYTHON), arguments)
+}
+
+fn own_tcp_watch_by(python: Command, arguments: &[&str]) -> Program {
     let pid = process::id().to_string();
-    let mut program = Program::start(tcp_watch(&[arguments, &["pid", &pid]].concat()));
+    let mut program = Program::start(tcp_watch_by(python, &[arguments, &["pid", &pid]].concat()));
     program.wait_for_a_line();
     program
 }
@@ -499,6 +513,39 @@ fn tcp_watch_prints_the_ends_of_connections_that_fit() {
     let lines = program.lines_until_all(&[is_refused, is_refused]);
     let line = lines.last().unwrap();
     assert!(line.contains("SYN_SENT->CLOSE") && line.ends_with(" failed ECONNREFUSED"), "{line}");
+}
+
+#[test]
+fn tcp_watch_shows_no_figure_and_no_reason_that_is_not_known() {
+    let _turn = turn();
+    let mut program = own_tcp_watch_by(by_tracepoint(Path::new(PYTHON)), &[]);
+    let refused = TcpStream::connect((V4().ip(), 9)).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    let is_refused = |line: &str| line.contains(" -> 127.0.0.1:9 ");
+    let lines = program.lines_until_all(&[is_refused, is_refused]);
+    let line = lines.last().unwrap();
+    assert!(line.contains(" received - sent - in ") && line.ends_with(" failed ECONNREFUSED"), "{line}");
+
+    // A queue that is full answers no SYN, and the kernel ends the attempt by itself.
+    let deaf = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    deaf.bind(&V4().into()).unwrap();
+    deaf.listen(0).unwrap();
+    let address = deaf.local_addr().unwrap().as_socket().unwrap();
+    let _first = TcpStream::connect(address).unwrap();
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let milliseconds: u32 = 1200;
+    // SAFETY: the descriptor is open, and the value has the 4 bytes that are told.
+    let status = unsafe {
+        let value = (&raw const milliseconds).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value, 4)
+    };
+    assert_eq!(status, 0, "{}", io::Error::last_os_error());
+    let error = socket.connect(&address.into()).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
+    let is_timed_out = |line: &str| line.contains(&format!(" -> {address} SYN_SENT->CLOSE"));
+    let lines = program.lines_until_all(&[is_timed_out, is_timed_out]);
+    let line = lines.last().unwrap();
+    assert!(line.contains(" received - sent - in ") && line.ends_with(" failed reason unknown"), "{line}");
 }
 
 #[test]
