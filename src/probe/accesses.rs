@@ -281,25 +281,39 @@ mod tests {
         }
     }
 
+    /// Type information of these words; strings have their offsets in them.
+    fn written(types: &[u32], strings: &[u8]) -> Vec<u8> {
+        let length = |bytes: usize| u32::try_from(bytes).unwrap();
+        let mut bytes = Vec::new();
+        bytes.extend(0xeb9fu16.to_ne_bytes());
+        bytes.extend([1, 0]);
+        let header = [24, 0, length(4 * types.len()), length(4 * types.len()), length(strings.len())];
+        bytes.extend(header.iter().chain(types).flat_map(|word| word.to_ne_bytes()));
+        bytes.extend(strings);
+        bytes
+    }
+
+    const STRUCT: u32 = 4 << 24;
+
     #[test]
     fn ways_without_end_are_no_way() {
         // A structure without a name that holds two of itself, which C does not have.
-        let strings = b"\0sock\0";
-        let mut types = Vec::new();
-        for (name, size) in [(1u32, 8u32), (0, 8)] {
-            for word in [name, 4 << 24 | 2, size, 0, 2, 0, 0, 2, 0] {
-                types.extend(word.to_ne_bytes());
-            }
-        }
-        let mut bytes = vec![];
-        bytes.extend(0xeb9fu16.to_ne_bytes());
-        bytes.extend([1, 0]);
-        for word in [24, 0, types.len(), types.len(), strings.len()] {
-            bytes.extend(u32::try_from(word).unwrap().to_ne_bytes());
-        }
-        bytes.extend(types);
-        bytes.extend(strings);
+        let holds_two = |name: u32| [name, STRUCT | 2, 8, 0, 2, 0, 0, 2, 0];
+        let bytes = written(&[holds_two(1), holds_two(0)].concat(), b"\0sock\0");
         let said = check(&read(&bytes), None).unwrap_err().to_string();
         assert_eq!(said, "has too many ways to sock.__sk_common.skc_cookie.counter");
+    }
+
+    #[test]
+    fn bit_fields_of_old_type_information_do_not_overlap() {
+        const INT: [u32; 4] = [0, 1 << 24, 4, 8];
+
+        // `unsigned int a : 8, sk_protocol : 8`, without the flag, and the second one at this bit.
+        let structure = |bit: u32| {
+            written(&[&INT[..], &[1, STRUCT | 2, 4, 18, 1, 0, 6, 1, bit]].concat(), b"\0sock\0sk_protocol\0a\0")
+        };
+        check(&read(&structure(8)), None).unwrap();
+        let said = check(&read(&structure(4)), None).unwrap_err().to_string();
+        assert_eq!(said, "has sock.sk_protocol as a number of 8 bits at bit 4, which cannot be");
     }
 }

@@ -406,7 +406,11 @@ impl Btf<'_> {
                 kind::INT | kind::ENUM | kind::ENUM64 | kind::FLOAT | kind::STRUCT | kind::UNION => found.word(8),
                 _ => return None,
             };
-            let bits = u64::from(bytes) * 8;
+            let mut bits = u64::from(bytes) * 8;
+            // Before there was a flag for bit-fields, they had numbers of fewer bits than their bytes have.
+            if found.kind() == kind::INT {
+                bits = bits.min((found.word(TYPE_LEN) & 0xff).into());
+            }
             return Some((bits.saturating_mul(elements), found, bits));
         }
         None
