@@ -178,7 +178,7 @@ pub struct Place {
     pub signed: bool,
     /// A bit-field.
     pub is_bit_field: bool,
-    /// Whether it can be so: what it is in has room for it there, and no members that overlap.
+    /// Whether it can be so: what it is in has room for it there, and nothing else in the same place.
     pub is_sound: bool,
 }
 
@@ -194,7 +194,7 @@ const MOST_LEVELS: u32 = 32;
 
 /// Members that are looked at on the way to one thing, at most: structures without a name may hold one another so that there
 /// are more ways than anybody can go.
-const MOST_MEMBERS: u32 = 1 << 14;
+const MOST_MEMBERS: u32 = 1 << 16;
 
 /// Type information as it is.
 pub struct Btf<'btf> {
@@ -425,15 +425,14 @@ impl Btf<'_> {
         member.bit.saturating_add(bits)
     }
 
-    /// Whether no two members of a structure have a bit in common. `None` where there is no memory to find out.
-    fn is_without_overlaps(&self, id: u32) -> Option<bool> {
-        let mut taken = Vec::new();
-        for member in self.members(id) {
-            push(&mut taken, (member.bit, self.end(&member)))?;
-        }
-        taken.retain(|(start, end)| start < end);
-        taken.sort_unstable();
-        Some(taken.windows(2).all(|pair| pair[0].1 <= pair[1].0))
+    /// Whether a structure's member has no bit in common with another one.
+    fn is_alone(&self, structure: u32, number: usize, member: &Member<'_>) -> bool {
+        let end = self.end(member);
+        self.members(structure).enumerate().all(|(other_number, other)| {
+            let other_end = self.end(&other);
+            let is_empty = member.bit == end || other.bit == other_end;
+            other_number == number || is_empty || other_end <= member.bit || end <= other.bit
+        })
     }
 }
 
@@ -478,19 +477,22 @@ impl Walk<'_> {
             }
             Step::Member(name) if found.is_composite() => {
                 let all = u64::from(found.word(8)) * 8;
-                let is_sound = at.is_sound && (found.kind() == kind::UNION || self.btf.is_without_overlaps(id)?);
-                for member in self.btf.members(id) {
+                let is_union = found.kind() == kind::UNION;
+                for (number, member) in self.btf.members(id).enumerate() {
                     self.members_left = self.members_left.checked_sub(1)?;
                     let steps = match member.name {
                         [0] => steps,
                         _ if member.is_called(name) => behind,
                         _ => continue,
                     };
+                    // All others are looked at once more.
+                    self.members_left = self.members_left.checked_sub(found.word(4) & 0xffff)?;
+                    let has_room = self.btf.end(&member) <= all && (is_union || self.btf.is_alone(id, number, &member));
                     let at = At {
                         id: member.part,
                         bit: at.bit.saturating_add(member.bit),
                         width: member.width,
-                        is_sound: is_sound && self.btf.end(&member) <= all,
+                        is_sound: at.is_sound && has_room,
                         levels_left,
                     };
                     self.go(at, steps)?;
