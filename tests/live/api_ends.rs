@@ -226,21 +226,26 @@ fn reset(one: TcpStream, other: &mut TcpStream) {
     other.read(&mut [0]).expect_err("it was reset");
 }
 
+/// A listener; a client that has sent it 7 bytes and was reset then, and is held still; and the client's ports.
+fn seven_bytes_and_a_reset() -> (TcpListener, TcpStream, (u16, u16)) {
+    let listener = TcpListener::bind(V4()).unwrap();
+    let (mut first, server) = send_from(0, &listener, 7);
+    let ports = (first.local_addr().unwrap().port(), listener.local_addr().unwrap().port());
+    reset(server, &mut first);
+    (listener, first, ports)
+}
+
 #[test]
 fn of_a_port_that_is_used_again_no_connection_has_the_others_bytes() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
-    let listener = TcpListener::bind(V4()).unwrap();
-    let to = listener.local_addr().unwrap();
-    let (mut first, server) = send_from(0, &listener, 7);
-    let port = first.local_addr().unwrap().port();
-    reset(server, &mut first);
+    let (listener, first, ports) = seven_bytes_and_a_reset();
     // The first socket is still held: the kernel does not tell its counters.
-    let (mut second, server) = send_from(port, &listener, 9000);
+    let (mut second, server) = send_from(ports.0, &listener, 9000);
     drop(server);
     assert_eq!(second.read(&mut [0]).unwrap(), 0);
     drop(second);
-    let closes = closes_of_end(&mut watcher, (port, to.port()), 2);
+    let closes = closes_of_end(&mut watcher, ports, 2);
     check_sent(&closes[0], 7);
     check_sent(&closes[1], 9000);
     drop(first);
@@ -251,17 +256,13 @@ fn of_a_port_that_is_used_again_no_connection_has_the_others_bytes() {
 fn counters_that_come_late_are_not_those_of_a_later_connection() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
-    let listener = TcpListener::bind(V4()).unwrap();
-    let to = listener.local_addr().unwrap();
-    let (mut first, server) = send_from(0, &listener, 7);
-    let port = first.local_addr().unwrap().port();
-    reset(server, &mut first);
-    check_sent(&closes_of_end(&mut watcher, (port, to.port()), 1)[0], 7);
+    let (listener, first, ports) = seven_bytes_and_a_reset();
+    check_sent(&closes_of_end(&mut watcher, ports, 1)[0], 7);
 
-    let (mut second, server) = send_from(port, &listener, 9000);
+    let (mut second, server) = send_from(ports.0, &listener, 9000);
     reset(server, &mut second);
     drop(first);
-    check_sent(&closes_of_end(&mut watcher, (port, to.port()), 1)[0], 9000);
+    check_sent(&closes_of_end(&mut watcher, ports, 1)[0], 9000);
     drop(second);
 }
 

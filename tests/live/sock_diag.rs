@@ -154,11 +154,11 @@ fn a_tcp_info_without_bytes_sent_has_the_acknowledged_ones_in_their_place() {
 // ---- Forged messages
 
 /// What a forged message tells that a socket has received and sent.
-pub const FORGED: u64 = 0xf0e6_ed00;
+const FORGED: u64 = 0xf0e6_ed00;
 
 /// A notification as the kernel sends it when it has freed a socket (net/core/sock_diag.c: sock_diag_broadcast_destroy_work):
 /// `struct nlmsghdr`, `struct inet_diag_msg`, and a `struct tcp_info` as attribute.
-pub fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
+fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const INET_DIAG_INFO: u16 = 2;
     const CLOSE: u8 = 7;
@@ -191,7 +191,7 @@ pub fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
 }
 
 /// Ports of the sockets that listen for ends of both families: those in the groups 1 and 3 of sock_diag.
-pub fn ports_of_listeners() -> Vec<u32> {
+fn ports_of_listeners() -> Vec<u32> {
     let sockets = fs::read_to_string("/proc/net/netlink").unwrap();
     let ports = sockets.lines().filter_map(|line| {
         let columns: Vec<_> = line.split_whitespace().collect();
@@ -201,11 +201,9 @@ pub fn ports_of_listeners() -> Vec<u32> {
     ports.collect()
 }
 
-/// The plain tracepoint has its byte counts from notifications; whoever has CAP_NET_ADMIN over the network namespace may
-/// send what looks like one.
-#[test]
-fn a_forged_end_of_a_connection_leaves_its_byte_counts_alone() {
-    let _turn = turn();
+/// The plain tracepoint has its byte counts from notifications. `send` gets the ports of who listens for them, and two that
+/// are not the kernel's, of the ends of a connection: its byte counts must be its own.
+pub fn check_with_forged_ends(send: impl FnOnce(&[u32], &[Vec<u8>; 2])) {
     let mut consumer = Consumer::started(&[("TCPEVENT_PROBE", "tracepoint")]);
     consumer.tell("consume 1");
     let ports = ports_of_listeners();
@@ -214,27 +212,46 @@ fn a_forged_end_of_a_connection_leaves_its_byte_counts_alone() {
     connection.send_up(5_000);
     connection.send_down(70_000);
     let (client, server) = (connection.client.local_addr().unwrap(), connection.client.peer_addr().unwrap());
-    let forged = [forged_end_of(client, server), forged_end_of(server, client)];
 
     // The server's end closes as the reset comes; the kernel tells of its counters when the process lets it go.
     let Connection { client: closing, server: held, .. } = connection;
     set_linger_0(&closing);
     drop(closing);
-    let mut sender = Socket::new(NETLINK_SOCK_DIAG).unwrap();
-    sender.bind_auto().unwrap();
-    for _ in 0..20 {
-        for datagram in &forged {
-            // To the sockets themselves, and to both groups, as the kernel does.
-            let places = ports.iter().map(|port| SocketAddr::new(*port, 0));
-            for place in places.chain([SocketAddr::new(0, 1), SocketAddr::new(0, 1 << 2)]) {
-                sender.send_to(datagram, &place, libc::MSG_DONTWAIT).expect("CAP_NET_ADMIN allows it");
-            }
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    send(&ports, &[forged_end_of(client, server), forged_end_of(server, client)]);
     drop(held);
     let ends = consumer.both_ends((client.port(), server.port()));
     // The one that resets has no counters any more.
     assert_ne!(ends.0.rx, FORGED, "{ends:?}");
     assert_eq!((ends.1.rx, ends.1.tx), (5_000, 70_000), "{ends:?}");
+}
+
+/// A netlink socket that sends what it is told to.
+pub fn sender() -> Socket {
+    let mut sender = Socket::new(NETLINK_SOCK_DIAG).unwrap();
+    sender.bind_auto().unwrap();
+    sender
+}
+
+/// The addresses of both groups of ends, to which the kernel sends.
+pub fn groups() -> [SocketAddr; 2] {
+    [SocketAddr::new(0, 1), SocketAddr::new(0, 1 << 2)]
+}
+
+/// Whoever has CAP_NET_ADMIN over the network namespace may send what looks like one.
+#[test]
+fn a_forged_end_of_a_connection_leaves_its_byte_counts_alone() {
+    let _turn = turn();
+    check_with_forged_ends(|ports, forged| {
+        let sender = sender();
+        for _ in 0..20 {
+            for datagram in forged {
+                // To the sockets themselves, and to both groups.
+                let places = ports.iter().map(|port| SocketAddr::new(*port, 0));
+                for place in places.chain(groups()) {
+                    sender.send_to(datagram, &place, libc::MSG_DONTWAIT).expect("CAP_NET_ADMIN allows it");
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
 }
