@@ -69,9 +69,15 @@ def endpoint(event, addr, port):
     return f'[{ipaddress.IPv6Address(bytes(addr))}]:{port}'
 
 
+# Characters that are not seen, by which one name looks like another, and which str.isprintable lets pass.
+UNSEEN = {chr(code) for first, last in ((0x34f, 0x34f), (0x115f, 0x1160), (0x17b4, 0x17b5), (0x180b, 0x180f),
+                                        (0x3164, 0x3164), (0xfe00, 0xfe0f), (0xffa0, 0xffa0), (0xe0100, 0xe01ef))
+          for code in range(first, last + 1)}
+
+
 def printable(character):
     # A command is whatever its process says it is: what a terminal, or the reader of a line, would obey must not reach it.
-    if character.isprintable() and character != '\\':
+    if character.isprintable() and character != '\\' and character not in UNSEEN:
         return character
     letters = {'\n': '\\n', '\t': '\\t', '\r': '\\r', '\\': '\\\\'}
     return letters.get(character) or ''.join(f'\\x{byte:02x}' for byte in character.encode(errors='surrogateescape'))

@@ -271,7 +271,7 @@ fn tcp_table_escapes_what_would_break_a_line_or_a_field() {
 
 /// What a terminal or the reader of a line would obey: control characters, line separators, marks of direction, and
 /// characters that are not seen.
-const MARKS: [(&str, &str); 8] = [
+const MARKS: [(&str, &str); 10] = [
     ("\u{85}a\u{2028}b\u{2029}", r"\xc2\x85a\xe2\x80\xa8b\xe2\x80\xa9"),
     ("\u{202a}\u{202b}\u{202c}\u{202d}", r"\xe2\x80\xaa\xe2\x80\xab\xe2\x80\xac\xe2\x80\xad"),
     ("x\u{202e}\u{2066}\u{2067}\u{2068}", r"x\xe2\x80\xae\xe2\x81\xa6\xe2\x81\xa7\xe2\x81\xa8"),
@@ -279,6 +279,8 @@ const MARKS: [(&str, &str); 8] = [
     ("\u{200e}\u{200f}\u{2060}\u{feff}", r"\xe2\x80\x8e\xe2\x80\x8f\xe2\x81\xa0\xef\xbb\xbf"),
     ("\x1b[2J\u{9b}31m", r"\x1b[2J\xc2\x9b31m"),
     ("\u{e0041}\u{61c}\u{ad}", r"\xf3\xa0\x81\x81\xd8\x9c\xc2\xad"),
+    ("\u{3164}\u{115f}\u{fe0f}\u{34f}x", r"\xe3\x85\xa4\xe1\x85\x9f\xef\xb8\x8f\xcd\x8fx"),
+    ("\u{e0100}\u{ffa0}\u{180b}\u{17b4}", r"\xf3\xa0\x84\x80\xef\xbe\xa0\xe1\xa0\x8b\xe1\x9e\xb4"),
     ("a\r\n\tb\\c", r"a\r\n\tb\\c"),
 ];
 

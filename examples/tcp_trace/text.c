@@ -86,13 +86,14 @@ static uint32_t code_point(const unsigned char *character, size_t length)
 
 /* What changes more than its own place of a line. Control characters: those of ISO 8859 have two bytes in UTF-8 (U+0080
  * to U+009F), and terminals obey them too. Line separators. Marks that turn the direction of what is around them, and
- * characters that are not seen, by which one name looks like another. */
+ * characters that are not seen, by which one name looks like another (Unicode: Default_Ignorable_Code_Point). */
 static bool is_control(const unsigned char *character, size_t length)
 {
     static const uint32_t ranges[][2] = {
-        {0, 0x1f},          {0x7f, 0x9f},       {0xad, 0xad},       {0x61c, 0x61c},     {0x180e, 0x180e},
-        {0x200b, 0x200f},   {0x2028, 0x202e},   {0x2060, 0x206f},   {0xfeff, 0xfeff},   {0xfff9, 0xfffb},
-        {0xe0000, 0xe007f},
+        {0, 0x1f},          {0x7f, 0x9f},       {0xad, 0xad},       {0x34f, 0x34f},     {0x61c, 0x61c},
+        {0x115f, 0x1160},   {0x17b4, 0x17b5},   {0x180b, 0x180f},   {0x200b, 0x200f},   {0x2028, 0x202e},
+        {0x2060, 0x206f},   {0x3164, 0x3164},   {0xfe00, 0xfe0f},   {0xfeff, 0xfeff},   {0xffa0, 0xffa0},
+        {0xfff0, 0xfffb},   {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe0fff},
     };
     uint32_t code = code_point(character, length);
 

@@ -117,6 +117,7 @@ fn a_command_of_any_bytes_is_valid_json_and_no_markup() {
         ("\u{85}a\u{2028}b\u{2029}".as_bytes(), r"\xc2\x85a\xe2\x80\xa8b\xe2\x80\xa9"),
         ("\u{202e}\u{2066}x\u{2069}".as_bytes(), r"\xe2\x80\xae\xe2\x81\xa6x\xe2\x81\xa9"),
         ("\u{200b}\u{feff}*`_~".as_bytes(), r"\xe2\x80\x8b\xef\xbb\xbf*`_~"),
+        ("\u{3164}\u{fe0f}\u{e0100}y".as_bytes(), r"\xe3\x85\xa4\xef\xb8\x8f\xf3\xa0\x84\x80y"),
         ("\u{e9}\u{20ac}\u{1f980}".as_bytes(), "\u{e9}\u{20ac}\u{1f980}"),
     ] {
         with_comm(comm, || net.refuse(1));

@@ -364,7 +364,7 @@ fn json_has_an_object_for_a_failure_and_for_each_notice() {
 // ---- Commands of any bytes
 
 /// A comm, and how it is told in a line, and in JSON once that is read.
-const COMMANDS: [(&[u8], &str, &str); 8] = [
+const COMMANDS: [(&[u8], &str, &str); 9] = [
     (b"plain", "plain", "plain"),
     (b"q\"b\\s/\x01\t\n\r\x7f", r#"q\"b\\s/\x01\t\n\r\x7f"#, "q\"b\\s/\x01\t\n\r\x7f"),
     (
@@ -377,6 +377,11 @@ const COMMANDS: [(&[u8], &str, &str); 8] = [
     ("\u{202e}\u{2066}x\u{2069}".as_bytes(), r"\xe2\x80\xae\xe2\x81\xa6x\xe2\x81\xa9", "\u{202e}\u{2066}x\u{2069}"),
     ("\u{200b}\u{200d}\u{feff}".as_bytes(), r"\xe2\x80\x8b\xe2\x80\x8d\xef\xbb\xbf", "\u{200b}\u{200d}\u{feff}"),
     ("\u{e0041}\u{ad}\u{61c}".as_bytes(), r"\xf3\xa0\x81\x81\xc2\xad\xd8\x9c", "\u{e0041}\u{ad}\u{61c}"),
+    (
+        "\u{3164}\u{115f}\u{fe0f}\u{34f}x".as_bytes(),
+        r"\xe3\x85\xa4\xe1\x85\x9f\xef\xb8\x8f\xcd\x8fx",
+        "\u{3164}\u{115f}\u{fe0f}\u{34f}x",
+    ),
     (b"a\xc3(\xffz\xed\xa0\x80\xc0\xaf", r"a\xc3(\xffz\xed\xa0\x80\xc0\xaf", r"a\xc3(\xffz\xed\xa0\x80\xc0\xaf"),
 ];
 
