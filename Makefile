@@ -16,6 +16,8 @@ DEFAULTDIR   ?= $(if $(IF_ROOT),/etc/default)
 REALTIMEKQL  ?=
 CFLAGS  ?= -O2
 CARGO   ?= cargo
+# -Werror in .ci/run: a warning that a later compiler has learned must not stop a user's build. build.rs reads it too.
+WERROR  ?=
 
 # rustup's folder is on the PATH of its users' shells, but not of sudo's.
 ifneq ($(wildcard $(HOME)/.cargo/bin),)
@@ -33,7 +35,9 @@ PROGRAMS   := $(EXAMPLES:%=build/%) build/tcp_trace
 HEADERS    := $(wildcard include/*.h)
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
 
-C_FLAGS := -std=c11 -Wall -Wextra -Werror -pedantic -Iinclude -DTCPEVENT_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS)
+C_FLAGS := -std=c11 -Wall -Wextra $(WERROR) -pedantic -Iinclude -DTCPEVENT_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS)
+# Whether tcp_trace can be built. Asked when it is its turn, as setup may have installed libcurl just before.
+HAS_CURL := printf '\043include <curl/curl.h>\n' | $(CC) $(CPPFLAGS) $(CFLAGS) -x c -fsyntax-only - 2>/dev/null
 # The library is beside the program in build/, and in ../lib once both are installed.
 RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 
@@ -99,7 +103,12 @@ build/tcp_table: examples/tcp_table.c $(HEADERS) $(LIBRARY) build/libtcpEvent.so
 	$(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $< -Lbuild -ltcpEvent -pthread
 
 build/tcp_trace: $(TRACE_C) $(wildcard $(TRACE)/*.h) $(HEADERS) $(LIBRARY) build/libtcpEvent.so
-	$(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $(TRACE_C) -Lbuild -ltcpEvent -lcurl -pthread
+	@if ! $(HAS_CURL); then \
+		rm -f $@; \
+		echo "tcp_trace is not built: there is no libcurl (Debian: apt-get install libcurl4-openssl-dev)" >&2; \
+		exit 0; \
+	fi; \
+	set -x; $(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $(TRACE_C) -Lbuild -ltcpEvent -lcurl -pthread
 
 # No prerequisite but for the folder and the order: it finds the library when it runs.
 build/tcp_dlopen: examples/tcp_dlopen.c $(HEADERS) | build/libtcpEvent.so
@@ -107,11 +116,11 @@ build/tcp_dlopen: examples/tcp_dlopen.c $(HEADERS) | build/libtcpEvent.so
 
 # What is built is installed as it is, so that `make` needs no root and `sudo make install` no compiler.
 install: ## install into $(DESTDIR)$(PREFIX)
-	@ls -L build/libtcpEvent.so $(PROGRAMS) >/dev/null 2>&1 || $(MAKE) --no-print-directory all
+	@ls -L build/libtcpEvent.so $(EXAMPLES:%=build/%) >/dev/null 2>&1 || $(MAKE) --no-print-directory all
 	install -d $(INSTALL_DIRS)
 	install -m 755 $(LIBRARY) $(ROOT)/lib/libtcpEvent.so
 	install -m 644 include/*.h $(ROOT)/include
-	install -m 755 $(PROGRAMS) $(ROOT)/bin
+	for program in $(PROGRAMS); do [ ! -e $$program ] || install -m 755 $$program $(ROOT)/bin || exit 1; done
 	install -m 644 $(EXAMPLES:%=examples/%.c) $(ROOT)/share/tcpEvent/examples
 	install -m 644 $(TRACE_ALL) $(ROOT)/share/tcpEvent/$(TRACE)
 	printf '%s\n' "$$PKG_CONFIG_FILE" >$(ROOT)/lib/pkgconfig/tcpEvent.pc
@@ -121,17 +130,17 @@ ifneq ($(REALTIMEKQL),)
 	ln -sfn $(PREFIX)/lib/libtcpEvent.so $(EVENT)
 endif
 ifneq ($(UNITDIR),)
-	install -d $(DESTDIR)$(UNITDIR)
-	sed 's|@PREFIX@|$(PREFIX)|g' $(TRACE)/tcp_trace.service >$(UNIT)
-	chmod 644 $(UNIT)
+	$(IF_TRACE) install -d $(DESTDIR)$(UNITDIR)
+	$(IF_TRACE) sed 's|@PREFIX@|$(PREFIX)|g' $(TRACE)/tcp_trace.service >$(UNIT)
+	$(IF_TRACE) chmod 644 $(UNIT)
 endif
 ifneq ($(LOGROTATEDIR),)
-	install -d $(DESTDIR)$(LOGROTATEDIR)
-	install -m 644 $(TRACE)/tcp_trace.logrotate $(ROTATION)
+	$(IF_TRACE) install -d $(DESTDIR)$(LOGROTATEDIR)
+	$(IF_TRACE) install -m 644 $(TRACE)/tcp_trace.logrotate $(ROTATION)
 endif
 ifneq ($(DEFAULTDIR),)
-	install -d $(DESTDIR)$(DEFAULTDIR)
-	[ -e $(DEFAULTS) ] || install -m 600 $(TRACE)/tcp_trace.default $(DEFAULTS)
+	$(IF_TRACE) install -d $(DESTDIR)$(DEFAULTDIR)
+	$(IF_TRACE) [ -e $(DEFAULTS) ] || install -m 600 $(TRACE)/tcp_trace.default $(DEFAULTS)
 endif
 
 uninstall: ## remove what install put there, and the folders that are then empty
@@ -150,6 +159,8 @@ endif
 ROOT = $(DESTDIR)$(PREFIX)
 INSTALL_DIRS = $(ROOT)/lib/pkgconfig $(ROOT)/lib $(ROOT)/include $(ROOT)/bin $(ROOT)/share/tcpEvent/$(TRACE) \
 	$(ROOT)/share/tcpEvent/examples $(ROOT)/share/tcpEvent
+# The service is installed where its program was built.
+IF_TRACE = [ ! -e build/tcp_trace ] ||
 UNIT     = $(DESTDIR)$(UNITDIR)/tcp_trace.service
 EVENT    = $(DESTDIR)$(REALTIMEKQL)/event.so
 ROTATION = $(DESTDIR)$(LOGROTATEDIR)/tcp_trace
