@@ -33,6 +33,7 @@ TRACE_C    := $(wildcard $(TRACE)/*.c)
 TRACE_ALL  := $(wildcard $(TRACE)/*)
 PROGRAMS   := $(EXAMPLES:%=build/%) build/tcp_trace
 HEADERS    := $(wildcard include/*.h)
+PAGES      := $(wildcard man/*.[1-8])
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
 
 C_FLAGS := -std=c11 -Wall -Wextra $(WERROR) -pedantic -Iinclude -DTCPEVENT_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS)
@@ -123,6 +124,7 @@ install: ## install into $(DESTDIR)$(PREFIX)
 	for program in $(PROGRAMS); do [ ! -e $$program ] || install -m 755 $$program $(ROOT)/bin || exit 1; done
 	install -m 644 $(EXAMPLES:%=examples/%.c) $(ROOT)/share/tcpEvent/examples
 	install -m 644 $(TRACE_ALL) $(ROOT)/share/tcpEvent/$(TRACE)
+	for page in $(PAGES); do install -m 644 $$page $(ROOT)/share/man/man$${page##*.} || exit 1; done
 	printf '%s\n' "$$PKG_CONFIG_FILE" >$(ROOT)/lib/pkgconfig/tcpEvent.pc
 	chmod 644 $(ROOT)/lib/pkgconfig/tcpEvent.pc
 ifneq ($(REALTIMEKQL),)
@@ -146,7 +148,8 @@ endif
 uninstall: ## remove what install put there, and the folders that are then empty
 	rm -f $(ROOT)/lib/libtcpEvent.so $(ROOT)/lib/pkgconfig/tcpEvent.pc $(HEADERS:%=$(ROOT)/%) \
 		$(PROGRAMS:build/%=$(ROOT)/bin/%) $(EXAMPLES:%=$(ROOT)/share/tcpEvent/examples/%.c) \
-		$(TRACE_ALL:%=$(ROOT)/share/tcpEvent/%) $(if $(UNITDIR),$(UNIT)) $(if $(LOGROTATEDIR),$(ROTATION))
+		$(TRACE_ALL:%=$(ROOT)/share/tcpEvent/%) $(foreach page,$(PAGES),$(MAN_DIR)/$(notdir $(page))) \
+		$(if $(UNITDIR),$(UNIT)) $(if $(LOGROTATEDIR),$(ROTATION))
 ifneq ($(REALTIMEKQL),)
 	@[ ! -h $(EVENT) ] || rm -f $(EVENT)
 endif
@@ -158,7 +161,9 @@ endif
 
 ROOT = $(DESTDIR)$(PREFIX)
 INSTALL_DIRS = $(ROOT)/lib/pkgconfig $(ROOT)/lib $(ROOT)/include $(ROOT)/bin $(ROOT)/share/tcpEvent/$(TRACE) \
-	$(ROOT)/share/tcpEvent/examples $(ROOT)/share/tcpEvent
+	$(ROOT)/share/tcpEvent/examples $(ROOT)/share/tcpEvent $(sort $(foreach page,$(PAGES),$(MAN_DIR))) $(ROOT)/share/man
+# Of a `page`, by its section.
+MAN_DIR = $(ROOT)/share/man/man$(subst .,,$(suffix $(page)))
 # The service is installed where its program was built.
 IF_TRACE = [ ! -e build/tcp_trace ] ||
 UNIT     = $(DESTDIR)$(UNITDIR)/tcp_trace.service
@@ -188,8 +193,10 @@ headers: | setup ## write include/*.h again from the Rust sources
 fmt: | setup-test ## is the code formatted?
 	$(CARGO) fmt --check
 
-lint: | setup-test ## clippy, and shellcheck where there is one
+# mandoc looks for what a page refers to among the pages that are installed; tests/man.rs looks for our own.
+lint: | setup-test ## clippy, mandoc, and shellcheck where there is one
 	$(CARGO) clippy --profile tests --all-targets --locked -- -D warnings
+	! mandoc -Tlint $(PAGES) 2>/dev/null | grep -v 'referenced manual not found'
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS); shellcheck $(SCRIPTS); fi
 
 setup: ## install what a build needs, where it is missing (as root, by apt)

@@ -1,4 +1,4 @@
-//! The service: what is installed, and what systemd makes of it.
+//! The service and the manual: what is installed, and what systemd makes of it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -56,8 +56,13 @@ const UNIT: &str = "usr/local/lib/systemd/system/tcp_trace.service";
 const ROTATION: &str = "etc/logrotate.d/tcp_trace";
 const DEFAULTS: &str = "etc/default/tcp_trace";
 
+/// Where a page of the manual is installed: by its section.
+fn page_path(name: &str) -> String {
+    format!("usr/local/share/man/man{}/{name}", name.rsplit('.').next().unwrap())
+}
+
 #[test]
-fn install_puts_the_service_in_place_and_uninstall_takes_it_away() {
+fn install_puts_service_and_manual_in_place_and_uninstall_takes_it_away() {
     let folder = new_folder("install");
     let place = folder.join("root");
     make("install", &place);
@@ -68,6 +73,13 @@ fn install_puts_the_service_in_place_and_uninstall_takes_it_away() {
     let source = |name: &str| fs::read_to_string(root().join("examples/tcp_trace").join(name)).unwrap();
     let installed = |name: &str| fs::read_to_string(place.join(name)).unwrap();
     assert_eq!(installed(UNIT), source("tcp_trace.service").replace("@PREFIX@", "/usr/local"));
+    let pages: BTreeSet<_> = files(&root().join("man")).iter().map(|name| page_path(name)).collect();
+    let there: BTreeSet<_> =
+        files(&place).into_iter().filter(|name| name.starts_with("usr/local/share/man/")).collect();
+    assert_eq!((there.len(), &there), (8, &pages));
+    for name in &pages {
+        assert_eq!(fs::metadata(place.join(name)).unwrap().permissions().mode() & 0o7777, 0o644, "{name}");
+    }
     assert!(installed(UNIT).contains("\nExecStart=/usr/local/bin/tcp_trace"));
     assert_eq!(installed(ROTATION), source("tcp_trace.logrotate"));
     assert_eq!(installed(DEFAULTS), source("tcp_trace.default"));
