@@ -1,5 +1,5 @@
 //! The manual pages leave nothing out: each function, constant and field of the headers, each word of a filter, each option
-//! of a program is in its page, and what a page refers to exists. (`make lint` holds their form against mandoc.)
+//! of a program is in its page. What a page or another document refers to exists. (`make lint` holds their form against mandoc.)
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -124,6 +124,16 @@ fn every_field_of_the_structures_is_explained() {
     }
 }
 
+/// And what to do about it, in the page for those who look for what is wrong.
+#[test]
+fn every_counter_is_explained_for_debugging() {
+    let page = read("docs/debugging.md");
+    for field in fields(&header("tcpevent.h"), "tcpevent_statistics") {
+        let is_counter = !["size", "probe"].contains(&field);
+        assert!(!is_counter || page.contains(&format!("`{field}`")), "{field} is not in docs/debugging.md");
+    }
+}
+
 #[test]
 fn every_word_of_a_filter_is_explained() {
     // The error for a word that is none names all that are.
@@ -188,6 +198,25 @@ fn references_between_the_pages_lead_somewhere() {
             }
         }
     }
+}
+
+/// Of Markdown, those to files; headings are not looked for.
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for folder in ["", "docs", "examples/tcp_trace", "tests/vm"].map(|name| root.join(name)) {
+        let documents = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        for document in documents.filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+            let text = fs::read_to_string(&document).unwrap();
+            for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+                let is_file = !link.is_empty() && !link.contains("://");
+                assert!(!is_file || folder.join(link).exists(), "{}: {link}", document.display());
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "{seen} links");
 }
 
 #[test]
