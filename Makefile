@@ -35,6 +35,11 @@ PROGRAMS   := $(EXAMPLES:%=build/%) build/tcp_trace
 HEADERS    := $(wildcard include/*.h)
 PAGES      := $(wildcard man/*.[1-8])
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
+PYTHON     := benches examples tests benches/run tests/demo tests/vm/matrix
+# Debian has no ruff: it is fetched from PyPI.
+RUFF_VERSION := 0.17.5
+RUFF_DIR     := $(TARGET_DIR)/ruff-$(RUFF_VERSION)
+RUFF         := $(RUFF_DIR)/bin/ruff
 
 C_FLAGS := -std=c11 -Wall -Wextra $(WERROR) -pedantic -Iinclude -DTCPEVENT_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS)
 # Whether tcp_trace can be built. Asked when it is its turn, as setup may have installed libcurl just before.
@@ -194,10 +199,15 @@ fmt: | setup-test ## is the code formatted?
 	$(CARGO) fmt --check
 
 # mandoc looks for what a page refers to among the pages that are installed; tests/man.rs looks for our own.
-lint: | setup-test ## clippy, mandoc, and shellcheck where there is one
+lint: | setup-test $(RUFF) ## clippy, ruff, mandoc, and shellcheck where there is one
 	$(CARGO) clippy --profile tests --all-targets --locked -- -D warnings
+	$(RUFF) check --quiet --no-cache $(PYTHON)
 	! mandoc -Tlint $(PAGES) 2>/dev/null | grep -v 'referenced manual not found'
 	@if command -v shellcheck >/dev/null; then echo shellcheck $(SCRIPTS); shellcheck $(SCRIPTS); fi
+
+$(RUFF): | setup-test
+	python3 -m venv $(RUFF_DIR)
+	$(RUFF_DIR)/bin/pip install --quiet --disable-pip-version-check ruff==$(RUFF_VERSION)
 
 setup: ## install what a build needs, where it is missing (as root, by apt)
 	@.ci/setup build

@@ -35,7 +35,7 @@ def describe():
     cpuinfo, meminfo = tasks.read("/proc/cpuinfo"), tasks.read("/proc/meminfo")
     kib = int(first(r"^MemTotal:\s*(\d+) kB", meminfo, "0"))
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "kernel": os.uname().release + " " + os.uname().machine,
         "processor": first(r"^model name\s*:\s*(.*)", cpuinfo),
         "virtual": " hypervisor " in first(r"^flags\s*:\s*(.*)", cpuinfo, "") + " ",
