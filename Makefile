@@ -36,6 +36,7 @@ HEADERS    := $(wildcard include/*.h)
 PAGES      := $(wildcard man/*.[1-8])
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
 PYTHON     := benches examples tests benches/run tests/demo tests/vm/matrix
+C_FILES    := $(wildcard bpf/*.[ch] tests/c/*.[ch] tests/c/*.cc examples/*.c examples/*/*.[ch] benches/c/*.[ch])
 # Debian has no ruff: it is fetched from PyPI.
 RUFF_VERSION := 0.17.5
 RUFF_DIR     := $(TARGET_DIR)/ruff-$(RUFF_VERSION)
@@ -50,7 +51,7 @@ RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for one apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test test-kernels soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt lint headers FORCE
+.PHONY: all demo monitor test test-kernels soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
 
 all: $(PROGRAMS) ## build the library, the examples and tcp_trace (the default)
 
@@ -197,6 +198,11 @@ headers: | setup ## write include/*.h again from the Rust sources
 
 fmt: | setup-test ## is the code formatted?
 	$(CARGO) fmt --check
+
+format: | setup-test $(RUFF) ## format the code: Rust, C and Python
+	$(CARGO) fmt
+	clang-format -i $(C_FILES)
+	$(RUFF) format --quiet --no-cache $(PYTHON)
 
 # mandoc looks for what a page refers to among the pages that are installed; tests/man.rs looks for our own.
 lint: | setup-test $(RUFF) ## clippy, ruff, mandoc, and shellcheck where there is one
