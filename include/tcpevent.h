@@ -37,7 +37,7 @@
 #define TCPEVENT_PROBE_TP_BTF 2
 
 /**
- * The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see README.md.
+ * The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see docs/kernels.md.
  */
 #define TCPEVENT_PROBE_TRACEPOINT 3
 

@@ -20,7 +20,7 @@ pub const TCPEVENT_PROBE_AUTO: u32 = 0;
 pub const TCPEVENT_PROBE_KPROBE: u32 = 1;
 /// The probe: the typed tracepoint inet_sock_set_state.
 pub const TCPEVENT_PROBE_TP_BTF: u32 = 2;
-/// The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see README.md.
+/// The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see docs/kernels.md.
 pub const TCPEVENT_PROBE_TRACEPOINT: u32 = 3;
 
 /// An event's kind: a state has changed.

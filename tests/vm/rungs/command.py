@@ -32,7 +32,7 @@ def arguments(words, known):
                         help="type information in this way alone; may be given again")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE",
                         help="keep what was found there; kernels that are not run this time stay in it")
-    parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write-table", action="store_true", help="put the table into docs/kernels.md")
     parser.add_argument("--no-run", action="store_true", help="run nothing: show what --json has")
     options = parser.parse_args(words)
     for kernel in options.kernels:
@@ -40,8 +40,8 @@ def arguments(words, known):
             parser.error(f"unknown kernel {kernel}; known are {', '.join(known)}")
     if options.no_run and not options.json:
         parser.error("--no-run shows what --json FILE has")
-    if options.write_readme and (options.only or options.rung or options.btf):
-        parser.error("--write-readme is for all groups, rungs and ways: leave --only, --rung and --btf out")
+    if options.write_table and (options.only or options.rung or options.btf):
+        parser.error("--write-table is for all groups, rungs and ways: leave --only, --rung and --btf out")
     return options
 
 
@@ -87,10 +87,10 @@ def main(words):
         found = results.load(options.json)
         if not options.no_run:
             run(options, found)
-        shown = results.in_order(found, known if options.no_run or options.write_readme else options.kernels)
+        shown = results.in_order(found, known if options.no_run or options.write_table else options.kernels)
         print(results.table(shown))
-        if options.write_readme:
-            results.write_readme(ROOT / "README.md", results.markdown(shown, RUNGS))
+        if options.write_table:
+            results.write_table(ROOT / "docs/kernels.md", results.markdown(shown, RUNGS))
     except (MatrixError, OSError, ValueError) as error:
         print(f"matrix: {error}", file=sys.stderr)
         return 1

@@ -5,7 +5,7 @@ import json
 from .guest import FILE, HIDDEN, SHOWN, WAYS
 from .machines import HERE
 
-BEGIN = "<!-- kernels: tests/vm/matrix --write-readme writes from here -->"
+BEGIN = "<!-- kernels: tests/vm/matrix --write-table writes from here -->"
 END = "<!-- kernels: to here -->"
 
 # The library's line without what is in each of them.
@@ -97,7 +97,7 @@ def table(all_found):
     return "\n".join("  ".join([*(f"{cell:{width}}" for cell, width in zip(row, widths)), row[5]]) for row in rows)
 
 
-# ---------------------------------------------------------------------------------------------------- for README.md
+# ---------------------------------------------------------------------------------------------------- for docs/kernels.md
 
 HEADINGS = {SHOWN: "shown", HIDDEN: "hidden", FILE: "`TCPEVENT_BTF`", "none": "none"}
 
@@ -152,9 +152,9 @@ def markdown(all_found, rungs):
     return "\n".join(["| " + " | ".join(row) + " |" for row in rows] + ["", *notes.lines()])
 
 
-def write_readme(path, text):
-    readme = path.read_text(encoding="utf-8")
-    before, begin, rest = readme.partition(BEGIN)
+def write_table(path, text):
+    document = path.read_text(encoding="utf-8")
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise ValueError(f"{path} has no line {BEGIN} with a line {END} behind it")
