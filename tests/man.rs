@@ -6,8 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use tcpEvent::event::filter::Filter;
-use tcpEvent::config::Settings;
+use tcpEvent::Filter;
+use tcpEvent::internals::classic::env::Settings;
 
 /// Pages, and the structure of a header whose fields each describes.
 const PAGES: [(&str, &str); 8] = [
