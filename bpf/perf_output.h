@@ -46,4 +46,18 @@ static __always_inline void put(void *ctx, void *record, __u64 size)
 		count_lost(result == -ENOSPC ? TCP_LOST_FULL : TCP_LOST_RECORDS);
 }
 
+/*
+ * A processor is being switched on or off, as by a suspend: the kernel takes its perf event away for good, and user space must
+ * open another. That is told by a record that is shorter than any other, of which it does not matter whether it arrives: one of
+ * those that come of the processor that does the switching will.
+ */
+SEC("tracepoint/cpuhp/cpuhp_exit")
+int processors_change(void *ctx)
+{
+	__u64 notice = 0;
+
+	bpf_perf_event_output(ctx, &records, BPF_F_CURRENT_CPU, &notice, sizeof(notice));
+	return 0;
+}
+
 #endif

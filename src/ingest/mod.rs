@@ -4,10 +4,10 @@ mod complete;
 mod joiner;
 mod pace;
 mod perf;
+mod perf_buffer;
 pub mod record;
 mod ring;
 
-use std::os::fd::RawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -137,9 +137,8 @@ pub fn run(
     let (buffer, result) = if probe.has_ring() {
         ("ring", ring::collect(&mut probe, sleeper, &completion, when_reading, before_detach))
     } else {
-        let further_fds = |fds: &[RawFd]| attached.fds.add(fds.iter().copied());
         let run = perf::Run { sleeper, completion: &completion, settings };
-        ("perf", run.collect(&mut probe, further_fds, when_reading, before_detach))
+        ("perf", run.collect(&mut probe, &attached.fds, when_reading, before_detach))
     };
     result.map_err(|error| probe::refused(settings, format!("the {buffer} buffer cannot be read: {error}")))?;
     if sleeper.is_lost() {

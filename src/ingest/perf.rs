@@ -1,27 +1,24 @@
 //! What `collector` does, for a probe that has no ring buffer but a perf buffer. One that is a plain tracepoint cannot see
 //! the counters of a connection: those come by netlink, a little later.
 
-use std::cell::RefCell;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::catch_unwind;
 use std::sync::atomic::Ordering;
 use std::thread::available_parallelism;
 use std::time::Instant;
 
-use libbpf_rs::{PerfBuffer, PerfBufferBuilder};
-
+use super::perf_buffer::{Entry, PerfBuffer};
 use crate::config::ProbeSettings;
 use crate::event::filter::Filter;
 use crate::event::{Kind, Origin, state};
 use crate::ingest::complete::{Completer, Completion, add};
 use crate::ingest::joiner::{Joiner, LONGEST_WAIT};
 use crate::ingest::record::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN, decode};
-use crate::probe::Probe;
+use crate::probe::{BpfFds, Probe, ProbeFds};
 use crate::sockets::destroyed::Listener;
 use crate::sockets::older::OlderEndpoints;
 use crate::sys::clock::WallClock;
 use crate::sys::log::{self, Level};
-use crate::sys::own_fd::Guarded;
 use crate::sys::wake::{Sleeper, Woken};
 
 /// What a run needs.
@@ -35,46 +32,24 @@ pub struct Run<'run> {
 }
 
 impl Run<'_> {
-    /// As [`crate::ingest::ring::collect`]. `note_fds` takes further descriptors that a forked child must close.
+    /// As [`crate::ingest::ring::collect`]. Further descriptors that a forked child must close are added to `in_child`.
     pub fn collect(
         &self,
         probe: &mut Probe<'_>,
-        note_fds: impl FnOnce(&[RawFd]),
+        in_child: &BpfFds,
         when_reading: impl FnOnce(&Probe<'_>),
         before_detach: impl FnOnce(&Probe<'_>),
     ) -> libbpf_rs::Result<()> {
-        let batch = RefCell::new(Vec::new());
-        let counters = self.completion.counters;
-        // Behind a record there are some bytes that mean nothing.
-        let length = if self.settings.detailed { DETAILED_RECORD_LEN } else { RECORD_LEN };
-        let take = |_, bytes: &[u8]| {
-            // A panic must not unwind into libbpf.
-            match catch_unwind(|| decode(bytes.get(..length)?)) {
-                Ok(Some(decoded)) => add(&mut batch.borrow_mut(), decoded, counters),
-                Ok(None) | Err(_) => {
-                    counters.undecoded.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        };
-        let fds = probe.fds();
-        let lose = |_, count| {
-            // The kernel tells of them with the next record; most kernels have told the program itself before.
-            if !fds.counts_full() {
-                counters.lost_records.fetch_add(count, Ordering::Relaxed);
-            }
-        };
-        let buffer = PerfBufferBuilder::new(probe.records()).pages(pages()).sample_cb(take).lost_cb(lose).build()?;
-        let buffer_fds: Vec<RawFd> = (0..buffer.buffer_cnt())
-            .filter_map(|index| buffer.buffer_fd(index).ok())
-            .chain([buffer.epoll_fd()])
-            .collect();
-        note_fds(&buffer_fds);
-        let buffer = Guarded::new(buffer, buffer_fds);
+        let buffer = PerfBuffer::new(probe.records().as_fd().as_raw_fd(), pages())?;
+        in_child.add(buffer.fds());
         let listener = if self.settings.closes && !probe.tells_counters() { listen()? } else { None };
         let mut reader = Reader {
             run: self,
             buffer,
-            batch: &batch,
+            in_child,
+            fds: probe.fds(),
+            batch: Vec::new(),
+            is_refused: false,
             listener,
             joiner: Joiner::default(),
             // After the probe was attached, so that none is missed between the two.
@@ -86,13 +61,42 @@ impl Run<'_> {
 
         when_reading(probe);
         while reader.wait() != Woken::Told {
-            reader.read();
+            if reader.read() {
+                reader.open_missing();
+                reader.read();
+            }
         }
         before_detach(probe);
         probe.detach();
         reader.read();
         reader.queue_all();
         Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Takes what was in the buffer. Whether it tells that a processor is being switched on or off.
+    fn take(&self, entry: &Entry<'_>, fds: ProbeFds, batch: &mut Vec<Decoded>) -> bool {
+        let counters = self.completion.counters;
+        // Behind a record there are some bytes that mean nothing.
+        let length = if self.settings.detailed { DETAILED_RECORD_LEN } else { RECORD_LEN };
+        match entry {
+            Entry::Record(bytes) if bytes.len() <= LONGEST_NOTICE => return true,
+            // A panic must not end this thread.
+            Entry::Record(bytes) => match catch_unwind(|| decode(bytes.get(..length)?)) {
+                Ok(Some(decoded)) => add(batch, decoded, counters),
+                Ok(None) | Err(_) => {
+                    counters.undecoded.fetch_add(1, Ordering::Relaxed);
+                }
+            },
+            // The kernel tells of them with the next record; most kernels have told the program itself before.
+            Entry::Lost(count) => {
+                if !fds.counts_full() {
+                    counters.lost_records.fetch_add(*count, Ordering::Relaxed);
+                }
+            }
+        }
+        false
     }
 }
 
@@ -108,6 +112,9 @@ fn listen() -> libbpf_rs::Result<Option<Listener>> {
     }
 }
 
+/// The notice of `bpf/perf_output.h`, and what may be behind it. Every record is longer.
+const LONGEST_NOTICE: usize = 16;
+
 /// Pages of the buffer of one processor: 2 MiB in all, where that is between 64 and 512 KiB each. More than that needs
 /// further privileges (`kernel.perf_event_mlock_kb`).
 fn pages() -> usize {
@@ -117,10 +124,14 @@ fn pages() -> usize {
 }
 
 /// Empties the perf buffer into the queue.
-struct Reader<'run, 'cb> {
+struct Reader<'run> {
     run: &'run Run<'run>,
-    buffer: Guarded<PerfBuffer<'cb>>,
-    batch: &'run RefCell<Vec<Decoded>>,
+    buffer: PerfBuffer,
+    in_child: &'run BpfFds,
+    fds: ProbeFds,
+    batch: Vec<Decoded>,
+    /// No ring can be opened for it, and that was said.
+    is_refused: bool,
     listener: Option<Listener>,
     joiner: Joiner,
     older: OlderEndpoints,
@@ -129,7 +140,7 @@ struct Reader<'run, 'cb> {
     tells_counters: bool,
 }
 
-impl Reader<'_, '_> {
+impl Reader<'_> {
     /// Waits until there is something to do. No timer runs while no close waits for its counters, and notifications wake
     /// nobody.
     fn wait(&self) -> Woken {
@@ -139,8 +150,8 @@ impl Reader<'_, '_> {
         self.run.sleeper.wait_for_any([Some(self.buffer.epoll_fd()), listener], time)
     }
 
-    /// Queues all that is there, and complete.
-    fn read(&mut self) {
+    /// Queues all that is there, and complete. Whether a processor is being switched on or off.
+    fn read(&mut self) -> bool {
         // The notifications first: what they are about is in the buffer by then, or will never be.
         let mut destroyed = Vec::new();
         if let Some(listener) = &mut self.listener {
@@ -151,10 +162,9 @@ impl Reader<'_, '_> {
                 }
             });
         }
-        if let Err(error) = self.buffer.consume() {
-            log::line(Level::Debug, format_args!("the perf buffer cannot be read: {error}"));
-        }
-        let mut batch = self.batch.take();
+        let (mut batch, run, fds) = (std::mem::take(&mut self.batch), self.run, self.fds);
+        let mut processors_change = false;
+        self.buffer.read(|entry| processors_change |= run.take(&entry, fds, &mut batch));
         // Each processor has a buffer of its own.
         batch.sort_by_key(|decoded| decoded.event.monotonic_ns);
         let now = Instant::now();
@@ -175,7 +185,7 @@ impl Reader<'_, '_> {
             }
         }
         batch.shrink_to(1024);
-        self.batch.replace(batch);
+        self.batch = batch;
         let mut unknown = 0;
         for socket in &destroyed {
             match self.joiner.join(socket, now) {
@@ -195,6 +205,29 @@ impl Reader<'_, '_> {
             );
         }
         self.run.completion.sink.put_all();
+        processors_change
+    }
+
+    /// What happens on a processor that has no ring yet is lost, and counted by the program.
+    fn open_missing(&mut self) {
+        let before: Vec<RawFd> = self.buffer.fds().collect();
+        let (batch, run, fds) = (&mut self.batch, self.run, self.fds);
+        match self.buffer.open_missing(|entry| _ = run.take(&entry, fds, batch)) {
+            Ok(processors) => {
+                for processor in processors {
+                    log::line(Level::Info, format_args!("processor {processor} was switched on"));
+                }
+                self.is_refused = false;
+            }
+            Err(error) => {
+                let level = if self.is_refused { Level::Debug } else { Level::Warn };
+                log::line(level, format_args!("connections on processors that were switched on are lost: {error}"));
+                self.is_refused = true;
+            }
+        }
+        let now: Vec<RawFd> = self.buffer.fds().collect();
+        self.in_child.remove(|fd| before.contains(&fd) && !now.contains(&fd));
+        self.in_child.add(now.into_iter().filter(|fd| !before.contains(fd)));
     }
 
     /// Not an attempt that has failed: connect itself takes the addresses away then, by which its counters would be known.

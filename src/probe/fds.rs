@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use super::attached::Probe;
 use crate::sys::own_fd::Identity;
 
-/// A probe has at most 7 links, 2 perf events, 6 programs and 9 maps; and where it has a perf buffer, a perf event for
+/// A probe has at most 7 links, 4 perf events, 6 programs and 9 maps; and where it has a perf buffer, a perf event for
 /// each processor of up to 256.
-const MOST_FDS: usize = 25 + 256;
+const MOST_FDS: usize = 27 + 256;
 
 /// No descriptor.
 const NO_FD: RawFd = -1;
@@ -62,6 +62,13 @@ impl BpfFds {
     pub fn add(&self, fds: impl Iterator<Item = RawFd>) {
         for (place, fd) in self.0.iter().filter(|place| place.is_free()).zip(fds) {
             place.fill(fd);
+        }
+    }
+
+    /// Some were closed.
+    pub fn remove(&self, is_one: impl Fn(RawFd) -> bool) {
+        for place in self.0.iter().filter(|place| is_one(place.fd.load(Ordering::SeqCst))) {
+            place.fd.store(NO_FD, Ordering::SeqCst);
         }
     }
 

@@ -10,7 +10,9 @@ use super::attached::{Own, Probe, Skeleton};
 use super::counts::ProbeFds;
 use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, builder, wanted};
+use super::perf_event;
 use super::refusal::{Refusal, warn_of_unseen_accepts};
+use super::tracefs::TraceFs;
 use super::types::KernelTypes;
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::perf::TcpEventPerfSkelBuilder;
@@ -69,6 +71,21 @@ fn try_attach<'obj>(
     if with_accepts {
         links.push(explain(|| progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT)).map_err(Refusal::Accept)?);
     }
+    let mut events = Vec::new();
+    match TraceFs::open() {
+        Ok(tracefs) => {
+            if let Some(attachment) = perf_event::attach_to_processors(&progs.processors_change, &tracefs) {
+                links.push(attachment.link);
+                events.push(attachment.event);
+            }
+        }
+        Err(error) => {
+            log::line(
+                Level::Info,
+                format_args!("{}: {}", perf_event::UNSEEN_PROCESSORS, perf_event::errno_name(&error)),
+            );
+        }
+    }
     let main = if settings.detailed { &progs.set_state_entry_detailed } else { &progs.set_state_entry };
     let main_link = explain(|| main.attach_kprobe(false, "tcp_set_state")).map_err(Refusal::Main)?;
     let fds = ProbeFds {
@@ -80,5 +97,5 @@ fn try_attach<'obj>(
     };
     links.push(main_link);
     let skeleton = ManuallyDrop::new(Skeleton::Perf(Box::new(skeleton)));
-    Ok(Probe { links, events: Vec::new(), holders: None, skeleton, rung: Rung::Kprobe, fds, own: Own::default() })
+    Ok(Probe { links, events, holders: None, skeleton, rung: Rung::Kprobe, fds, own: Own::default() })
 }

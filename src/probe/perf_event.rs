@@ -6,6 +6,7 @@ use libbpf_rs::{Link, ProgramMut};
 
 use super::messages::explain;
 use crate::probe::tracefs::{TraceFs, owned};
+use crate::sys::log::{self, Level};
 
 /// A program that is attached to a tracepoint.
 pub(super) struct Attachment {
@@ -47,6 +48,16 @@ pub(super) fn attach(
     // The link closes it.
     Ok(Attachment { link, event: event.into_raw_fd() })
 }
+
+/// Attaches the program of `bpf/perf_output.h` that tells of processors which are switched on.
+pub(super) fn attach_to_processors(program: &ProgramMut<'_>, tracefs: &TraceFs) -> Option<Attachment> {
+    attach(program, tracefs, "cpuhp", "cpuhp_exit")
+        .inspect_err(|refusal| log::line(Level::Info, format_args!("{UNSEEN_PROCESSORS}: {refusal}")))
+        .ok()
+}
+
+/// What is lost without.
+pub(super) const UNSEEN_PROCESSORS: &str = "connections on processors that will be switched on are not seen";
 
 /// As libbpf tells errors, by which some are known elsewhere.
 pub(super) fn errno_name(error: &std::io::Error) -> String {

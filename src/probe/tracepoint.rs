@@ -175,6 +175,10 @@ fn try_attach<'obj>(
             Err(refusal) => log::line(Level::Info, format_args!("execs are not seen: {refusal}")),
         }
     }
+    if let Some(attachment) = perf_event::attach_to_processors(&progs.processors_change, tracefs) {
+        links.push(attachment.link);
+        events.push(attachment.event);
+    }
     let main = perf_event::attach(&progs.set_state, tracefs, category, name)?;
     let fds = ProbeFds {
         main: progs.set_state.as_fd().as_raw_fd(),

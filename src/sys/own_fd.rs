@@ -149,6 +149,11 @@ impl OwnFd {
         Self { fd, identity: Identity::of(fd) }
     }
 
+    /// This library has changed what it stands for, as what an epoll instance waits for.
+    pub fn changed(&mut self) {
+        self.identity = Identity::of(self.fd);
+    }
+
     /// Whether it still is what it was, by a glance.
     pub fn may_be_ours(&self) -> bool {
         self.identity.is_some_and(|identity| identity.may_be_of(self.fd))

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -313,4 +314,90 @@ pub fn check_lost_records(mut consumer: Consumer) {
         (lost..=lost + of_others + 50).contains(&counters["lost_records"]),
         "{lost} are missing, {of_others} of others came: {counters:?}"
     );
+}
+
+/// The last processor, which this switches off and on. It is on again when this is dropped.
+struct Processor {
+    number: usize,
+    switch: PathBuf,
+}
+
+impl Processor {
+    /// `None` where there is but one, or it cannot be switched.
+    fn last() -> Option<Self> {
+        let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+        let number = online.trim().rsplit([',', '-']).next().unwrap().parse().unwrap();
+        let switch = PathBuf::from(format!("/sys/devices/system/cpu/cpu{number}/online"));
+        let processor = Self { number, switch };
+        let can_be_switched = number > 0 && processor.try_turn("0").is_ok();
+        if can_be_switched {
+            return Some(processor);
+        }
+        eprintln!("skipped: processor {number} cannot be switched off");
+        None
+    }
+
+    fn try_turn(&self, to: &str) -> std::io::Result<()> {
+        fs::write(&self.switch, to)
+    }
+
+    fn turn_off(&self) {
+        self.try_turn("0").unwrap();
+    }
+
+    /// Returns after the library had time to see it.
+    fn turn_on(&self) {
+        self.try_turn("1").unwrap();
+        thread::sleep(Duration::from_millis(300) * slowness());
+    }
+
+    /// Runs something on it.
+    fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let body = || {
+            // SAFETY: a set of plain bits, for which zeroes are valid, and which is read only.
+            unsafe {
+                let mut set: libc::cpu_set_t = std::mem::zeroed();
+                libc::CPU_SET(self.number, &mut set);
+                assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &raw const set), 0);
+            }
+            body()
+        };
+        thread::scope(|scope| scope.spawn(body).join().unwrap())
+    }
+}
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        let _ = self.try_turn("1");
+    }
+}
+
+#[test]
+fn events_come_from_a_processor_that_is_switched_on_again() {
+    let _turn = turn();
+    // It is off from here on.
+    let Some(processor) = Processor::last() else {
+        return;
+    };
+    let mut consumer = Consumer::started(&[("TCPEVENT_LOG", "info")]);
+    consumer.tell("consume 1");
+    let connections = NumberedConnections::new();
+    let mut made = 0..;
+    for was_off_before_the_start in [true, false] {
+        if !was_off_before_the_start {
+            processor.turn_off();
+            thread::sleep(Duration::from_millis(100) * slowness());
+        }
+        processor.turn_on();
+        let numbers: Vec<u32> = made.by_ref().take(20).collect();
+        processor.run(|| numbers.iter().for_each(|number| connections.make(*number)));
+        let mut missing: Vec<(u32, bool)> =
+            numbers.iter().flat_map(|number| [(*number, false), (*number, true)]).collect();
+        for event in consumer.events_until_silence() {
+            missing.retain(|end| Some(*end) != connections.identify(&event));
+        }
+        assert!(missing.is_empty(), "{missing:?} of {numbers:?} did not come: {:?}", consumer.stderr());
+    }
+    let counters = logged_counters(&mut consumer);
+    assert_eq!(counters["undecoded"], 0, "{counters:?}");
 }
