@@ -57,7 +57,7 @@
 #define TCPEVENT_KIND_SNAPSHOT 3
 
 /**
- * A connection's direction is not known: it is older than the probe.
+ * A connection's direction is not known: it is older than the probe, or had no place in the table of owners.
  */
 #define TCPEVENT_DIRECTION_UNKNOWN 0
 
@@ -125,6 +125,13 @@
  * surely where several connections have had the same addresses and ports.
  */
 #define TCPEVENT_UNCOUNTED 16
+
+/**
+ * A flag: the connection is older than the probe, or the table of owners had no place for it (`lost_owners`): its age, its
+ * time to establish and its direction are not known, nor which of the two it is. In place of TCPEVENT_OLDER, from the
+ * first such loss on.
+ */
+#define TCPEVENT_BEGIN_UNKNOWN 32
 
 /**
  * The least important lines that `tcpevent_options.log` gets: what was lost, or is not as asked for.
@@ -436,7 +443,8 @@ struct tcpevent_statistics {
      */
     uint64_t lost_records;
     /**
-     * Endpoints that found the map of owners full: their owner is looked up by inode, their age is not known.
+     * Endpoints that found the table of owners full: their owner is looked up by inode, their age is not known
+     * (TCPEVENT_BEGIN_UNKNOWN).
      */
     uint64_t lost_owners;
     /**
@@ -456,11 +464,12 @@ struct tcpevent_statistics {
      */
     uint64_t guesses;
     /**
-     * Endpoints in the map of owners now.
+     * Endpoints in the table of owners now.
      */
     uint64_t tracked;
     /**
-     * Endpoints that the map can hold.
+     * Endpoints that the table has places for; `tracked` is never more. Where it is one of sets (Linux 6.2 on), some sets are full
+     * before all are: from two thirds of this number on.
      */
     uint64_t tracked_most;
 };

@@ -42,6 +42,8 @@ pub struct WatchStatistics {
     pub delivered: u64,
     /// Endpoints whose owners are kept.
     pub tracked: u64,
+    /// Endpoints whose owners can be kept.
+    pub most_tracked: u64,
 }
 
 impl<E: Queued> Engine<E> {
@@ -107,6 +109,7 @@ impl<E: Queued> Engine<E> {
             queued: self.queue.len(),
             delivered: self.delivered.load(Ordering::Relaxed),
             tracked: self.attached.tracked(),
+            most_tracked: self.attached.most_tracked(),
         }
     }
 

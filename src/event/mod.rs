@@ -48,6 +48,17 @@ pub enum Direction {
     Accepted = 2,
 }
 
+/// What is known of the begin of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// When it was. Also of what is no connection, and of snapshots.
+    Seen,
+    /// It was before the probe's.
+    Older,
+    /// Nothing: it may be older than the probe, or the table of owners had no place for it.
+    Unknown,
+}
+
 /// How an attempt to connect has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -121,8 +132,8 @@ pub struct Event {
     pub error_unknown: bool,
     /// The connection's counters are not known.
     pub uncounted: bool,
-    /// The connection is older than the probe.
-    pub older: bool,
+    /// Whether the connection's begin was seen.
+    pub begin: Begin,
     /// What the event stands for.
     pub kind: Kind,
     /// How the owner was found.
@@ -208,7 +219,7 @@ impl Event {
             failure: Failure::None,
             error_unknown: false,
             uncounted: false,
-            older: false,
+            begin: Begin::Seen,
             kind,
             origin: Origin::Guess,
             direction: Direction::Unknown,
@@ -220,6 +231,13 @@ impl Event {
             local_addr: [0; 16],
             remote_addr: [0; 16],
             comm: [0; COMM_LEN],
+        }
+    }
+
+    /// The table of owners has been full: what is not in it need not be older than the probe.
+    pub fn doubt_begin(&mut self) {
+        if self.begin == Begin::Older {
+            self.begin = Begin::Unknown;
         }
     }
 }

@@ -31,6 +31,7 @@ pub struct Attached {
     kernel: Mutex<Option<Kernel>>,
     /// Of the probe that is attached, or was last.
     rung: Mutex<Option<Rung>>,
+    most_tracked: AtomicU64,
 }
 
 /// Where the kernel's side counts.
@@ -55,7 +56,13 @@ unsafe impl Send for Kernel {}
 impl Attached {
     /// Nothing is.
     pub fn new() -> Self {
-        Self { fds: BpfFds::new(), holders: HolderIterator::new(), kernel: Mutex::new(None), rung: Mutex::new(None) }
+        Self {
+            fds: BpfFds::new(),
+            holders: HolderIterator::new(),
+            kernel: Mutex::new(None),
+            rung: Mutex::new(None),
+            most_tracked: AtomicU64::new(0),
+        }
     }
 
     /// What the kernel's side has counted since the probe was attached. Nothing where none is: then it has been added to
@@ -67,6 +74,11 @@ impl Attached {
     /// The rung of the probe that is attached, or was last.
     pub fn rung(&self) -> Option<Rung> {
         *lock(&self.rung)
+    }
+
+    /// Endpoints whose owners that probe can keep; 0 before the first.
+    pub fn most_tracked(&self) -> u64 {
+        self.most_tracked.load(Ordering::SeqCst)
     }
 
     /// Endpoints whose owners are kept.
@@ -123,6 +135,7 @@ pub fn run(
         drop(streams);
         *lock(&attached.kernel) = Some(Kernel::of(probe));
         *lock(&attached.rung) = Some(probe.rung());
+        attached.most_tracked.store(probe.fds().most_tracked(), Ordering::SeqCst);
         when_reading(probe.rung());
     };
     let before_detach = |_: &Probe<'_>| {

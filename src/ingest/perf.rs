@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::perf_buffer::{Entry, PerfBuffer};
 use crate::config::ProbeSettings;
 use crate::event::filter::Filter;
-use crate::event::{Kind, Origin, state};
+use crate::event::{Begin, Kind, Origin, state};
 use crate::ingest::complete::{Completer, Completion, add};
 use crate::ingest::joiner::{Joiner, LONGEST_WAIT};
 use crate::ingest::record::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN, decode};
@@ -167,11 +167,16 @@ impl Reader<'_> {
         self.buffer.read(|entry| processors_change |= run.take(&entry, fds, &mut batch));
         // Each processor has a buffer of its own.
         batch.sort_by_key(|decoded| decoded.event.monotonic_ns);
+        let has_lost_owners =
+            batch.iter().any(|decoded| decoded.event.begin == Begin::Older) && self.fds.lost_owners() > 0;
         let now = Instant::now();
         let clock = WallClock::now();
         for mut decoded in batch.drain(..) {
             if !self.tells_own_ids {
                 decoded.event.pid = 0;
+            }
+            if has_lost_owners {
+                decoded.event.doubt_begin();
             }
             self.older.complete(&mut decoded.event);
             if decoded.event.origin != Origin::Guess {

@@ -360,7 +360,7 @@ mod tests {
             processors.sort_unstable();
             processors
         };
-        assert_eq!(buffer.open_missing(|_| {}).unwrap(), []);
+        assert_eq!(buffer.open_missing(|_| {}).unwrap(), Vec::<u32>::new());
         assert_eq!(with_rings(&buffer), all);
         if last == 0 || fs::write(&switch, "0").is_err() {
             return eprintln!("skipped: processor {last} cannot be switched off");
@@ -368,11 +368,11 @@ mod tests {
         let opened_while_off = buffer.open_missing(|_| {});
         let while_off = with_rings(&buffer);
         fs::write(&switch, "1").unwrap();
-        assert_eq!(opened_while_off.unwrap(), []);
+        assert_eq!(opened_while_off.unwrap(), Vec::<u32>::new());
         assert_eq!(while_off, all[..all.len() - 1]);
         assert_eq!(buffer.open_missing(|_| {}).unwrap(), [last]);
         assert_eq!(with_rings(&buffer), all);
-        assert_eq!(buffer.open_missing(|_| {}).unwrap(), []);
+        assert_eq!(buffer.open_missing(|_| {}).unwrap(), Vec::<u32>::new());
     }
 
     /// A ring without a kernel.

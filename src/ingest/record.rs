@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use crate::event::{COMM_LEN, Direction, Event, Failure, Kind, Origin, state};
+use crate::event::{Begin, COMM_LEN, Direction, Event, Failure, Kind, Origin, state};
 
 /// `struct tcp_record` of `bpf/tcp_event.h`.
 #[repr(C)]
@@ -108,7 +108,7 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         data_segs_in: record.data_segs_in,
         pid: record.pid,
         uid: record.uid,
-        older: record.birth_ns == 0,
+        begin: if record.birth_ns == 0 { Begin::Older } else { Begin::Seen },
         origin,
         old_state: record.old_state,
         new_state: state::CLOSE,
@@ -154,7 +154,9 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     if event.new_state != state::CLOSE || event.old_state == state::LISTEN || aborted_handshake {
         event.kind = Kind::State;
         // A listening socket is no connection, of whatever age.
-        event.older &= event.old_state != state::LISTEN && event.new_state != state::LISTEN;
+        if event.old_state == state::LISTEN || event.new_state == state::LISTEN {
+            event.begin = Begin::Seen;
+        }
         return Some(());
     }
 
@@ -416,7 +418,7 @@ mod tests {
         let event = Sample::default().decoded();
         assert_eq!((event.kind, event.old_state, event.new_state), (Kind::Close, state::LAST_ACK, state::CLOSE));
         assert_eq!((event.cookie, event.cgroup, event.netns), (4711, 815, 4_026_531_840));
-        assert_eq!((event.age_ns, event.establish_ns, event.older), (100, 22, false));
+        assert_eq!((event.age_ns, event.establish_ns, event.begin), (100, 22, Begin::Seen));
         assert_eq!((event.failure, event.error, event.direction), (Failure::None, 0, Direction::Connected));
         assert_eq!((event.payload_received, event.payload_sent, event.payload_acked), (70_000, 5_000, 5_000));
         assert_eq!((event.bytes_received, event.bytes_acked, event.bytes_sent), (70_001, 5_002, Some(5_100)));
@@ -526,6 +528,6 @@ mod tests {
     #[test]
     fn the_age_of_an_older_connection_is_not_known() {
         let event = Sample { birth_ns: 0, ..Sample::default() }.decoded();
-        assert_eq!((event.older, event.age_ns, event.establish_ns), (true, 0, 0));
+        assert_eq!((event.begin, event.age_ns, event.establish_ns), (Begin::Older, 0, 0));
     }
 }

@@ -43,7 +43,7 @@ pub fn collect(
     when_reading(probe);
     let mut pace = Pace::default();
     loop {
-        let found = reader.read();
+        let found = reader.read(probe);
         let woken = match pace.after_look(found) {
             Next::Poll(interval) => sleeper.wait(None, Some(interval)),
             Next::Sleep => {
@@ -52,8 +52,11 @@ pub fn collect(
                 let flag = probe.variables().expect("the ring's program has them").reader_sleeps;
                 flag.store(1, Ordering::SeqCst);
                 fence(Ordering::SeqCst);
-                let woken =
-                    if reader.read() > 0 { Woken::Ready } else { sleeper.wait(Some(reader.ring.epoll_fd()), None) };
+                let woken = if reader.read(probe) > 0 {
+                    Woken::Ready
+                } else {
+                    sleeper.wait(Some(reader.ring.epoll_fd()), None)
+                };
                 flag.store(0, Ordering::SeqCst);
                 pace.woken(Instant::now());
                 // A descriptor that is closed, or the host's by now, may be ready for ever.
@@ -66,7 +69,7 @@ pub fn collect(
     }
     before_detach(probe);
     probe.detach();
-    reader.read();
+    reader.read(probe);
     Ok(())
 }
 
@@ -79,14 +82,18 @@ struct Reader<'run, 'cb> {
 
 impl Reader<'_, '_> {
     /// Queues all records that are there. Returns how many.
-    fn read(&mut self) -> usize {
+    fn read(&mut self, probe: &Probe<'_>) -> usize {
         // It fails only where a callback asks for that, which ours never does.
         self.ring.consume_raw();
         let mut batch = self.batch.take();
         let found = batch.len();
         if found > 0 {
             let clock = WallClock::now();
-            for decoded in batch.drain(..) {
+            let lost_owners = probe.variables().map_or(0, |variables| variables.lost_owners.load(Ordering::Relaxed));
+            for mut decoded in batch.drain(..) {
+                if lost_owners > 0 {
+                    decoded.event.doubt_begin();
+                }
                 self.completer.queue(decoded, &clock);
             }
             self.completer.completion.sink.put_all();

@@ -87,7 +87,12 @@ impl ProbeFds {
     /// What a program without variables has lost: records, and owners that found the map full. 0 for others, whose
     /// variables tell.
     pub fn lost(&self) -> (u64, u64) {
-        (self.lost_of(LOST_RECORDS) + self.lost_of(LOST_FULL), self.lost_of(LOST_OWNERS))
+        (self.lost_of(LOST_RECORDS) + self.lost_of(LOST_FULL), self.lost_owners())
+    }
+
+    /// The second of these alone.
+    pub fn lost_owners(&self) -> u64 {
+        self.lost_of(LOST_OWNERS)
     }
 
     /// Whether the program itself has counted records that found the buffer full.
@@ -107,7 +112,13 @@ impl ProbeFds {
 
     /// Endpoints whose owners are kept. 0 where this thread may not look.
     pub fn tracked(&self) -> u64 {
-        self.owner_sets.map_or(0, owner_maps::tracked) + self.tracked_in_map()
+        // What comes and goes while it is counted may be counted twice.
+        (self.owner_sets.map_or(0, owner_maps::tracked) + self.tracked_in_map()).min(self.most_tracked())
+    }
+
+    /// Endpoints whose owners can be kept.
+    pub fn most_tracked(&self) -> u64 {
+        self.owner_sets.map_or(MOST_TRACKED.into(), |_| owner_maps::PLACES)
     }
 
     fn tracked_in_map(&self) -> u64 {
@@ -172,8 +183,7 @@ type Owner = crate::probe::skeletons::tracepoint::types::endpoint;
 
 const _: () = assert!(size_of::<Owner>() >= size_of::<crate::probe::skeletons::core::types::owner>());
 
-/// Endpoints that can have an owner at the same time. With the table it is more, some 180,000: the fuller its sets, the more
-/// have no place there.
+/// Endpoints that can have an owner at the same time, where there is no table.
 pub const MOST_TRACKED: u32 = 131_072;
 
 /// What the kernel has to tell of a program or link. All-zero bytes must be a valid `T`.

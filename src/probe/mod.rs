@@ -25,7 +25,7 @@ mod types;
 pub use self::attached::Probe;
 #[cfg(fuzzing)]
 pub use self::btf::{Btf, Meaning, Step};
-pub use self::counts::{MOST_TRACKED, ProbeFds, Variables};
+pub use self::counts::{ProbeFds, Variables};
 pub use self::fds::BpfFds;
 pub use self::ladder::Places;
 pub use self::refusal::refused;

@@ -8,7 +8,7 @@ use super::diag::{self, Families, Reply};
 use super::holders::{self, HolderIterator, Owners};
 use super::socket::{BUFFER_LEN, REPLY_TIME, open_socket, receive, retry};
 use crate::event::endpoint::Endpoint;
-use crate::event::{COMM_LEN, Event, Origin, state};
+use crate::event::{Begin, COMM_LEN, Event, Origin, state};
 use crate::sys::log::{self, Level};
 use crate::sys::wake::{Sleeper, Woken};
 
@@ -65,7 +65,7 @@ impl OlderEndpoints {
     /// Names the holder where nobody else is known. An endpoint that has closed is forgotten.
     pub fn complete(&mut self, event: &mut Event) {
         // One that has begun since is another, of the same addresses: perhaps in another network namespace.
-        if self.0.is_empty() || !event.older {
+        if self.0.is_empty() || event.begin != Begin::Older {
             return;
         }
         let endpoint = Endpoint::of(event);

@@ -20,6 +20,7 @@ pub const GIVEN_UP: u32 = 2;
 pub const OLDER: u32 = 4;
 pub const ERROR_UNKNOWN: u32 = 8;
 pub const UNCOUNTED: u32 = 16;
+pub const BEGIN_UNKNOWN: u32 = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

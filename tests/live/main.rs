@@ -10,6 +10,7 @@ mod api_places;
 mod api_reading;
 mod api_snapshots;
 mod api_states;
+mod api_table;
 mod api_traffic;
 mod api_watcher;
 mod btf_files;

@@ -8,18 +8,17 @@ use std::time::Duration;
 
 use super::sized::{self, MOST_STRUCT_SIZE};
 use super::types::{
-    TCPEVENT_CLOSES, TCPEVENT_ERROR_UNKNOWN, TCPEVENT_FAILED, TCPEVENT_GIVEN_UP, TCPEVENT_LOG_DEBUG, TCPEVENT_LOG_INFO,
-    TCPEVENT_LOG_WARN, TCPEVENT_OLDER, TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE, TCPEVENT_PROBE_TP_BTF,
-    TCPEVENT_PROBE_TRACEPOINT, TCPEVENT_SNAPSHOTS, TCPEVENT_STATES, TCPEVENT_UNCOUNTED, tcpevent_event,
-    tcpevent_options, tcpevent_statistics,
+    TCPEVENT_BEGIN_UNKNOWN, TCPEVENT_CLOSES, TCPEVENT_ERROR_UNKNOWN, TCPEVENT_FAILED, TCPEVENT_GIVEN_UP,
+    TCPEVENT_LOG_DEBUG, TCPEVENT_LOG_INFO, TCPEVENT_LOG_WARN, TCPEVENT_OLDER, TCPEVENT_PROBE_AUTO,
+    TCPEVENT_PROBE_KPROBE, TCPEVENT_PROBE_TP_BTF, TCPEVENT_PROBE_TRACEPOINT, TCPEVENT_SNAPSHOTS, TCPEVENT_STATES,
+    TCPEVENT_UNCOUNTED, tcpevent_event, tcpevent_options, tcpevent_statistics,
 };
 use super::watch::Options;
 use crate::api::engine::WatchStatistics;
 use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL};
 use crate::error::Error;
 use crate::event::filter::Filter;
-use crate::event::{Event, Failure};
-use crate::probe;
+use crate::event::{Begin, Event, Failure};
 use crate::sys::files;
 use crate::sys::log::{Level, Logger};
 use crate::sys::one_line::shortened;
@@ -183,9 +182,10 @@ impl tcpevent_event {
             uid: event.uid,
             flags: flag(event.failure != Failure::None, TCPEVENT_FAILED)
                 | flag(event.failure == Failure::GivenUp, TCPEVENT_GIVEN_UP)
-                | flag(event.older, TCPEVENT_OLDER)
+                | flag(event.begin == Begin::Older, TCPEVENT_OLDER)
                 | flag(event.error_unknown, TCPEVENT_ERROR_UNKNOWN)
-                | flag(event.uncounted, TCPEVENT_UNCOUNTED),
+                | flag(event.uncounted, TCPEVENT_UNCOUNTED)
+                | flag(event.begin == Begin::Unknown, TCPEVENT_BEGIN_UNKNOWN),
             error: event.error,
             family: event.family,
             local_port: event.local_port,
@@ -244,7 +244,7 @@ impl From<WatchStatistics> for tcpevent_statistics {
             undecoded: counters.undecoded,
             guesses: counters.guesses,
             tracked: of.tracked,
-            tracked_most: of.rung.map_or(0, |_| probe::MOST_TRACKED.into()),
+            tracked_most: of.most_tracked,
         }
     }
 }

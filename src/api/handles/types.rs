@@ -30,7 +30,7 @@ pub const TCPEVENT_KIND_CLOSE: u8 = 2;
 /// An event's kind: a socket was found open.
 pub const TCPEVENT_KIND_SNAPSHOT: u8 = 3;
 
-/// A connection's direction is not known: it is older than the probe.
+/// A connection's direction is not known: it is older than the probe, or had no place in the table of owners.
 pub const TCPEVENT_DIRECTION_UNKNOWN: u8 = 0;
 /// This end has called connect.
 pub const TCPEVENT_DIRECTION_CONNECTED: u8 = 1;
@@ -63,6 +63,10 @@ pub const TCPEVENT_ERROR_UNKNOWN: u32 = 8;
 /// later, and not of attempts that failed, of sockets that a process still holds, of other network namespaces, and not
 /// surely where several connections have had the same addresses and ports.
 pub const TCPEVENT_UNCOUNTED: u32 = 16;
+/// A flag: the connection is older than the probe, or the table of owners had no place for it (`lost_owners`): its age, its
+/// time to establish and its direction are not known, nor which of the two it is. In place of TCPEVENT_OLDER, from the
+/// first such loss on.
+pub const TCPEVENT_BEGIN_UNKNOWN: u32 = 32;
 
 /// The least important lines that `tcpevent_options.log` gets: what was lost, or is not as asked for.
 pub const TCPEVENT_LOG_WARN: c_int = 1;
@@ -229,7 +233,8 @@ pub struct tcpevent_statistics {
     pub shed_snapshots: u64,
     /// Events that found the ring between kernel and library full.
     pub lost_records: u64,
-    /// Endpoints that found the map of owners full: their owner is looked up by inode, their age is not known.
+    /// Endpoints that found the table of owners full: their owner is looked up by inode, their age is not known
+    /// (TCPEVENT_BEGIN_UNKNOWN).
     pub lost_owners: u64,
     /// Runs of the probe that the kernel skipped, because it was running already on the same CPU.
     pub skipped_runs: u64,
@@ -239,8 +244,9 @@ pub struct tcpevent_statistics {
     pub undecoded: u64,
     /// Closes without an owner that is known for sure.
     pub guesses: u64,
-    /// Endpoints in the map of owners now.
+    /// Endpoints in the table of owners now.
     pub tracked: u64,
-    /// Endpoints that the map can hold.
+    /// Endpoints that the table has places for; `tracked` is never more. Where it is one of sets (Linux 6.2 on), some sets are full
+    /// before all are: from two thirds of this number on.
     pub tracked_most: u64,
 }

@@ -1,0 +1,70 @@
+//! More endpoints than the table of owners has places for.
+
+use std::fs;
+use std::process;
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+
+use crate::api_watcher::{BEGIN_UNKNOWN, Direction, Event, OLDER, STATES_AND_CLOSES, Watcher};
+use crate::consumer::turn;
+use crate::traffic::{Connection, V4};
+
+/// The maps in which a process's probe keeps owners.
+fn tables(pid: u32) -> Vec<MapHandle> {
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten();
+    let texts = infos.filter_map(|info| fs::read_to_string(info.path()).ok());
+    let ids = texts.filter_map(|text| text.lines().find_map(|line| line.strip_prefix("map_id:\t")?.parse().ok()));
+    let maps = ids.map(|id| MapHandle::from_map_id(id).unwrap());
+    maps.filter(|map| ["owner_sets", "more_owners", "owners"].contains(&map.name().to_str().unwrap())).collect()
+}
+
+/// Takes all places that are free, for what is no socket.
+fn fill(map: &MapHandle) {
+    let value = vec![0x55; map.value_size() as usize];
+    if map.map_type() == MapType::Array {
+        (0..map.max_entries()).for_each(|set| map.update(&set.to_ne_bytes(), &value, MapFlags::ANY).unwrap());
+        return;
+    }
+    // The last ones are refused where sockets have places.
+    for key in 1u64..=map.max_entries().into() {
+        let _ = map.update(&key.to_ne_bytes(), &value, MapFlags::ANY);
+    }
+}
+
+#[test]
+fn an_endpoint_without_a_place_is_not_said_to_be_older_than_the_probe() {
+    let _turn = turn();
+    let mut watcher = Watcher::open(STATES_AND_CLOSES);
+    // It keeps its places.
+    let _with_place = Connection::open(V4(), V4());
+    let tables = tables(watcher.pid());
+    assert!(!tables.is_empty());
+    let most = u64::try_from(watcher.statistics(0)["tracked_most"]).unwrap();
+    tables.iter().for_each(fill);
+    let full = watcher.statistics(0);
+    // Those of the table that is one of sets are filled over, but for what others close just now.
+    assert!((most - 1000..=most).contains(&u64::try_from(full["tracked"]).unwrap()), "{full:?}");
+
+    // Others on this host may have closed something.
+    tables.iter().for_each(fill);
+    let connection = Connection::open(V4(), V4());
+    let (local, remote) = connection.ports();
+    connection.close_client_first();
+    let of_end = |event: &Event| [(local, remote), (remote, local)].contains(&event.ports());
+    let events = watcher.events_until(0, "both ends", |events| {
+        events.iter().filter(|event| of_end(event) && event.is_end()).count() == 2
+    });
+    let counters = watcher.statistics(0);
+    assert!(counters["lost_owners"] >= 2, "{counters:?}");
+    assert!(counters["tracked"] <= counters["tracked_most"], "{counters:?}");
+    for event in events.iter().filter(|event| of_end(event)) {
+        assert_eq!(event.flags & OLDER, 0, "{event:#?}");
+        if event.is_end() {
+            assert_eq!(event.flags & BEGIN_UNKNOWN, BEGIN_UNKNOWN, "{event:#?}");
+            assert_eq!((event.age_ns, event.establish_ns), (0, 0), "{event:#?}");
+            assert_eq!(event.direction, Direction::Unknown, "{event:#?}");
+            // This process or nobody.
+            assert!([process::id(), 0].contains(&event.pid), "{event:#?}");
+        }
+    }
+}
