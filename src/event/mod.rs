@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What an event stands for. The numbers are those of `TCPEVENT_KIND_*`.
+/// What an event stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -20,7 +20,7 @@ pub enum Kind {
     Snapshot = 3,
 }
 
-/// How the owner of an endpoint was found. The numbers are those of `TCPEVENT_ORIGIN_*`.
+/// How the owner of an endpoint was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Origin {
@@ -36,7 +36,7 @@ pub enum Origin {
     Inode = 4,
 }
 
-/// Who opened a connection. The numbers are those of `TCPEVENT_DIRECTION_*`.
+/// Who opened a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Direction {

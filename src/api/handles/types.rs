@@ -3,6 +3,8 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
+use crate::event::{Direction, Kind, Origin};
+
 /// A watch on the TCP connections of this host: what `tcpevent_open` gives and `tcpevent_close` ends. Opaque, and no
 /// memory address: a handle that is closed, or none at all, is told from an open one (-EBADF).
 pub struct tcpevent(());
@@ -250,3 +252,18 @@ pub struct tcpevent_statistics {
     /// before all are: from two thirds of this number on.
     pub tracked_most: u64,
 }
+
+// The header has numbers, and so have the library's own types: they are the same, or this does not compile.
+const _: () = {
+    assert!(TCPEVENT_KIND_STATE == Kind::State as u8);
+    assert!(TCPEVENT_KIND_CLOSE == Kind::Close as u8);
+    assert!(TCPEVENT_KIND_SNAPSHOT == Kind::Snapshot as u8);
+    assert!(TCPEVENT_DIRECTION_UNKNOWN == Direction::Unknown as u8);
+    assert!(TCPEVENT_DIRECTION_CONNECTED == Direction::Connected as u8);
+    assert!(TCPEVENT_DIRECTION_ACCEPTED == Direction::Accepted as u8);
+    assert!(TCPEVENT_ORIGIN_GUESS == Origin::Guess as u8);
+    assert!(TCPEVENT_ORIGIN_CONNECT == Origin::Connect as u8);
+    assert!(TCPEVENT_ORIGIN_ACCEPT == Origin::Accept as u8);
+    assert!(TCPEVENT_ORIGIN_CLOSE == Origin::Close as u8);
+    assert!(TCPEVENT_ORIGIN_INODE == Origin::Inode as u8);
+};
