@@ -134,6 +134,11 @@ impl Joiner {
         Some(close)
     }
 
+    /// Whether no other close of the same addresses is known, beside one that has just been taken out as overdue.
+    pub fn was_alone(&self, close: &Event) -> bool {
+        self.by_endpoint.get(&Endpoint::of(close)).is_none_or(|unheard| unheard.count <= 1)
+    }
+
     /// Notes one that does not wait any more. The oldest is forgotten where there are too many.
     fn remember(&mut self, endpoint: Endpoint) {
         self.late.push_back(endpoint);

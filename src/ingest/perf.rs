@@ -123,6 +123,16 @@ fn pages() -> usize {
     (ALL / processors).clamp(16, 128)
 }
 
+/// What is known of the network namespace of an event.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Namespace {
+    /// It is the library's own: the kernel tells of the ends of no others.
+    Own,
+    Unknown,
+    /// Nothing, and another connection of the same addresses closes at the same time.
+    Ambiguous,
+}
+
 /// Empties the perf buffer into the queue.
 struct Reader<'run> {
     run: &'run Run<'run>,
@@ -134,7 +144,7 @@ struct Reader<'run> {
     is_refused: bool,
     listener: Option<Listener>,
     joiner: Joiner,
-    older: OlderEndpoints,
+    older: OlderEndpoints<'run>,
     completer: Completer<'run>,
     tells_own_ids: bool,
     tells_counters: bool,
@@ -178,15 +188,11 @@ impl Reader<'_> {
             if has_lost_owners {
                 decoded.event.doubt_begin();
             }
-            self.older.complete(&mut decoded.event);
-            if decoded.event.origin != Origin::Guess {
-                decoded.unowned_inode = None;
-            }
             if !self.needs_counters(&decoded) {
                 decoded.event.uncounted = decoded.event.kind == Kind::Close && !self.tells_counters;
-                self.queue(decoded, &clock);
+                self.queue(decoded, Namespace::Unknown, &clock);
             } else if let Some(close) = self.joiner.wait_for_counters(decoded, now) {
-                self.queue(close, &clock);
+                self.queue(close, Namespace::Ambiguous, &clock);
             }
         }
         batch.shrink_to(1024);
@@ -194,14 +200,14 @@ impl Reader<'_> {
         let mut unknown = 0;
         for socket in &destroyed {
             match self.joiner.join(socket, now) {
-                Some(close) => self.queue(close, &clock),
+                Some(close) => self.queue(close, Namespace::Own, &clock),
                 None => unknown += 1,
             }
         }
         let mut without = 0;
         while let Some(close) = self.joiner.take_overdue(now) {
             without += 1;
-            self.queue(close, &clock);
+            self.queue_overdue(close, &clock);
         }
         if unknown + without > 0 {
             log::line(
@@ -241,7 +247,18 @@ impl Reader<'_> {
         self.listener.is_some() && event.kind == Kind::Close && event.old_state != state::SYN_SENT
     }
 
-    fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
+    fn queue_overdue(&mut self, close: Decoded, clock: &WallClock) {
+        let namespace = if self.joiner.was_alone(&close.event) { Namespace::Unknown } else { Namespace::Ambiguous };
+        self.queue(close, namespace, clock);
+    }
+
+    fn queue(&mut self, mut decoded: Decoded, namespace: Namespace, clock: &WallClock) {
+        if namespace != Namespace::Ambiguous {
+            self.older.complete(&mut decoded.event, namespace == Namespace::Own);
+        }
+        if decoded.event.origin != Origin::Guess {
+            decoded.unowned_inode = None;
+        }
         // The probe has let all pass. Of what has no owner yet, the completer looks whether that fits.
         let filter = self.run.completion.filter;
         let is_unowned = decoded.unowned_inode.is_some_and(|inode| inode != 0);
@@ -256,7 +273,7 @@ impl Reader<'_> {
         let clock = WallClock::now();
         let end = Instant::now() + LONGEST_WAIT;
         while let Some(close) = self.joiner.take_overdue(end) {
-            self.queue(close, &clock);
+            self.queue_overdue(close, &clock);
         }
         self.run.completion.sink.put_all();
     }

@@ -1,23 +1,25 @@
 //! sock_diag requests and replies as bytes. Pure: no socket here.
 
+use std::net::IpAddr;
+
 use netlink_packet_core::{
-    NLA_HEADER_SIZE as ATTRIBUTE_HEADER_LEN, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NetlinkBuffer, NlasIterator,
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
 };
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, SOCK_DIAG_BY_FAMILY};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponseBuffer, InetResponseHeader, SocketId, StateFlags,
+};
+use netlink_packet_utils::Parseable;
+use netlink_packet_utils::nla::{NLA_HEADER_SIZE as ATTRIBUTE_HEADER_LEN, NlasIterator};
 
 use crate::event::{Event, Kind, Origin, state};
 
 /// Bytes of `struct nlmsghdr`.
 const NETLINK_HEADER_LEN: usize = 16;
 
-/// `SOCK_DIAG_BY_FAMILY`: the request for sockets of one family, and the type of its replies.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-
-// libc has them as c_int; in these structures they are bytes.
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const IPPROTO_TCP: u8 = 6;
+/// Bytes of `struct inet_diag_msg`, before its attributes.
+const HEADER_LEN: usize = 72;
 
 /// `INET_DIAG_INFO`: the attribute that carries `struct tcp_info`.
 const INET_DIAG_INFO: u16 = 2;
@@ -65,113 +67,68 @@ pub fn dump_request(families: Families, sequence: u32) -> Vec<u8> {
     }
 }
 
+/// `struct inet_diag_req` behind a header: netlink-packet-sock-diag has the later request only.
 fn dump_request_of_both(sequence: u32) -> Vec<u8> {
-    let request = OldRequest { extensions: INFO, states: STATES, ..OldRequest::default() };
-    message(TCPDIAG_GETSOCK, sequence, request.as_bytes())
-}
+    const SOCKET_ID_LEN: usize = 48;
 
-fn dump_request_of_one(family: u8, sequence: u32) -> Vec<u8> {
-    let request = Request { family, protocol: IPPROTO_TCP, extensions: INFO, states: STATES, ..Request::default() };
-    message(SOCK_DIAG_BY_FAMILY, sequence, request.as_bytes())
-}
-
-/// A request behind `struct nlmsghdr`.
-fn message(kind: u16, sequence: u32, request: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(NETLINK_HEADER_LEN + request.len()).expect("it is short");
+    let length = u32::try_from(NETLINK_HEADER_LEN + 4 + SOCKET_ID_LEN + 8).expect("it is short");
     let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(TCPDIAG_GETSOCK.to_ne_bytes());
     bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
     bytes.extend(sequence.to_ne_bytes());
-    // The sender's port: the kernel knows it.
+    // Port; family, lengths of addresses, extensions; addresses and ports.
     bytes.extend([0; 4]);
-    bytes.extend(request);
+    bytes.extend([0, 0, 0, ExtensionFlags::INFO.bits()]);
+    bytes.extend([0; SOCKET_ID_LEN]);
+    bytes.extend(states().bits().to_ne_bytes());
+    bytes.extend([0; 4]);
     bytes
 }
 
-/// Asks for the attribute [`INET_DIAG_INFO`].
-const INFO: u8 = 1 << (INET_DIAG_INFO - 1);
-
-/// One bit a state: all but SYN_RECV, TIME_WAIT and CLOSE.
-const STATES: u32 = 1 << state::ESTABLISHED
-    | 1 << state::SYN_SENT
-    | 1 << state::FIN_WAIT1
-    | 1 << state::FIN_WAIT2
-    | 1 << state::CLOSE_WAIT
-    | 1 << state::LAST_ACK
-    | 1 << state::LISTEN
-    | 1 << state::CLOSING;
-
-/// `struct inet_diag_sockid`. In a request all is 0: any socket.
-#[repr(C)]
-#[derive(Default, FromBytes, Immutable, IntoBytes, KnownLayout)]
-struct SocketId {
-    /// In network byte order.
-    local_port: [u8; 2],
-    /// In network byte order.
-    remote_port: [u8; 2],
-    /// Of IPv4 in the first 4 bytes.
-    local_addr: [u8; 16],
-    remote_addr: [u8; 16],
-    interface: u32,
-    /// The kernel's u64, in two halves, the lower first.
-    cookie: [u32; 2],
+fn states() -> StateFlags {
+    StateFlags::ESTABLISHED
+        | StateFlags::SYN_SENT
+        | StateFlags::FIN_WAIT1
+        | StateFlags::FIN_WAIT2
+        | StateFlags::CLOSE_WAIT
+        | StateFlags::LAST_ACK
+        | StateFlags::LISTEN
+        | StateFlags::CLOSING
 }
 
-/// `struct inet_diag_req_v2`.
-#[repr(C)]
-#[derive(Default, Immutable, IntoBytes)]
-struct Request {
-    family: u8,
-    protocol: u8,
-    extensions: u8,
-    padding: u8,
-    states: u32,
-    id: SocketId,
+fn dump_request_of_one(family: u8, sequence: u32) -> Vec<u8> {
+    let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    request(NLM_F_DUMP, family, socket_id, sequence)
 }
 
-/// `struct inet_diag_req`.
-#[repr(C)]
-#[derive(Default, Immutable, IntoBytes)]
-struct OldRequest {
-    family: u8,
-    source_len: u8,
-    destination_len: u8,
-    extensions: u8,
-    id: SocketId,
-    states: u32,
-    tables: u32,
+/// A request for the socket that a listing has told of, with its cookie: for no other one with the same addresses.
+pub fn request_again(listed: &Event, sequence: u32) -> Vec<u8> {
+    let address = |bytes: [u8; 16]| match u8::try_from(listed.family) {
+        Ok(AF_INET) => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        _ => IpAddr::from(bytes),
+    };
+    let socket_id = SocketId {
+        source_port: listed.local_port,
+        destination_port: listed.remote_port,
+        source_address: address(listed.local_addr),
+        destination_address: address(listed.remote_addr),
+        interface_id: 0,
+        cookie: listed.cookie.to_ne_bytes(),
+    };
+    request(0, u8::try_from(listed.family).unwrap_or(AF_INET6), socket_id, sequence)
 }
 
-/// `struct inet_diag_msg`: what comes before the attributes of a reply.
-#[repr(C)]
-#[derive(FromBytes, Immutable, KnownLayout)]
-struct Header {
-    family: u8,
-    state: u8,
-    timer: u8,
-    retransmits: u8,
-    id: SocketId,
-    timer_expires: u32,
-    recv_queue: u32,
-    send_queue: u32,
-    uid: u32,
-    inode: u32,
-}
-
-impl Header {
-    /// It and the attributes behind it. `None` where it is cut short or of another family.
-    fn read(payload: &[u8]) -> Option<(Self, &[u8])> {
-        let (header, attributes) = Self::read_from_prefix(payload).ok()?;
-        [AF_INET, AF_INET6].contains(&header.family).then_some((header, attributes))
-    }
-
-    /// An address of this family, in 16 bytes.
-    fn octets(&self, mut address: [u8; 16]) -> [u8; 16] {
-        if self.family == AF_INET {
-            address[4..].fill(0);
-        }
-        address
-    }
+fn request(flags: u16, family: u8, socket_id: SocketId, sequence: u32) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    header.sequence_number = sequence;
+    let request =
+        InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::INFO, states: states(), socket_id };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
 }
 
 /// One message of a reply.
@@ -224,14 +181,20 @@ fn errno(payload: &[u8]) -> Option<i32> {
     Some(i32::from_ne_bytes(*payload.first_chunk()?).saturating_neg().max(0))
 }
 
+/// `struct inet_diag_msg`, of which a message may be too short.
+fn header(payload: &[u8]) -> Option<InetResponseHeader> {
+    let buffer = InetResponseBuffer::new_checked(payload.get(..HEADER_LEN)?).ok()?;
+    InetResponseHeader::parse(&buffer).ok()
+}
+
 /// Reads the payload of one socket's reply: the event, but for times, namespace and owner. `None` where it
 /// is cut short, of another family, belongs to no inode (no process can hold it then) or has no tcp_info.
 pub fn parse_socket(payload: &[u8]) -> Option<Event> {
-    let (header, attributes) = Header::read(payload)?;
-    if header.inode == 0 {
+    let header = header(payload)?;
+    if ![AF_INET, AF_INET6].contains(&header.family) || header.inode == 0 {
         return None;
     }
-    let Attributes { info, cgroup } = Attributes::read(attributes);
+    let Attributes { info, cgroup } = Attributes::read(&payload[HEADER_LEN..]);
     Some(event_of(&header, info?, cgroup))
 }
 
@@ -251,8 +214,11 @@ pub struct Destroyed {
 /// Reads the payload of one socket's notification of its end. `None` where it is cut short, of another family, or has no
 /// tcp_info.
 pub fn parse_destroyed(payload: &[u8]) -> Option<Destroyed> {
-    let (header, attributes) = Header::read(payload)?;
-    let Attributes { info, cgroup } = Attributes::read(attributes);
+    let header = header(payload)?;
+    if ![AF_INET, AF_INET6].contains(&header.family) {
+        return None;
+    }
+    let Attributes { info, cgroup } = Attributes::read(&payload[HEADER_LEN..]);
     let info = info?;
     Some(Destroyed {
         event: event_of(&header, info, cgroup),
@@ -262,7 +228,7 @@ pub fn parse_destroyed(payload: &[u8]) -> Option<Destroyed> {
     })
 }
 
-fn event_of(header: &Header, info: &[u8], cgroup: Option<&[u8]>) -> Event {
+fn event_of(header: &InetResponseHeader, info: &[u8], cgroup: Option<&[u8]>) -> Event {
     let word = |offset| read_u32(info, offset).unwrap_or(0);
     let long = |offset| read_u64(info, offset);
     let bytes_received = long(tcp_info::BYTES_RECEIVED).unwrap_or(0);
@@ -272,7 +238,7 @@ fn event_of(header: &Header, info: &[u8], cgroup: Option<&[u8]>) -> Event {
     let fin_received = matches!(header.state, state::CLOSE_WAIT | state::CLOSING | state::LAST_ACK);
     let min_rtt_us = word(tcp_info::MIN_RTT);
     Event {
-        cookie: u64::from(header.id.cookie[0]) | u64::from(header.id.cookie[1]) << 32,
+        cookie: u64::from_ne_bytes(header.socket_id.cookie),
         cgroup: cgroup.and_then(|id| read_u64(id, 0)).unwrap_or(0),
         inode: header.inode.into(),
         payload_received: bytes_received.saturating_sub(fin_received.into()),
@@ -294,17 +260,17 @@ fn event_of(header: &Header, info: &[u8], cgroup: Option<&[u8]>) -> Event {
         old_state: header.state,
         new_state: header.state,
         family: u16::from(header.family),
-        local_port: u16::from_be_bytes(header.id.local_port),
-        remote_port: u16::from_be_bytes(header.id.remote_port),
-        local_addr: header.octets(header.id.local_addr),
-        remote_addr: header.octets(header.id.remote_addr),
+        local_port: header.socket_id.source_port,
+        remote_port: header.socket_id.destination_port,
+        local_addr: octets(header.socket_id.source_address),
+        remote_addr: octets(header.socket_id.destination_address),
         ..Event::of(Kind::Snapshot)
     }
 }
 
 /// Payload that is sent and not acknowledged. The send queue is all that is not acknowledged, sent or not, FIN included;
 /// that of a listening socket is something else.
-fn in_flight(header: &Header, not_sent: u32) -> u64 {
+fn in_flight(header: &InetResponseHeader, not_sent: u32) -> u64 {
     if header.state == state::LISTEN {
         return 0;
     }
@@ -346,14 +312,23 @@ fn read_u64(bytes: &[u8], offset: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 
+fn octets(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => {
+            let mut bytes = [0; 16];
+            bytes[..4].copy_from_slice(&v4.octets());
+            bytes
+        }
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
-
-    const HEADER_LEN: usize = size_of::<Header>();
 
     /// A reply's payload: an IPv4 socket, inode 77, uid 1000, 10.0.0.1:8080 to 10.0.0.2:443.
     fn socket(family: u8, attributes: &[u8]) -> Vec<u8> {
@@ -678,12 +653,9 @@ mod tests {
             let mut datagram = messages.concat();
             cut(&mut datagram, missing);
             let last = messages.iter().rev().skip(1).map(Vec::len).sum();
-            match datagram.get_mut(last..) {
-                Some(message) if last_is_honest && message.len() >= NETLINK_HEADER_LEN => {
-                    let length = u32::try_from(message.len()).unwrap();
-                    message[..4].copy_from_slice(&length.to_ne_bytes());
-                }
-                _ => {}
+            if last_is_honest && let Some(message) = datagram.get_mut(last..) && message.len() >= NETLINK_HEADER_LEN {
+                let length = u32::try_from(message.len()).unwrap();
+                message[..4].copy_from_slice(&length.to_ne_bytes());
             }
             if !datagram.is_empty() {
                 for (at, to) in flips {

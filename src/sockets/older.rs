@@ -1,42 +1,54 @@
-//! Who holds which endpoint, listed once: for the closes of connections that are older than the probe.
+//! Who holds which endpoint, listed once: for the closes of connections that are older than the probe. Another network namespace
+//! may have a connection of the same addresses: before a holder is named, the kernel is asked whether it can be the one listed.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use netlink_sys::Socket;
+
 use super::diag::{self, Families, Reply};
 use super::holders::{self, HolderIterator, Owners};
 use super::socket::{BUFFER_LEN, REPLY_TIME, open_socket, receive, retry};
 use crate::event::endpoint::Endpoint;
-use crate::event::{Begin, COMM_LEN, Event, Origin, state};
+use crate::event::{Begin, COMM_LEN, Event, Kind, Origin, state};
 use crate::sys::log::{self, Level};
+use crate::sys::own_fd::Guarded;
 use crate::sys::wake::{Sleeper, Woken};
 
 /// Endpoints that are kept at most.
 const MOST: usize = 1 << 17;
 
 /// The holders of endpoints that were open at one moment.
-#[derive(Default)]
-pub struct OlderEndpoints(HashMap<Endpoint, Holder>);
+pub struct OlderEndpoints<'run> {
+    sleeper: &'run Sleeper<'run>,
+    by_endpoint: HashMap<Endpoint, Listed>,
+    buffer: Vec<u8>,
+}
 
+/// An endpoint that was open, and who has held it.
 #[derive(Clone, Copy)]
-struct Holder {
+struct Listed {
     pid: u32,
     uid: u32,
     comm: [u8; COMM_LEN],
+    cookie: u64,
+    family: u16,
+    /// The last one that is known.
+    state: u8,
 }
 
-impl OlderEndpoints {
+impl<'run> OlderEndpoints<'run> {
     /// Lists what is open. Where that is not possible, nothing is known.
-    pub fn list(sleeper: &Sleeper<'_>) -> Self {
-        let mut this = Self::default();
-        if let Err(error) = this.fill(sleeper) {
+    pub fn list(sleeper: &'run Sleeper<'run>) -> Self {
+        let mut this = Self { sleeper, by_endpoint: HashMap::new(), buffer: Vec::new() };
+        if let Err(error) = this.fill() {
             log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {error}"));
         }
         this
     }
 
-    fn fill(&mut self, sleeper: &Sleeper<'_>) -> io::Result<()> {
+    fn fill(&mut self) -> io::Result<()> {
         let owners = Owners::find(&HolderIterator::new())?;
         let mut holders = HashMap::new();
         let mut buffer = Vec::with_capacity(BUFFER_LEN);
@@ -44,17 +56,21 @@ impl OlderEndpoints {
         let mut enough_memory = true;
         // One family may be missing from the kernel.
         for (families, sequence) in [(Families::Inet, 1), (Families::Inet6, 2)] {
-            let listed = list_sockets(families, sequence, sleeper, &mut buffer, |event| {
-                enough_memory &= holders.try_reserve(1).is_ok() && self.0.try_reserve(1).is_ok();
-                if event.old_state == state::LISTEN || self.0.len() >= MOST || !enough_memory {
+            let request = diag::dump_request(families, sequence);
+            let request = (request.as_slice(), sequence, Answer::Listing);
+            let listed = ask(&open_socket()?, self.sleeper, request, &mut buffer, |event| {
+                enough_memory &= holders.try_reserve(1).is_ok() && self.by_endpoint.try_reserve(1).is_ok();
+                if event.old_state == state::LISTEN || self.by_endpoint.len() >= MOST || !enough_memory {
                     return;
                 }
                 let holder = owners.holder(event.inode).and_then(|pid| {
                     let identity = *holders.entry(pid).or_insert_with(|| holders::read_identity(pid));
-                    identity.map(|(comm, uid)| Holder { pid, uid, comm })
+                    identity.map(|(comm, uid)| (pid, comm, uid))
                 });
-                if let Some(holder) = holder {
-                    self.0.insert(Endpoint::of(&event), holder);
+                if let Some((pid, comm, uid)) = holder {
+                    let Event { cookie, family, new_state, .. } = event;
+                    let listed = Listed { pid, uid, comm, cookie, family, state: new_state };
+                    self.by_endpoint.insert(Endpoint::of(&event), listed);
                 }
             });
             outcome = if families == Families::Inet { listed } else { outcome.or(listed) };
@@ -62,45 +78,108 @@ impl OlderEndpoints {
         if enough_memory { outcome } else { Err(io::ErrorKind::OutOfMemory.into()) }
     }
 
-    /// Names the holder where nobody else is known. An endpoint that has closed is forgotten.
-    pub fn complete(&mut self, event: &mut Event) {
-        // One that has begun since is another, of the same addresses: perhaps in another network namespace.
-        if self.0.is_empty() || event.begin != Begin::Older {
+    /// Names the holder where nobody else is known. An endpoint that has closed is forgotten. `is_own`: it is known that the event
+    /// is of this network namespace.
+    pub fn complete(&mut self, event: &mut Event, is_own: bool) {
+        // One that has begun since is another, of the same addresses.
+        if self.by_endpoint.is_empty() || event.begin != Begin::Older {
             return;
         }
         let endpoint = Endpoint::of(event);
-        let holder =
-            if event.new_state == state::CLOSE { self.0.remove(&endpoint) } else { self.0.get(&endpoint).copied() };
-        if event.origin != Origin::Guess {
+        let Some(listed) = self.by_endpoint.get(&endpoint).copied() else {
+            return;
+        };
+        if !is_own && !self.can_be(event, &listed) {
             return;
         }
-        if let Some(Holder { pid, uid, comm }) = holder {
+        if event.new_state == state::CLOSE {
+            self.by_endpoint.remove(&endpoint);
+        } else {
+            self.by_endpoint.insert(endpoint, Listed { state: event.new_state, ..listed });
+        }
+        if event.origin == Origin::Guess {
+            let Listed { pid, uid, comm, .. } = listed;
             (event.pid, event.uid, event.comm, event.origin) = (pid, uid, comm, Origin::Inode);
+        }
+    }
+
+    /// Whether an event can be of the endpoint that was listed: that one has made the same change.
+    fn can_be(&mut self, event: &Event, listed: &Listed) -> bool {
+        // All changes of state come, or none but ends.
+        if event.kind == Kind::State && listed.state != event.old_state {
+            return false;
+        }
+        match self.state_now(event, listed) {
+            Ok(None) => true,
+            Ok(Some(now)) => event.new_state != state::CLOSE && now != event.old_state,
+            Err(error) => {
+                log::line(Level::Debug, format_args!("sock_diag does not tell of one socket: {error}"));
+                false
+            }
+        }
+    }
+
+    /// `None` once it has closed.
+    fn state_now(&mut self, event: &Event, listed: &Listed) -> io::Result<Option<u8>> {
+        const SEQUENCE: u32 = 3;
+
+        let mut again = Event { cookie: listed.cookie, family: listed.family, ..event.clone() };
+        if i32::from(listed.family) == libc::AF_INET6 && i32::from(event.family) == libc::AF_INET {
+            (again.local_addr, again.remote_addr) = (mapped(event.local_addr), mapped(event.remote_addr));
+        }
+        let request = diag::request_again(&again, SEQUENCE);
+        let mut found = None;
+        let take = |event: Event| found = Some(event.new_state);
+        match ask(&open_socket()?, self.sleeper, (&request, SEQUENCE, Answer::Socket), &mut self.buffer, take) {
+            Ok(()) => Ok(found),
+            // There is none, or another one (sock_diag_check_cookie).
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
 
-fn list_sockets(
-    families: Families,
-    sequence: u32,
+/// An IPv4 address in the form that it has for a socket of the other family.
+fn mapped(address: [u8; 16]) -> [u8; 16] {
+    let mut mapped = [0; 16];
+    mapped[10..12].fill(0xff);
+    mapped[12..].copy_from_slice(&address[..4]);
+    mapped
+}
+
+/// What a request is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Listing,
+    Socket,
+}
+
+/// Sends a request, and reads the answer.
+fn ask(
+    socket: &Guarded<Socket>,
     sleeper: &Sleeper<'_>,
+    (request, sequence, answer): (&[u8], u32, Answer),
     buffer: &mut Vec<u8>,
     mut each: impl FnMut(Event),
 ) -> io::Result<()> {
-    let socket = open_socket()?;
-    retry(|| socket.send(&diag::dump_request(families, sequence), 0))?;
+    buffer.clear();
+    buffer.reserve(BUFFER_LEN);
+    retry(|| socket.send(request, 0))?;
     loop {
         match sleeper.wait(Some(socket.as_raw_fd()), Some(REPLY_TIME)) {
-            Woken::Told => return Ok(()),
+            Woken::Told => return Err(io::ErrorKind::Interrupted.into()),
             Woken::TimedOut => return Err(io::ErrorKind::TimedOut.into()),
             Woken::Ready => {}
         }
-        receive(&socket, buffer)?;
+        receive(socket, buffer)?;
         let mut ended = None;
         diag::for_each_reply(buffer, sequence, |reply| match reply {
             Reply::Socket(payload) => {
                 if let Some(event) = diag::parse_socket(payload) {
                     each(event);
+                }
+                if answer == Answer::Socket {
+                    ended = Some(Ok(()));
                 }
             }
             Reply::Done(0) => ended = Some(Ok(())),
@@ -110,5 +189,78 @@ fn list_sockets(
         if let Some(result) = ended {
             return result;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+
+    use super::*;
+    use crate::sys::wake::Waker;
+
+    /// A change that a plain tracepoint tells of the end with these addresses.
+    fn change(local: SocketAddr, remote: SocketAddr, old_state: u8, new_state: u8) -> Event {
+        let kind = if new_state == state::CLOSE { Kind::Close } else { Kind::State };
+        let mut event = Event { begin: Begin::Older, old_state, new_state, ..Event::of(kind) };
+        (event.local_port, event.remote_port) = (local.port(), remote.port());
+        let address = |address: IpAddr| match address {
+            IpAddr::V4(address) => {
+                let mut bytes = [0; 16];
+                bytes[..4].copy_from_slice(&address.octets());
+                bytes
+            }
+            IpAddr::V6(address) => address.octets(),
+        };
+        (event.local_addr, event.remote_addr) = (address(local.ip()), address(remote.ip()));
+        event.family = if local.is_ipv4() { 2 } else { 10 };
+        event
+    }
+
+    #[test]
+    fn a_change_that_the_listed_endpoint_has_not_made_is_anothers() {
+        let waker = Waker::new();
+        let sleeper = waker.sleeper().unwrap();
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(at).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            let mut older = OlderEndpoints::list(&sleeper);
+            let mut pid_told = |old_state, new_state, is_own| {
+                let mut event = change(local, remote, old_state, new_state);
+                older.complete(&mut event, is_own);
+                event.pid
+            };
+            let own_pid = std::process::id();
+            assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE, false), 0);
+            assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE_WAIT, false), 0);
+            drop(server);
+            // Its FIN has come by the time that this is read.
+            assert_eq!(std::io::Read::read(&mut &client, &mut [0]).unwrap(), 0);
+            assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE_WAIT, false), own_pid);
+            assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE_WAIT, false), 0);
+            socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            drop(client);
+            assert_eq!(pid_told(state::CLOSE_WAIT, state::CLOSE, false), own_pid);
+            assert_eq!(pid_told(state::CLOSE_WAIT, state::CLOSE, true), 0);
+        }
+    }
+
+    #[test]
+    fn an_end_of_this_network_namespace_is_the_listed_endpoints() {
+        let waker = Waker::new();
+        let sleeper = waker.sleeper().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut older = OlderEndpoints::list(&sleeper);
+        let (local, remote) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        let mut event = change(local, remote, state::ESTABLISHED, state::CLOSE);
+        event.begin = Begin::Seen;
+        older.complete(&mut event, true);
+        assert_eq!(event.pid, 0);
+        event.begin = Begin::Older;
+        older.complete(&mut event, true);
+        assert_eq!((event.pid, event.origin), (std::process::id(), Origin::Inode));
     }
 }

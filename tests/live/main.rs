@@ -28,6 +28,7 @@ mod native;
 mod old_kernel;
 mod owners;
 mod privileges;
+mod same_addresses;
 mod snapshots;
 mod sock_diag;
 mod tracepoint;
