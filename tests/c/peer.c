@@ -1,13 +1,16 @@
 /*
  * A server that is another user's process, under a name of any bytes.
  *
- *   peer UID COMM
+ *   peer UID COMM [headless]
+ *
+ * UID -1: the users that it is run by. headless: its main thread ends, and another one does the rest.
  *
  * It prints the port of 127.0.0.1 that it listens at. For each line on stdin it accepts a connection, prints
  * "accepted", and leaves the connection alone. Ends at the end of stdin.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -22,18 +25,13 @@ static void must(int result, const char *what)
 	}
 }
 
-int main(int argc, char **argv)
+static void *serve(void *nothing)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	socklen_t length = sizeof(address);
-	uid_t uid = argc == 3 ? (uid_t)atoi(argv[1]) : 0;
 	char line[16];
 	int listener;
 
-	if (argc != 3)
-		return 2;
-	must(prctl(PR_SET_NAME, argv[2]), "PR_SET_NAME");
-	must(setresuid(uid, uid, uid), "setresuid");
 	must(listener = socket(AF_INET, SOCK_STREAM, 0), "socket");
 	must(bind(listener, (struct sockaddr *)&address, length), "bind");
 	must(listen(listener, 8), "listen");
@@ -45,5 +43,21 @@ int main(int argc, char **argv)
 		puts("accepted");
 		fflush(stdout);
 	}
-	return 0;
+	exit(0);
+	return nothing;
+}
+
+int main(int argc, char **argv)
+{
+	uid_t uid = argc >= 3 ? (uid_t)atoi(argv[1]) : 0;
+	pthread_t thread;
+
+	if (argc < 3)
+		return 2;
+	must(prctl(PR_SET_NAME, argv[2]), "PR_SET_NAME");
+	must(setresuid(uid, uid, uid), "setresuid");
+	if (argc == 3)
+		serve(NULL);
+	must(-pthread_create(&thread, NULL, serve, NULL), "pthread_create");
+	pthread_exit(NULL);
 }

@@ -1,10 +1,13 @@
 //! Real connections with a known truth.
 
 use std::ffi::OsStr;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Lines, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{self, Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -192,6 +195,28 @@ impl Peer {
     pub fn run(uid: u32, comm: &[u8], argv0: &[u8]) -> Self {
         let mut command = Command::new(c_program("peer"));
         command.arg0(OsStr::from_bytes(argv0)).arg(uid.to_string()).arg(OsStr::from_bytes(comm));
+        Self::from(command)
+    }
+
+    /// One whose main thread has ended, as another user's process.
+    pub fn headless(uid: u32, comm: &str, argv0: &str) -> Self {
+        let mut command = Command::new(c_program("peer"));
+        command.arg0(argv0).arg(uid.to_string()).arg(comm).arg("headless");
+        let peer = Self::from(command);
+        let status = format!("/proc/{}/stat", peer.pid());
+        while !std::fs::read_to_string(&status).unwrap().contains(") Z ") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        peer
+    }
+
+    /// One by a copy of its program that has more privileges than who runs it: user `real` runs a file of user `effective`.
+    pub fn set_user_id(copy: &Path, real: u32, effective: u32, comm: &str) -> Self {
+        std::fs::copy(c_program("peer"), copy).unwrap();
+        std::os::unix::fs::chown(copy, Some(effective), None).unwrap();
+        std::fs::set_permissions(copy, Permissions::from_mode(0o4755)).unwrap();
+        let mut command = Command::new(copy);
+        command.uid(real).args(["-1", comm]);
         Self::from(command)
     }
 
