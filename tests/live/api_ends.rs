@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, process, thread};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -16,7 +16,7 @@ use crate::consumer::{is_beyond_the_rung, patience, pipe, rung_is_tracepoint, tu
 use crate::traffic::{Connection, V4, set_linger_0};
 
 /// Sequence number of the next byte that a connection will send.
-fn next_sequence(stream: &TcpStream) -> u32 {
+fn next_sequence(stream: &impl AsRawFd) -> u32 {
     // linux/tcp.h: TCP_SEND_QUEUE, and the end of repair without a probe of the window.
     const SEND_QUEUE: i32 = 2;
     const OFF_WITHOUT_PROBE: i32 = -1;
@@ -33,21 +33,37 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap()
 }
 
+/// include/uapi/linux/icmp.h: ICMP_NET_UNREACH, ICMP_HOST_UNREACH, ICMP_PROT_UNREACH, ICMP_PKT_FILTERED.
+const NET_UNREACHABLE: u8 = 0;
+const HOST_UNREACHABLE: u8 = 1;
+const PROTOCOL_UNREACHABLE: u8 = 2;
+const FILTERED: u8 = 13;
+
+/// Answers a segment from the first of two IPv4 addresses to the other, as a router on its way does that cannot send it on.
+fn answer_unreachable(code: u8, ends: [SocketAddr; 2], sequence: u32) {
+    // ICMP_DEST_UNREACH; then the header that it is about, and 8 bytes of what is behind that.
+    let mut message = vec![3, code, 0, 0, 0, 0, 0, 0];
+    message.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+    for end in ends {
+        let IpAddr::V4(address) = end.ip() else { panic!("{end} is not of IPv4") };
+        message.extend(address.octets());
+    }
+    for end in ends {
+        message.extend(end.port().to_be_bytes());
+    }
+    message.extend(sequence.to_be_bytes());
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    let router = Socket::new(Domain::IPV4, Type::from(libc::SOCK_RAW), Some(Protocol::ICMPV4)).unwrap();
+    router.send_to(&message, &SocketAddr::new(ends[0].ip(), 0).into()).unwrap();
+}
+
 /// Has a router say of a connection at the loopback address that its host cannot be reached, and waits until the socket
 /// has that for an error. The program never asks for it.
 fn leave_host_unreachable(stream: &TcpStream) {
     set_option(stream, libc::IPPROTO_IP, libc::IP_RECVERR, 1);
-    let [local, remote] = [stream.local_addr().unwrap().port(), stream.peer_addr().unwrap().port()];
-    // ICMP_DEST_UNREACH, ICMP_HOST_UNREACH; then the header that it is about, and 8 bytes of what is behind that.
-    let mut message = vec![3, 1, 0, 0, 0, 0, 0, 0];
-    message.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 127, 0, 0, 1, 127, 0, 0, 1]);
-    message.extend(local.to_be_bytes());
-    message.extend(remote.to_be_bytes());
-    message.extend(next_sequence(stream).to_be_bytes());
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-    let router = Socket::new(Domain::IPV4, Type::from(libc::SOCK_RAW), Some(Protocol::ICMPV4)).unwrap();
-    router.send_to(&message, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let ends = [stream.local_addr().unwrap(), stream.peer_addr().unwrap()];
+    answer_unreachable(HOST_UNREACHABLE, ends, next_sequence(stream));
     let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
     let milliseconds = patience().as_millis().try_into().unwrap();
     // SAFETY: one valid structure.
@@ -116,21 +132,95 @@ fn an_attempt_that_is_given_up_after_a_routers_answer_tells_that() {
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
-    let to = SocketAddr::new(Network::UNREACHABLE_V4.parse().unwrap(), 9);
-    // The answer to the first SYN comes while connect() still holds the socket: the kernel notes it, and goes on.
-    let socket = network.here.run(|| begin_connect(to));
-    // Longer than a plain tracepoint takes for the duration of connect() itself.
-    thread::sleep(Duration::from_millis(50));
-    drop(socket);
-    let is_its = |event: &&Event| event.remote == to;
-    let events = watcher.events_until(0, "its end", |events| events.iter().any(|event| is_its(&event)));
-    let event = events.iter().find(is_its).unwrap();
-    if rung_is_tracepoint() {
-        assert_eq!((event.flags, event.error), (FAILED | GIVEN_UP | ERROR_UNKNOWN | UNCOUNTED, 0), "{event:#?}");
-    } else {
-        assert_eq!((event.flags, event.error), (FAILED | GIVEN_UP, libc::EHOSTUNREACH), "{event:#?}");
+    // The answers are that the host cannot be reached, that an administrator does not want that, and that the network cannot be
+    // reached.
+    for (port, route, error) in [
+        (9, Some("unreachable"), libc::EHOSTUNREACH),
+        (10, Some("prohibit"), libc::EHOSTUNREACH),
+        (11, None, libc::ENETUNREACH),
+    ] {
+        network.route_unreachable(route);
+        let to = SocketAddr::new(Network::UNREACHABLE_V4.parse().unwrap(), port);
+        // The answer to the first SYN comes while connect() still holds the socket: the kernel notes it, and goes on.
+        let socket = network.here.run(|| begin_connect(to));
+        // Longer than a plain tracepoint takes for the duration of connect() itself.
+        thread::sleep(Duration::from_millis(50));
+        drop(socket);
+        let event = end_of_attempt(&mut watcher, to);
+        if rung_is_tracepoint() {
+            let flags = FAILED | GIVEN_UP | ERROR_UNKNOWN | UNCOUNTED;
+            assert_eq!((event.flags, event.error), (flags, 0), "{route:?}: {event:#?}");
+        } else {
+            assert_eq!((event.flags, event.error), (FAILED | GIVEN_UP, error), "{route:?}: {event:#?}");
+        }
+        assert_eq!(event.pid, process::id(), "{route:?}: {event:#?}");
     }
-    assert_eq!(event.pid, process::id(), "{event:#?}");
+}
+
+fn end_of_attempt(watcher: &mut Watcher, to: SocketAddr) -> Event {
+    let is_its = |event: &Event| event.remote == to;
+    let events = watcher.events_until(0, "its end", |events| events.iter().any(is_its));
+    events.into_iter().find(is_its).unwrap()
+}
+
+#[test]
+fn an_attempt_that_a_firewalls_answer_ends_was_not_given_up() {
+    let _turn = turn();
+    let network = Network::new();
+    let mut watcher = Watcher::open(CLOSES);
+    network.here.cut();
+    for (port, code, error) in [
+        (9, NET_UNREACHABLE, libc::ENETUNREACH),
+        (10, HOST_UNREACHABLE, libc::EHOSTUNREACH),
+        (11, PROTOCOL_UNREACHABLE, libc::ENOPROTOOPT),
+        (12, FILTERED, libc::EHOSTUNREACH),
+    ] {
+        let to = SocketAddr::new(Network::THERE_V4.parse().unwrap(), port);
+        let socket = network.here.run(|| {
+            let socket = begin_connect(to);
+            let from = socket.local_addr().unwrap().as_socket().unwrap();
+            let sequence = next_sequence(&socket);
+            // Longer than a plain tracepoint takes for the duration of connect() itself.
+            thread::sleep(Duration::from_millis(20));
+            answer_unreachable(code, [from, to], sequence);
+            socket
+        });
+        let event = end_of_attempt(&mut watcher, to);
+        // It is the kernel that has ended it, and the program closes it afterwards.
+        assert_eq!(socket.take_error().unwrap().and_then(|error| error.raw_os_error()), Some(error), "code {code}");
+        drop(socket);
+        if rung_is_tracepoint() {
+            assert_eq!((event.error, event.flags & ERROR_UNKNOWN), (0, ERROR_UNKNOWN), "code {code}: {event:#?}");
+        } else {
+            assert_eq!((event.flags, event.error), (FAILED, error), "code {code}: {event:#?}");
+        }
+        assert_eq!(event.pid, process::id(), "code {code}: {event:#?}");
+    }
+}
+
+/// Within connect() itself the kernel ends an attempt too, and a plain tracepoint cannot tell that from a program that gives up.
+#[test]
+fn an_attempt_that_ends_within_10_ms_is_not_said_to_be_given_up_by_a_plain_tracepoint() {
+    let _turn = turn();
+    let network = Network::new();
+    let mut watcher = Watcher::open(CLOSES);
+    network.here.cut();
+    for port in 9..100 {
+        let to = SocketAddr::new(Network::THERE_V4.parse().unwrap(), port);
+        let began = Instant::now();
+        network.here.run(|| drop(begin_connect(to)));
+        let was_quick = began.elapsed() < Duration::from_millis(10);
+        let event = end_of_attempt(&mut watcher, to);
+        if !rung_is_tracepoint() {
+            assert_eq!((event.flags, event.error), (FAILED | GIVEN_UP, 0), "{event:#?}");
+            return;
+        }
+        if was_quick {
+            assert_eq!((event.flags, event.error), (FAILED | ERROR_UNKNOWN | UNCOUNTED, 0), "{event:#?}");
+            return;
+        }
+    }
+    panic!("none of so many attempts was quick enough");
 }
 
 /// The port is taken where the same connection exists already.
@@ -415,7 +505,7 @@ fn a_connection_that_is_repaired_counts_from_then_on() {
     assert_eq!((restored.error, restored.payload()), (0, [60, 50, 50]), "{restored:#?}");
 }
 
-fn queue_sequence(stream: &TcpStream, queue: i32) -> u32 {
+fn queue_sequence(stream: &impl AsRawFd, queue: i32) -> u32 {
     set_option(stream, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, queue);
     let mut sequence = 0u32;
     let mut length = libc::socklen_t::try_from(size_of_val(&sequence)).unwrap();

@@ -67,6 +67,14 @@ impl Network {
         there.run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
         Self { here, there }
     }
+
+    /// Gives the one on the way to the unreachable host another kind of route there (ip-route(8)), or none.
+    pub fn route_unreachable(&self, kind: Option<&str>) {
+        self.there.ip("route flush 203.0.113.0/24");
+        if let Some(kind) = kind {
+            self.there.ip(&format!("route add {kind} 203.0.113.0/24"));
+        }
+    }
 }
 
 impl Host {
