@@ -4,6 +4,8 @@ use std::fs;
 use std::net::TcpStream;
 use std::process::Command;
 
+use crate::api_traffic::Moment;
+use crate::api_watcher::{Event, Kind, Watcher};
 use crate::consumer::{Consumer, c_program, patience, rung_is_tracepoint, sees_accepts, turn};
 use crate::traffic::{Connection, Peer, V4, set_linger_0, wall_ns};
 
@@ -267,6 +269,42 @@ fn in_a_time_namespace_events_bear_the_wall_clock() {
             // The two clocks are read one after the other.
             let slack = 1_000_000;
             assert!((from - slack..=wall_ns() + slack).contains(&event.time_ns), "{offset}: {event:?}");
+        }
+    }
+}
+
+#[test]
+fn in_a_time_namespace_a_handles_events_bear_both_clocks() {
+    let _turn = turn();
+    for offset_s in [86_400i64, -20] {
+        let mut command = Command::new("unshare");
+        command.args(["--time", "--monotonic", &offset_s.to_string(), "--fork", "--kill-child"]);
+        command.arg(c_program("api_watch"));
+        let mut watcher = Watcher::by(command);
+        watcher.open_handle(0, "events=7 interval=100");
+        let from = Moment::now();
+        let connection = Connection::open(V4(), V4());
+        let (local, remote) = connection.ports();
+        let ends = [(local, remote), (remote, local)];
+        let of_kind = |events: &[Event], kind| {
+            let events = events.iter().filter(|event| event.kind == kind && ends.contains(&event.ports()));
+            events.cloned().collect::<Vec<_>>()
+        };
+        let mut events = watcher.events_until(0, "snapshots", |events| of_kind(events, Kind::Snapshot).len() >= 2);
+        connection.close_client_first();
+        events.extend(watcher.events_until(0, "closes", |events| of_kind(events, Kind::Close).len() == 2));
+        let to = Moment::now();
+        for kind in [Kind::State, Kind::Snapshot, Kind::Close] {
+            let events = of_kind(&events, kind);
+            assert!(events.len() >= 2, "{kind:?}: {events:#?}");
+            for event in events {
+                // The two clocks are read one after the other.
+                let slack = 1_000_000;
+                assert!((from.wall_ns - slack..=to.wall_ns + slack).contains(&event.time_ns), "{offset_s}: {event:#?}");
+                let monotonic_ns = event.monotonic_ns.checked_add_signed(-offset_s * 1_000_000_000).unwrap();
+                assert!((from.monotonic_ns..=to.monotonic_ns).contains(&monotonic_ns), "{offset_s}: {event:#?}");
+                assert!(event.age_ns <= to.monotonic_ns - from.monotonic_ns, "{offset_s}: {event:#?}");
+            }
         }
     }
 }
