@@ -48,9 +48,9 @@ impl PerfBuffer {
             rings: Vec::new(),
             entry: Vec::new(),
         };
-        let opened = processors_on()?.into_iter().try_for_each(|processor| buffer.open(processor));
+        let opened = buffer.open_all();
         buffer.epoll.changed();
-        opened.map(|()| buffer)
+        opened.map(|_| buffer)
     }
 
     /// Readable where there is a record.
@@ -98,6 +98,11 @@ impl PerfBuffer {
             }
             is_in_force
         });
+        self.open_all()
+    }
+
+    /// Opens one for each processor that is switched on and has none. Gives the processors.
+    fn open_all(&mut self) -> io::Result<Vec<u32>> {
         let mut opened = Vec::new();
         for processor in processors_on()? {
             if self.rings.iter().any(|ring| ring.processor == processor) {
@@ -203,8 +208,11 @@ impl Ring {
         }
     }
 
-    /// For how long the kernel has had the event in force, in nanoseconds.
+    /// For how long the kernel has had the event in force, in nanoseconds. `None` where the host has closed it.
     fn time_in_force(&self) -> Option<u64> {
+        if !self.event.is_ours() {
+            return None;
+        }
         let mut values = [0u64; 2];
         // SAFETY: room for so many bytes.
         let length =
