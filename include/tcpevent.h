@@ -191,7 +191,8 @@ struct tcpevent_options {
      */
     const char *filter;
     /**
-     * Path of a BTF file for a kernel without type information of its own, or NULL.
+     * Path of a BTF file, or of an ELF file with a section .BTF, for a kernel without type information of its own; or NULL.
+     * One that differs from the kernel's own, or cannot be right, is refused (-EINVAL).
      */
     const char *btf_path;
     /**

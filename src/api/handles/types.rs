@@ -99,7 +99,8 @@ pub struct tcpevent_options {
     pub snapshot_interval_ms: u32,
     /// Which connections are of interest, or NULL for all: see `tcpevent_open`.
     pub filter: *const c_char,
-    /// Path of a BTF file for a kernel without type information of its own, or NULL.
+    /// Path of a BTF file, or of an ELF file with a section .BTF, for a kernel without type information of its own; or NULL.
+    /// One that differs from the kernel's own, or cannot be right, is refused (-EINVAL).
     pub btf_path: *const c_char,
     /// Takes the library's log, or NULL for none. The library itself writes nowhere.
     pub log: tcpevent_log,
