@@ -21,6 +21,7 @@ mod containers;
 mod endings;
 mod endpoints;
 mod forged;
+mod holders;
 mod host;
 mod lifecycle;
 mod names;
