@@ -70,6 +70,8 @@ impl Network {
 
     /// Gives the one on the way to the unreachable host another kind of route there (ip-route(8)), or none.
     pub fn route_unreachable(&self, kind: Option<&str>) {
+        // Of its answers to one host, the kernel lets two pass at once and then one a second; without this limit, five.
+        self.there.run(|| fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0").unwrap());
         self.there.ip("route flush 203.0.113.0/24");
         if let Some(kind) = kind {
             self.there.ip(&format!("route add {kind} 203.0.113.0/24"));
