@@ -27,16 +27,18 @@ endif
 VERSION    := $(shell sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml | head -n 1)
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 LIBRARY    := $(TARGET_DIR)/release/libtcpEvent.so
-EXAMPLES   := tcp_table tcp_dlopen
+EXAMPLES   := $(wildcard examples/*.c examples/*.cs examples/*.py)
+SAMPLES    := $(patsubst %.c,build/%,$(wildcard examples/*.c))
+TABLE_C    := $(wildcard tcp_table/*.c)
 TRACE      := examples/tcp_trace
 TRACE_C    := $(wildcard $(TRACE)/*.c)
 TRACE_ALL  := $(wildcard $(TRACE)/*)
-PROGRAMS   := $(EXAMPLES:%=build/%) build/tcp_trace
+PROGRAMS   := build/tcp_table build/tcp_trace
 HEADERS    := $(wildcard include/*.h)
 PAGES      := $(wildcard man/*.[1-8])
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
 PYTHON     := benches examples tests benches/run tests/demo tests/vm/matrix
-C_FILES    := $(wildcard bpf/*.[ch] tests/c/*.[ch] tests/c/*.cc examples/*.c examples/*/*.[ch] benches/c/*.[ch])
+C_FILES    := $(wildcard bpf/*.[ch] tests/c/*.[ch] tests/c/*.cc examples/*.c examples/*/*.[ch] tcp_table/*.[ch] benches/c/*.[ch])
 # Debian has no ruff: it is fetched from PyPI.
 RUFF_VERSION := 0.17.5
 RUFF_DIR     := $(TARGET_DIR)/ruff-$(RUFF_VERSION)
@@ -47,13 +49,14 @@ C_FLAGS := -std=c11 -Wall -Wextra $(WERROR) -pedantic -Iinclude -DTCPEVENT_VERSI
 HAS_CURL := printf '\043include <curl/curl.h>\n' | $(CC) $(CPPFLAGS) $(CFLAGS) -x c -fsyntax-only - 2>/dev/null
 # The library is beside the program in build/, and in ../lib once both are installed.
 RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
+SAMPLE_PATH := -Wl,-rpath,'$$ORIGIN/..'
 
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for one apt.
 .NOTPARALLEL:
 .PHONY: all demo monitor test test-kernels soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
 
-all: $(PROGRAMS) ## build the library, the examples and tcp_trace (the default)
+all: $(PROGRAMS) $(SAMPLES) ## build the library, the examples and tcp_trace (the default)
 
 demo: all ## show it at work: known loopback traffic, each event checked against it (as root)
 	tests/demo
@@ -106,8 +109,8 @@ build/libtcpEvent.so: $(LIBRARY)
 	@mkdir -p build
 	ln -srf $(LIBRARY) $@
 
-build/tcp_table: examples/tcp_table.c $(HEADERS) $(LIBRARY) build/libtcpEvent.so
-	$(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $< -Lbuild -ltcpEvent -pthread
+build/tcp_table: $(TABLE_C) $(wildcard tcp_table/*.h) $(HEADERS) $(LIBRARY) build/libtcpEvent.so
+	$(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $(TABLE_C) -Lbuild -ltcpEvent -pthread
 
 build/tcp_trace: $(TRACE_C) $(wildcard $(TRACE)/*.h) $(HEADERS) $(LIBRARY) build/libtcpEvent.so
 	@if ! $(HAS_CURL); then \
@@ -117,18 +120,19 @@ build/tcp_trace: $(TRACE_C) $(wildcard $(TRACE)/*.h) $(HEADERS) $(LIBRARY) build
 	fi; \
 	set -x; $(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $(TRACE_C) -Lbuild -ltcpEvent -lcurl -pthread
 
-# No prerequisite but for the folder and the order: it finds the library when it runs.
-build/tcp_dlopen: examples/tcp_dlopen.c $(HEADERS) | build/libtcpEvent.so
-	$(CC) $(C_FLAGS) $(LDFLAGS) -o $@ $< -ldl
+# In the compiler's own dialect, as their readers compile them. dlopen is not linked with the library.
+$(SAMPLES): build/examples/%: examples/%.c $(HEADERS) $(LIBRARY) build/libtcpEvent.so
+	@mkdir -p build/examples
+	$(CC) $(C_FLAGS) -std=gnu11 $(LDFLAGS) $(SAMPLE_PATH) -Wl,--as-needed -o $@ $< -Lbuild -ltcpEvent -ldl
 
 # What is built is installed as it is, so that `make` needs no root and `sudo make install` no compiler.
 install: ## install into $(DESTDIR)$(PREFIX)
-	@ls -L build/libtcpEvent.so $(EXAMPLES:%=build/%) >/dev/null 2>&1 || $(MAKE) --no-print-directory all
+	@ls -L build/libtcpEvent.so build/tcp_table >/dev/null 2>&1 || $(MAKE) --no-print-directory all
 	install -d $(INSTALL_DIRS)
 	install -m 755 $(LIBRARY) $(ROOT)/lib/libtcpEvent.so
 	install -m 644 include/*.h $(ROOT)/include
 	for program in $(PROGRAMS); do [ ! -e $$program ] || install -m 755 $$program $(ROOT)/bin || exit 1; done
-	install -m 644 $(EXAMPLES:%=examples/%.c) $(ROOT)/share/tcpEvent/examples
+	install -m 644 $(EXAMPLES) $(ROOT)/share/tcpEvent/examples
 	install -m 644 $(TRACE_ALL) $(ROOT)/share/tcpEvent/$(TRACE)
 	for page in $(PAGES); do install -m 644 $$page $(ROOT)/share/man/man$${page##*.} || exit 1; done
 	printf '%s\n' "$$PKG_CONFIG_FILE" >$(ROOT)/lib/pkgconfig/tcpEvent.pc
@@ -153,7 +157,7 @@ endif
 
 uninstall: ## remove what install put there, and the folders that are then empty
 	rm -f $(ROOT)/lib/libtcpEvent.so $(ROOT)/lib/pkgconfig/tcpEvent.pc $(HEADERS:%=$(ROOT)/%) \
-		$(PROGRAMS:build/%=$(ROOT)/bin/%) $(EXAMPLES:%=$(ROOT)/share/tcpEvent/examples/%.c) \
+		$(PROGRAMS:build/%=$(ROOT)/bin/%) $(EXAMPLES:%=$(ROOT)/share/tcpEvent/%) \
 		$(TRACE_ALL:%=$(ROOT)/share/tcpEvent/%) $(foreach page,$(PAGES),$(MAN_DIR)/$(notdir $(page))) \
 		$(if $(UNITDIR),$(UNIT)) $(if $(LOGROTATEDIR),$(ROTATION))
 ifneq ($(REALTIMEKQL),)

@@ -68,7 +68,7 @@ int main(int argc, char **argv)
 
     add_probe(NULL);
     while (get_status() == 0)
-        nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     for (;;) {
         struct tcp_event_t event = dequeue();
 

@@ -34,9 +34,9 @@ static int drain(struct tcpevent *watch)
 
 int main(void)
 {
-    struct tcpevent_options options = { .size = sizeof options, .events = TCPEVENT_STATES };
-    struct tcpevent_statistics statistics = { .size = sizeof statistics };
-    struct epoll_event wanted = { .events = EPOLLIN }, ready;
+    struct tcpevent_options options = {.size = sizeof options, .events = TCPEVENT_STATES};
+    struct tcpevent_statistics statistics = {.size = sizeof statistics};
+    struct epoll_event wanted = {.events = EPOLLIN}, ready;
     struct tcpevent *watch;
     sigset_t stop;
     int loop = epoll_create1(EPOLL_CLOEXEC), stops, error = 0;

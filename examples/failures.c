@@ -13,7 +13,7 @@ static const char *reason(const struct tcpevent_event *event)
 
 int main(void)
 {
-    struct tcpevent_options options = { .size = sizeof options, .filter = "failed" };
+    struct tcpevent_options options = {.size = sizeof options, .filter = "failed"};
     struct tcpevent_event event;
     struct tcpevent *watch;
 

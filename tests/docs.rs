@@ -30,6 +30,10 @@ fn documents() -> Vec<String> {
     paths
 }
 
+fn examples() -> Vec<String> {
+    files("examples", &["c", "cs", "py"])
+}
+
 /// The code blocks of a document that are marked as an example's, with the path of that.
 fn shown(document: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
@@ -54,7 +58,15 @@ fn the_documents_show_every_example_as_it_is() {
             seen.insert(example);
         }
     }
-    assert!(seen.len() >= 6, "{seen:?}");
+    assert_eq!(seen, examples().into_iter().collect());
+}
+
+#[test]
+fn an_example_is_short() {
+    for example in examples() {
+        let lines = read(&example).lines().count();
+        assert!(lines <= 80, "{example} has {lines} lines");
+    }
 }
 
 #[test]

@@ -43,19 +43,20 @@ fn watcher(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-fn example(name: &str, arguments: &[&str]) -> Command {
-    let mut command = watcher(built(name));
+fn tcp_table(arguments: &[&str]) -> Command {
+    let mut command = watcher(built("tcp_table"));
     command.args(arguments);
     command
 }
 
-fn tcp_table(arguments: &[&str]) -> Command {
-    example("tcp_table", arguments)
+/// One of the small examples in C.
+fn example(name: &str) -> Command {
+    watcher(built(&format!("examples/{name}")))
 }
 
-fn tcp_dlopen(arguments: &[&str]) -> Command {
-    let mut command = example("tcp_dlopen", &[]);
-    command.arg(built("libtcpEvent.so")).args(arguments);
+fn dlopen() -> Command {
+    let mut command = example("dlopen");
+    command.arg(built("libtcpEvent.so"));
     command
 }
 
@@ -175,6 +176,12 @@ impl Ended {
     /// It must have ended with 0 and without a word on stderr. Returns the lines.
     fn well(self) -> Vec<String> {
         assert_eq!((self.status, self.errors.as_str()), (Some(0), ""), "{self:#?}");
+        self.lines
+    }
+
+    /// It must have ended by SIGINT and without a word on stderr. Returns the lines.
+    fn by_interrupt(self) -> Vec<String> {
+        assert_eq!((self.status, self.errors.as_str()), (None, ""), "{self:#?}");
         self.lines
     }
 
@@ -308,12 +315,16 @@ fn a_name_that_a_terminal_would_obey_reaches_none_by_any_example() {
     table.line();
     check_marks(table, |local, remote| format!("\t{local}\t{remote}\t"), |escaped| format!("\t{escaped}\t"));
 
-    let mut program = Program::start(tcp_dlopen(&[]));
+    let mut program = Program::start(dlopen());
     program.wait_for_a_line();
     let of_json = |local, remote| format!("\"SPT\":{local},\"DPT\":{remote},");
     check_marks(program, of_json, |_| "\"task\":\"".to_owned());
 
-    check_marks(own_tcp_watch(&[]), ends(V4().ip()), |escaped| format!(" {escaped}["));
+    check_marks(own_watch(), ends(V4().ip()), |_| "[".to_owned());
+
+    let mut program = Program::start(example("classic"));
+    program.wait_for_a_line();
+    check_marks(program, ends(V4().ip()), |_| "[".to_owned());
 
     // The table, in which a long name is cut.
     let mut table = tcp_table(&[]);
@@ -403,7 +414,7 @@ fn enter_network_with(address: Ipv6Addr) {
     }
 }
 
-// ---- tcp_dlopen
+// ---- dlopen
 
 /// Writes JSON objects, one a line, as `tcp_table --tsv` writes events, but for the bytes of `task` in hexadecimal.
 /// Not with a parser of ours: consumers have others.
@@ -418,7 +429,7 @@ for line in sys.stdin:
 ";
 
 fn read_json(lines: &[String]) -> Vec<String> {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tcp_dlopen.json");
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dlopen.json");
     fs::write(&path, lines.join("\n")).unwrap();
     let output = Command::new("python3")
         .args(["-c", READ_JSON, HEADER])
@@ -431,11 +442,11 @@ fn read_json(lines: &[String]) -> Vec<String> {
 }
 
 #[test]
-fn tcp_dlopen_prints_events_as_json_whatever_bytes_a_command_has() {
+fn dlopen_prints_events_as_json_whatever_bytes_a_command_has() {
     const COMMANDS: [&[u8]; 3] = [b"plain", b"q\"b\\s/\x01\t\n\x7f", b"\xc3\xa9half\xc3"];
 
     let _turn = turn();
-    let mut program = Program::start(tcp_dlopen(&[]));
+    let mut program = Program::start(dlopen());
     program.wait_for_a_line();
     for command in COMMANDS {
         fs::write("/proc/thread-self/comm", command).unwrap();
@@ -446,41 +457,38 @@ fn tcp_dlopen_prints_events_as_json_whatever_bytes_a_command_has() {
         known.check(&read_json(&lines));
     }
     program.interrupt();
-    program.end().well();
+    program.end().by_interrupt();
 }
 
 #[test]
-fn tcp_dlopen_says_which_library_it_cannot_load_and_what_to_do() {
+fn dlopen_says_which_library_it_cannot_load() {
     for (library, cause) in [
         ("/no/such/libtcpEvent.so", "cannot load the library: /no/such/libtcpEvent.so: "),
-        ("libc.so.6", "libc.so.6 has no symbol AddProbe: is it libtcpEvent.so?"),
+        ("libc.so.6", "no symbol AddProbe: is this libtcpEvent.so?"),
     ] {
-        let line = Program::start(example("tcp_dlopen", &[library])).end().badly(1);
-        assert!(line.starts_with(&format!("tcp_dlopen: {cause}")), "{line}");
+        let mut command = example("dlopen");
+        command.arg(library);
+        let line = Program::start(command).end().badly(1);
+        assert!(line.starts_with(&format!("dlopen: {cause}")), "{line}");
     }
 }
 
-// ---- tcp_watch.py
-
-fn tcp_watch(arguments: &[&str]) -> Command {
-    tcp_watch_by(Command::new(PYTHON), arguments)
-}
+// ---- watch.py
 
 const PYTHON: &str = "/usr/bin/python3";
 
-fn tcp_watch_by(mut command: Command, arguments: &[&str]) -> Command {
-    command.arg(root().join("examples/tcp_watch.py")).args(arguments);
-    command
+fn watch_by(mut python: Command, filter: &[&str]) -> Command {
+    python.env("LD_LIBRARY_PATH", root().join("build")).arg(root().join("examples/watch.py")).args(filter);
+    python
 }
 
 /// One that sees what this process does.
-fn own_tcp_watch(arguments: &[&str]) -> Program {
-    own_tcp_watch_by(Command::new(PYTHON), arguments)
+fn own_watch() -> Program {
+    own_watch_by(Command::new(PYTHON))
 }
 
-fn own_tcp_watch_by(python: Command, arguments: &[&str]) -> Program {
-    let pid = process::id().to_string();
-    let mut program = Program::start(tcp_watch_by(python, &[arguments, &["pid", &pid]].concat()));
+fn own_watch_by(python: Command) -> Program {
+    let mut program = Program::start(watch_by(python, &["pid", &process::id().to_string()]));
     program.wait_for_a_line();
     program
 }
@@ -492,18 +500,14 @@ fn ends(address: IpAddr) -> impl Fn(u16, u16) -> String {
 }
 
 #[test]
-fn tcp_watch_prints_the_ends_of_connections_that_fit() {
+fn watch_prints_the_ends_of_connections_that_fit() {
     let _turn = turn();
-    let library = built("libtcpEvent.so");
-    let mut program = own_tcp_watch(&["--library", library.to_str().unwrap()]);
+    let mut program = own_watch();
     for at in [V4(), V6()] {
         let known = Known::make(at, &own_comm());
         let are_mine = known.are_marked(ends(at.ip()));
         let lines = program.lines_until_all(&are_mine);
-        for (is_mine, figures) in are_mine
-            .iter()
-            .zip(["FIN_WAIT2->CLOSE received 0 sent 5000 in ", "LAST_ACK->CLOSE received 5000 sent 0 in "])
-        {
+        for (is_mine, figures) in are_mine.iter().zip([" received 0 sent 5000 in ", " received 5000 sent 0 in "]) {
             let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
             let [line] = mine[..] else { panic!("{mine:#?} came, and not one line only") };
             assert!(line.contains(&format!(" {}[", own_comm())) && line.contains(figures), "{line}");
@@ -514,13 +518,13 @@ fn tcp_watch_prints_the_ends_of_connections_that_fit() {
     let is_refused = |line: &str| line.contains(" -> 127.0.0.1:9 ");
     let lines = program.lines_until_all(&[is_refused, is_refused]);
     let line = lines.last().unwrap();
-    assert!(line.contains("SYN_SENT->CLOSE") && line.ends_with(" failed ECONNREFUSED"), "{line}");
+    assert!(line.ends_with(" failed ECONNREFUSED"), "{line}");
 }
 
 #[test]
-fn tcp_watch_shows_no_figure_and_no_reason_that_is_not_known() {
+fn watch_shows_no_figure_and_no_reason_that_is_not_known() {
     let _turn = turn();
-    let mut program = own_tcp_watch_by(by_tracepoint(Path::new(PYTHON)), &[]);
+    let mut program = own_watch_by(by_tracepoint(Path::new(PYTHON)));
     let refused = TcpStream::connect((V4().ip(), 9)).unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     let is_refused = |line: &str| line.contains(" -> 127.0.0.1:9 ");
@@ -544,80 +548,168 @@ fn tcp_watch_shows_no_figure_and_no_reason_that_is_not_known() {
     assert_eq!(status, 0, "{}", io::Error::last_os_error());
     let error = socket.connect(&address.into()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ETIMEDOUT));
-    let is_timed_out = |line: &str| line.contains(&format!(" -> {address} SYN_SENT->CLOSE"));
+    let is_timed_out = |line: &str| line.contains(&format!(" -> {address} received "));
     let lines = program.lines_until_all(&[is_timed_out, is_timed_out]);
     let line = lines.last().unwrap();
     assert!(line.contains(" received - sent - in ") && line.ends_with(" failed reason unknown"), "{line}");
 }
 
 #[test]
-fn tcp_watch_prints_changes_of_state_in_their_order() {
+fn watch_ends_well_when_it_is_interrupted_whether_it_waits_or_not() {
     let _turn = turn();
-    let mut program = own_tcp_watch(&["--states"]);
-    let known = Known::make(V4(), "");
-    let of_end = known.are_marked(ends(V4().ip()));
-    let is_last = of_end.each_ref().map(|of_end| move |line: &str| of_end(line) && line.contains("->CLOSE "));
-    let lines = program.lines_until_all(&is_last);
-    // The local port is chosen after the first one; an end that is not accepted yet is nobody's.
-    for (of_end, expected) in of_end.iter().zip([
-        "SYN_SENT->ESTABLISHED ESTABLISHED->FIN_WAIT1 FIN_WAIT1->FIN_WAIT2 FIN_WAIT2->CLOSE",
-        "ESTABLISHED->CLOSE_WAIT CLOSE_WAIT->LAST_ACK LAST_ACK->CLOSE",
-    ]) {
-        let changes = lines.iter().filter(|line| of_end(line)).map(|line| line.split(' ').nth(5).unwrap());
-        assert_eq!(changes.collect::<Vec<_>>().join(" "), expected);
-    }
-}
-
-#[test]
-fn tcp_watch_ends_well_when_it_is_told_to_whether_it_waits_or_not() {
-    let _turn = turn();
-    let folder = root().join("build");
-    for (number, signal) in [libc::SIGINT, libc::SIGTERM, libc::SIGINT].into_iter().enumerate() {
-        let pid = process::id().to_string();
-        let mut command = tcp_watch(&["pid", &pid]);
-        // The library is found by the system's way, or beside the examples.
-        if number == 0 {
-            command.env("LD_LIBRARY_PATH", &folder);
-        }
-        let mut program = Program::start(command);
-        program.wait_for_a_line();
-        // SAFETY: a signal to a child of this process, which is not reaped yet.
-        unsafe { libc::kill(program.child.id().try_into().unwrap(), signal) };
-        let ended = if number == 2 { program.end_while(connect_once) } else { program.end() };
+    for waits in [true, false] {
+        let program = own_watch();
+        program.interrupt();
+        let ended = if waits { program.end() } else { program.end_while(connect_once) };
         ended.well();
     }
 }
 
 #[test]
-fn tcp_watch_says_in_a_line_what_it_cannot_do() {
-    let line = Program::start(tcp_watch(&["dport", "443", "host", "10.0.0.1"])).end().badly(1);
-    assert!(line.starts_with("tcp_watch.py: ") && line.contains("word 3, \"host\", must be "), "{line}");
-    let line = Program::start(tcp_watch(&["--library", "/no/such/libtcpEvent.so"])).end().badly(1);
-    assert!(line.starts_with("tcp_watch.py: cannot load the library: /no/such/libtcpEvent.so: "), "{line}");
-    let line = Program::start(tcp_watch(&["--library", "libc.so.6"])).end().badly(1);
-    assert!(line.starts_with("tcp_watch.py: cannot load the library: "), "{line}");
+fn watch_says_in_a_line_what_is_wrong_with_a_filter() {
+    let command = watch_by(Command::new(PYTHON), &["dport", "443", "host", "10.0.0.1"]);
+    let line = Program::start(command).end().badly(1);
+    assert!(line.starts_with("watch.py: ") && line.contains("word 3, \"host\", must be "), "{line}");
 }
 
-// ---- Both
+// ---- classic.c, Watch.cs
+
+/// The lines that a consumer of the classic functions prints of a connection.
+fn check_classic(mut program: Program, at: SocketAddr) -> Program {
+    let known = Known::make(at, "");
+    let are_mine = known.are_marked(ends(at.ip()));
+    let lines = program.lines_until_all(&are_mine);
+    for (is_mine, figures) in are_mine.iter().zip(["received 1, sent 5002", "received 5001, sent 1"]) {
+        let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
+        let [line] = mine[..] else { panic!("{mine:#?} came, and not one line only") };
+        assert!(line.contains(&format!("{}[", own_comm())) && line.ends_with(figures), "{line}");
+    }
+    program
+}
 
 #[test]
-fn count_ends_an_example_after_that_many_events() {
+fn classic_prints_the_ends_of_connections_and_ends_by_cleanup() {
+    let _turn = turn();
+    let mut program = Program::start(example("classic"));
+    program.wait_for_a_line();
+    let program = check_classic(program, V4());
+    program.interrupt();
+    program.end().well();
+}
+
+#[test]
+fn classic_is_a_program_in_cpp_too() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("classic_cpp");
+    let status = Command::new("g++")
+        .current_dir(root())
+        .args(["-Wall", "-Wextra", "-Werror", "-I", "include", "-x", "c++", "examples/classic.c", "-o"])
+        .arg(&program)
+        .args(["-L", "build", "-ltcpEvent"])
+        .status()
+        .expect("g++ runs: `.ci/setup test` installs it");
+    assert!(status.success(), "examples/classic.c does not compile as C++");
+
+    let _turn = turn();
+    let mut command = watcher(program);
+    command.env("LD_LIBRARY_PATH", root().join("build"));
+    let mut program = Program::start(command);
+    program.wait_for_a_line();
+    check_classic(program, V4());
+}
+
+#[test]
+fn a_program_in_c_sharp_prints_the_ends_of_connections() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("Watch.exe");
+    let status = Command::new("mcs")
+        .current_dir(root())
+        .args(["-unsafe", "-warnaserror", "examples/Watch.cs"])
+        .arg(format!("-out:{}", program.display()))
+        .status()
+        .expect("mcs runs: apt-get install mono-mcs");
+    assert!(status.success(), "examples/Watch.cs does not compile");
+
+    let _turn = turn();
+    let mut command = watcher("mono");
+    command.arg(program).env("LD_LIBRARY_PATH", root().join("build"));
+    let mut program = Program::start(command);
+    program.wait_for_a_line();
+    check_classic(program, V4());
+}
+
+// ---- failures.c, epoll.c
+
+/// Makes an attempt that is refused until there is a line.
+fn refuse_until_a_line(program: &mut Program) -> String {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let error = TcpStream::connect((V4().ip(), 9)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        if let Some(line) = program.line_within(Duration::from_millis(50)) {
+            return line;
+        }
+        assert!(Instant::now() < until, "the program prints nothing");
+    }
+}
+
+#[test]
+fn failures_prints_attempts_that_failed_and_no_other_connections() {
+    let _turn = turn();
+    let mut program = Program::start(example("failures"));
+    refuse_until_a_line(&mut program);
+    let known = Known::make(V6(), "");
+    TcpStream::connect((Ipv6Addr::LOCALHOST, 9)).unwrap_err();
+    let begins = format!("pid {} could not connect to ::1 port 9: Connection refused, after ", process::id());
+    let is_refused = |line: &str| line.starts_with(&begins);
+    let lines = program.lines_until_all(&[is_refused, is_refused]);
+    let port = format!(" port {}", known.ports[1]);
+    assert!(!lines.iter().any(|line| line.contains(&port)), "{lines:#?}");
+    program.interrupt();
+    program.end().by_interrupt();
+}
+
+#[test]
+fn epoll_prints_changes_of_state_in_their_order_and_ends_in_its_loop() {
+    let _turn = turn();
+    let mut program = Program::start(example("epoll"));
+    program.wait_for_a_line();
+    let known = Known::make(V4(), "");
+    let of_end = known.are_marked(|local, remote| format!(": 127.0.0.1:{local} -> 127.0.0.1:{remote} "));
+    let is_last = of_end.each_ref().map(|of_end| move |line: &str| of_end(line) && line.ends_with(" to CLOSE"));
+    let lines = program.lines_until_all(&is_last);
+    // The local port is chosen after the first change of the end that connects.
+    for (of_end, expected) in of_end.iter().zip([
+        "SYN_SENT to ESTABLISHED, ESTABLISHED to FIN_WAIT1, FIN_WAIT1 to FIN_WAIT2, FIN_WAIT2 to CLOSE",
+        "SYN_RECV to ESTABLISHED, ESTABLISHED to CLOSE_WAIT, CLOSE_WAIT to LAST_ACK, LAST_ACK to CLOSE",
+    ]) {
+        let mine: Vec<_> = lines.iter().filter(|line| of_end(line)).collect();
+        let changes = mine.iter().map(|line| line.splitn(8, ' ').nth(7).unwrap());
+        assert_eq!(changes.collect::<Vec<_>>().join(", "), expected);
+        let sockets = mine.iter().map(|line| line.split(',').next().unwrap());
+        assert_eq!(sockets.collect::<std::collections::BTreeSet<_>>().len(), 1, "{mine:#?}");
+    }
+    program.interrupt();
+    let ended = program.end();
+    assert_eq!(ended.status, Some(0), "{ended:#?}");
+    assert!(ended.errors.starts_with("epoll: ") && ended.errors.ends_with(" events, 0 lost\n"), "{}", ended.errors);
+}
+
+// ---- The table
+
+#[test]
+fn count_ends_the_table_after_that_many_events() {
     let _turn = turn();
     let table = Program::start(tcp_table(&["--tsv", "--count", "3"]));
     assert_eq!(table.end_while(connect_once).well().len(), 1 + 3);
-    let program = Program::start(tcp_dlopen(&["--count", "3"]));
-    assert_eq!(program.end_while(connect_once).well().len(), 3);
 }
 
 #[test]
-fn seconds_end_an_example_though_nothing_happens() {
+fn seconds_end_the_table_though_nothing_happens() {
     let _turn = turn();
     Program::start(tcp_table(&["--seconds", "1"])).end().well();
-    Program::start(tcp_dlopen(&["--seconds", "1"])).end().well();
 }
 
 #[test]
-fn an_interrupt_ends_an_example_with_its_last_line_whole() {
+fn an_interrupt_ends_a_program_with_its_last_line_whole() {
     let _turn = turn();
     let mut table = Program::start(tcp_table(&["--tsv"]));
     table.wait_for_a_line();
@@ -625,17 +717,17 @@ fn an_interrupt_ends_an_example_with_its_last_line_whole() {
     for line in table.end_while(connect_once).well() {
         assert_eq!(line.split('\t').count(), 13, "{line}");
     }
-    let mut program = Program::start(tcp_dlopen(&[]));
+    let mut program = Program::start(dlopen());
     program.wait_for_a_line();
     program.interrupt();
-    for line in program.end_while(connect_once).well() {
+    for line in program.end_while(connect_once).by_interrupt() {
         assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
     }
 }
 
 #[test]
 fn wrong_arguments_are_status_2_and_one_line_that_names_them() {
-    const WRONG: [(&[&str], &str); 13] = [
+    const WRONG: [(&[&str], &str); 14] = [
         (&["--count", "0"], "--count 0"),
         (&["--count", "-1"], "--count -1"),
         (&["--count", "3x"], "--count 3x"),
@@ -649,29 +741,23 @@ fn wrong_arguments_are_status_2_and_one_line_that_names_them() {
         (&["--colour"], "--colour"),
         (&["-x"], "-x"),
         (&["here", "there"], "here"),
+        (&["--tsv=1"], "--tsv=1"),
     ];
-    for (name, own) in [("tcp_table", ["--tsv=1", "--tsv=1"]), ("tcp_dlopen", ["--wait=never", "--wait never"])] {
-        let [argument, named] = own;
-        for (arguments, named) in WRONG.into_iter().chain([([argument].as_slice(), named)]) {
-            // It takes one path.
-            let named = if (name, named) == ("tcp_dlopen", "here") { "there" } else { named };
-            let line = Program::start(example(name, arguments)).end().badly(2);
-            assert!(line.starts_with(&format!("{name}: {named}: ")), "{name} {arguments:?}: {line}");
-        }
+    for (arguments, named) in WRONG {
+        let line = Program::start(tcp_table(arguments)).end().badly(2);
+        assert!(line.starts_with(&format!("tcp_table: {named}: ")), "{arguments:?}: {line}");
     }
 }
 
 #[test]
 fn help_and_version_are_answers_and_no_errors() {
-    for name in ["tcp_table", "tcp_dlopen"] {
-        let text = Program::start(example(name, &["--help"])).end().well().join("\n");
-        assert!(text.starts_with(&format!("Usage: {name} ")), "{text}");
-        for option in ["--count N", "--seconds N", "--help", "--version"] {
-            assert!(text.contains(&format!("\n  {option} ")), "{option} is not in {text}");
-        }
-        let version = Program::start(example(name, &["--version"])).end().well();
-        assert_eq!(version, [format!("{name} {}", env!("CARGO_PKG_VERSION"))]);
+    let text = Program::start(tcp_table(&["--help"])).end().well().join("\n");
+    assert!(text.starts_with("Usage: tcp_table "), "{text}");
+    for option in ["--count N", "--seconds N", "--help", "--version"] {
+        assert!(text.contains(&format!("\n  {option} ")), "{option} is not in {text}");
     }
+    let version = Program::start(tcp_table(&["--version"])).end().well();
+    assert_eq!(version, [format!("tcp_table {}", env!("CARGO_PKG_VERSION"))]);
 }
 
 // ---- Others

@@ -75,7 +75,7 @@ fn without_libcurl_all_is_built_and_installed_but_for_tcp_trace() {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(errors.lines().count(), 1, "{errors}");
     assert!(errors.starts_with("tcp_trace is not built: ") && errors.contains("libcurl4-openssl-dev"), "{errors}");
-    for (program, is_built) in [("tcp_table", true), ("tcp_dlopen", true), ("tcp_trace", false)] {
+    for (program, is_built) in [("tcp_table", true), ("examples/dlopen", true), ("tcp_trace", false)] {
         assert_eq!(project.join("build").join(program).exists(), is_built, "{program}");
     }
 
@@ -98,8 +98,8 @@ fn warnings_stop_the_build_only_where_that_is_asked_for() {
     let project = project("warnings");
     // Every function has a larger frame than that.
     let noisy = "CFLAGS=-Wframe-larger-than=1";
-    let output = make(&project, &["build/tcp_dlopen", noisy, "WERROR=-Werror"]);
+    let output = make(&project, &["build/examples/dlopen", noisy, "WERROR=-Werror"]);
     assert!(!output.status.success() && said(&output).contains("frame-larger-than"), "{}", said(&output));
-    let output = make(&project, &["build/tcp_dlopen", noisy]);
+    let output = make(&project, &["build/examples/dlopen", noisy]);
     assert!(output.status.success() && said(&output).contains("frame-larger-than"), "{}", said(&output));
 }

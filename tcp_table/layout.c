@@ -1,52 +1,21 @@
-/* tcp_table - a live table of this host's TCP connections, one line an event.
- *
- * An example of a program that is linked with libtcpEvent.so. `tcp_table --help` says how to use it.
- *
- * DequeuePerfEvent blocks until there is an event, however long that takes. So a thread of its own sits in it and
- * prints, while the main thread waits in one poll() for whatever may end the program: a signal (read through a
- * signalfd, so no handler runs), the time given by --seconds, a reader that went away, or the last line of --count.
- */
+/* How tcp_table writes an event: as a row of the table, as wide as the terminal is, or as tab-separated values. */
 #define _GNU_SOURCE
-#include "event.h"
+#include "layout.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <locale.h>
-#include <poll.h>
-#include <pthread.h>
 #include <pwd.h>
-#include <signal.h>
-#include <stdbool.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
 #include <wchar.h>
 
-#ifndef TCPEVENT_VERSION
-#define TCPEVENT_VERSION "(built outside its source tree)"
-#endif
-
-enum {
-    ATTACH_PATIENCE_MS = 30000, /* loading takes well under a second; under emulation, several */
-    ATTACH_POLL_MS = 10,
-    LAST_LINE_PATIENCE_S = 1,
-    DEFAULT_COLUMNS = 80,
-};
+enum { DEFAULT_COLUMNS = 80 };
 
 /* ---- One line of output ------------------------------------------------------------------------------------- */
-
-struct line {
-    char text[4096]; /* an event of 430 bytes, each byte escaped to four, still fits */
-    size_t length;
-};
 
 static void put_bytes(struct line *line, const char *bytes, size_t count)
 {
@@ -67,8 +36,7 @@ static void put_spaces(struct line *line, int count)
         put(line, " ");
 }
 
-/* 0, or the errno that ended it. Plain write(2): nothing is ever left in a buffer when the program ends. */
-static int write_line(const struct line *line)
+int write_line(const struct line *line)
 {
     size_t written = 0;
 
@@ -110,9 +78,10 @@ static const char *quantity(char *out, size_t size, uint64_t number, int width)
 static bool is_mark(uint32_t code)
 {
     static const uint32_t ranges[][2] = {
-        {0x80, 0x9f},     {0xad, 0xad},     {0x34f, 0x34f},     {0x61c, 0x61c},     {0x115f, 0x1160},   {0x17b4, 0x17b5},
-        {0x180b, 0x180f}, {0x200b, 0x200f}, {0x2028, 0x202e},   {0x2060, 0x206f},   {0x3164, 0x3164},   {0xfe00, 0xfe0f},
-        {0xfeff, 0xfeff}, {0xffa0, 0xffa0}, {0xfff0, 0xfffb},   {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe0fff},
+        {0x80, 0x9f},       {0xad, 0xad},       {0x34f, 0x34f},     {0x61c, 0x61c},   {0x115f, 0x1160},
+        {0x17b4, 0x17b5},   {0x180b, 0x180f},   {0x200b, 0x200f},   {0x2028, 0x202e}, {0x2060, 0x206f},
+        {0x3164, 0x3164},   {0xfe00, 0xfe0f},   {0xfeff, 0xfeff},   {0xffa0, 0xffa0}, {0xfff0, 0xfffb},
+        {0x1bca0, 0x1bca3}, {0x1d173, 0x1d17a}, {0xe0000, 0xe0fff},
     };
 
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
@@ -144,7 +113,11 @@ static size_t put_character(struct line *line, const char *text, size_t size, in
         char escape[8];
 
         if (byte == '\\' || byte == '\n' || byte == '\t' || byte == '\r')
-            snprintf(escape, sizeof escape, "\\%c", byte == '\n' ? 'n' : byte == '\t' ? 't' : byte == '\r' ? 'r' : '\\');
+            snprintf(escape, sizeof escape, "\\%c",
+                     byte == '\n'   ? 'n'
+                     : byte == '\t' ? 't'
+                     : byte == '\r' ? 'r'
+                                    : '\\');
         else
             snprintf(escape, sizeof escape, "\\x%02x", byte);
         put(line, escape);
@@ -230,8 +203,6 @@ static void endpoint(char *out, size_t size, const char *address, unsigned port,
 
 /* ---- The table ---------------------------------------------------------------------------------------------- */
 
-enum column { TIME, KIND, PID, USER, COMMAND, LOCAL, REMOTE, RECEIVED, SENT, SEGMENTS, COLUMNS };
-
 static const struct {
     const char *title;
     int width; /* the least it needs */
@@ -241,10 +212,6 @@ static const struct {
     [USER] = {"USER", 4, false},      [COMMAND] = {"CMD", 6, false}, [LOCAL] = {"LOCAL", 12, false},
     [REMOTE] = {"REMOTE", 12, false}, [RECEIVED] = {"RX", 5, true},  [SENT] = {"TX", 5, true},
     [SEGMENTS] = {"SEGS", 5, true},
-};
-
-struct layout {
-    int width[COLUMNS]; /* 0: not shown */
 };
 
 static int total_width(const struct layout *layout)
@@ -266,8 +233,8 @@ static struct layout lay_out(int room, const int seen[COLUMNS])
         enum column first, second;
         int target;
     } wishes[] = {
-        {LOCAL, REMOTE, 15},    {COMMAND, COMMAND, 8}, {USER, USER, 8},       {LOCAL, REMOTE, 21},
-        {COMMAND, COMMAND, 16}, {LOCAL, REMOTE, 30},   {LOCAL, REMOTE, 47},   {USER, USER, 32},
+        {LOCAL, REMOTE, 15},    {COMMAND, COMMAND, 8}, {USER, USER, 8},     {LOCAL, REMOTE, 21},
+        {COMMAND, COMMAND, 16}, {LOCAL, REMOTE, 30},   {LOCAL, REMOTE, 47}, {USER, USER, 32},
     };
     static const enum column least_missed[] = {SEGMENTS, USER, COMMAND, TIME};
     struct layout layout;
@@ -328,12 +295,12 @@ static void put_cell(struct line *line, const struct layout *layout, enum column
         put_spaces(line, width - used);
 }
 
-struct table {
-    struct layout layout;
-    int seen[COLUMNS]; /* the widest text so far */
-    int lines_left;    /* until the header is due again */
-    bool started;
-};
+/* Wide enough for most hosts, so that columns need not move later. */
+void table_begin(struct table *table)
+{
+    *table =
+        (struct table){.seen = {[PID] = 5, [USER] = 8, [COMMAND] = 8, [LOCAL] = 21, [REMOTE] = 21, [SEGMENTS] = 5}};
+}
 
 static void put_header(struct line *line, const struct layout *layout)
 {
@@ -345,8 +312,7 @@ static void put_header(struct line *line, const struct layout *layout)
     put_bytes(line, header.text, header.length);
 }
 
-/* Puts the header where it is due: first of all, after each screenful of a terminal, and when the columns move. */
-static void refresh_table(struct table *table, struct line *line)
+void table_header(struct table *table, struct line *line)
 {
     struct winsize size = {.ws_col = 0};
     bool terminal = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0;
@@ -372,7 +338,7 @@ static void see(struct table *table, enum column column, const char *text)
         table->seen[column] = length;
 }
 
-static void put_row(struct table *table, struct line *line, const struct tcp_event_t *event)
+void table_row(struct table *table, struct line *line, const struct tcp_event_t *event)
 {
     struct line row = {.length = 0};
     char local_address[sizeof event->SADDR + 1];
@@ -419,7 +385,7 @@ static void put_row(struct table *table, struct line *line, const struct tcp_eve
     see(table, LOCAL, local);
     endpoint(remote, sizeof remote, remote_address, event->DPT, INT_MAX);
     see(table, REMOTE, remote);
-    refresh_table(table, line);
+    table_header(table, line);
 
     endpoint(local, sizeof local, local_address, event->SPT, table->layout.width[LOCAL]);
     endpoint(remote, sizeof remote, remote_address, event->DPT, table->layout.width[REMOTE]);
@@ -442,8 +408,11 @@ static void put_row(struct table *table, struct line *line, const struct tcp_eve
 
 /* ---- Tab-separated values ----------------------------------------------------------------------------------- */
 
-static const char tsv_header[] = "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\t"
-                                 "task\tSADDR\tDADDR\n";
+void tsv_header(struct line *line)
+{
+    put(line,
+        "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\ttask\tSADDR\tDADDR\n");
+}
 
 /* What cannot be read, and backslashes, escaped, so that a line is an event and a tab ends a field. */
 static void put_tsv_text(struct line *line, const char *text, size_t size)
@@ -455,7 +424,7 @@ static void put_tsv_text(struct line *line, const char *text, size_t size)
         at += put_character(line, text + at, length - at, &columns);
 }
 
-static void put_tsv(struct line *line, const struct tcp_event_t *event)
+void tsv_row(struct line *line, const struct tcp_event_t *event)
 {
     char numbers[256];
 
@@ -470,259 +439,4 @@ static void put_tsv(struct line *line, const struct tcp_event_t *event)
     put(line, "\t");
     put_tsv_text(line, event->DADDR, sizeof event->DADDR);
     put(line, "\n");
-}
-
-/* ---- The printing thread ------------------------------------------------------------------------------------ */
-
-struct printer {
-    bool tsv;
-    uint64_t count;          /* events to print; 0: no end */
-    pthread_mutex_t writing; /* held while a line is written: the main thread takes it so as to end between lines */
-    int finished;            /* eventfd */
-    int error;               /* errno of the write that failed, set before `finished` */
-};
-
-static int print_header(struct printer *printer, struct table *table)
-{
-    struct line line = {.length = 0};
-
-    if (printer->tsv)
-        put(&line, tsv_header);
-    else
-        refresh_table(table, &line);
-    return write_line(&line);
-}
-
-static void *print_events(void *argument)
-{
-    struct printer *printer = argument;
-    /* What most hosts come to see, so that the columns need not move. */
-    struct table table = {.seen = {[PID] = 5, [USER] = 8, [COMMAND] = 8, [LOCAL] = 21, [REMOTE] = 21, [SEGMENTS] = 5}};
-    uint64_t one = 1;
-    int error = print_header(printer, &table);
-
-    for (uint64_t printed = 0; error == 0 && (printer->count == 0 || printed < printer->count); printed++) {
-        struct tcp_event_t event = DequeuePerfEvent();
-        struct line line = {.length = 0};
-
-        pthread_mutex_lock(&printer->writing);
-        if (printer->tsv)
-            put_tsv(&line, &event);
-        else
-            put_row(&table, &line, &event);
-        error = write_line(&line);
-        pthread_mutex_unlock(&printer->writing);
-    }
-    printer->error = error;
-    while (write(printer->finished, &one, sizeof one) < 0 && errno == EINTR)
-        ;
-    return NULL;
-}
-
-/* ---- The command line --------------------------------------------------------------------------------------- */
-
-struct settings {
-    bool tsv;
-    uint64_t count;
-    uint64_t seconds;
-};
-
-static const char help[] =
-    "Usage: tcp_table [--tsv] [--count N] [--seconds N]\n"
-    "Shows the TCP connections of this host as libtcpEvent.so reports them, one line an event:\n"
-    "each connection when it ends, and every 6.2 seconds those that are open. Needs root.\n"
-    "\n"
-    "  --count N    end after N events\n"
-    "  --seconds N  end after N seconds, counted from the start\n"
-    "  --tsv        tab-separated raw fields for other programs; a first line, which begins\n"
-    "               with #, names them and comes when the probe is at work\n"
-    "  --help       this text\n"
-    "  --version    the version\n"
-    "\n"
-    "RX and TX are bytes as the kernel counts them: an ended connection's include SYN and FIN.\n"
-    "Where the probe is the plain tracepoint they can be 0 because they are not known; events do\n"
-    "not say so.\n"
-    "SEGS is segments in/out. KIND is `listen` for a listening socket, else `-`: events do not\n"
-    "say whether a connection has ended. A terminal too narrow for all columns shows `listen`\n"
-    "as the remote end; a narrower one shows no SEGS, then no USER, CMD and TIME.\n"
-    "Ctrl-C ends it. Status: 0 ended as asked, 1 it failed, 2 wrong arguments.\n";
-
-static bool parse_number(const char *text, uint64_t limit, uint64_t *number)
-{
-    char *end;
-
-    if (*text < '0' || *text > '9')
-        return false;
-    errno = 0;
-    *number = strtoull(text, &end, 10);
-    return errno == 0 && *end == '\0' && *number >= 1 && *number <= limit;
-}
-
-static _Noreturn void reject(const char *what, const char *value, const char *remedy)
-{
-    fprintf(stderr, "tcp_table: %s%s%s: %s\n", what, value[0] != '\0' ? " " : "", value, remedy);
-    exit(2);
-}
-
-static struct settings parse_arguments(int count, char **arguments)
-{
-    enum { COUNT = 256, SECONDS, TSV, HELP, VERSION };
-    static const struct option options[] = {
-        {"count", required_argument, NULL, COUNT}, {"seconds", required_argument, NULL, SECONDS},
-        {"tsv", no_argument, NULL, TSV},           {"help", no_argument, NULL, HELP},
-        {"version", no_argument, NULL, VERSION},   {NULL, 0, NULL, 0},
-    };
-    struct settings settings = {.tsv = false};
-    int option;
-
-    opterr = 0; /* its messages give no remedy */
-    while ((option = getopt_long(count, arguments, ":h", options, NULL)) != -1) {
-        switch (option) {
-        case COUNT:
-            if (!parse_number(optarg, UINT64_MAX, &settings.count))
-                reject("--count", optarg, "not a number of events; give a whole number from 1, such as --count 10");
-            break;
-        case SECONDS:
-            if (!parse_number(optarg, 1000000000, &settings.seconds))
-                reject("--seconds", optarg,
-                       "not a number of seconds; give a whole number from 1 to 1000000000, such as --seconds 10");
-            break;
-        case TSV:
-            settings.tsv = true;
-            break;
-        case HELP:
-        case 'h':
-            fputs(help, stdout);
-            exit(0);
-        case VERSION:
-            puts("tcp_table " TCPEVENT_VERSION);
-            exit(0);
-        case ':':
-            reject(arguments[optind - 1], "", "a number must follow; see tcp_table --help");
-        default: {
-            char letter[] = {'-', (char)optopt, '\0'};
-            bool is_letter = optopt > 0 && optopt < COUNT;
-            reject(is_letter ? letter : arguments[optind - 1], "", "not understood; see tcp_table --help");
-        }
-        }
-    }
-    if (optind < count)
-        reject(arguments[optind], "", "takes options only; see tcp_table --help");
-    return settings;
-}
-
-/* ---- The main thread ---------------------------------------------------------------------------------------- */
-
-static int64_t monotonic_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-/* The signals that end the program, as a descriptor. Blocked before any thread starts, so in all of them. */
-static int ending_signals(void)
-{
-    struct sigaction hangup;
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGTERM);
-    /* nohup(1) has it ignored; a signalfd would read it all the same. */
-    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
-        sigaddset(&set, SIGHUP);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
-    return signalfd(-1, &set, SFD_CLOEXEC);
-}
-
-/* Waits until something ends the program, and starts the printer once the probe is at work. The exit status. */
-static int supervise(const struct settings *settings, struct printer *printer, int64_t start)
-{
-    enum { SIGNALS, FINISHED, OUTPUT, WATCHED };
-    /* Without events to wait for, poll tells of an output that was closed, even while no event comes. */
-    struct pollfd watched[WATCHED] = {
-        [SIGNALS] = {.fd = ending_signals(), .events = POLLIN},
-        [FINISHED] = {.fd = printer->finished, .events = POLLIN},
-        [OUTPUT] = {.fd = STDOUT_FILENO, .events = 0},
-    };
-    bool printing = false;
-
-    if (watched[SIGNALS].fd < 0 || watched[FINISHED].fd < 0) {
-        perror("tcp_table: signalfd, eventfd");
-        return 1;
-    }
-    AddProbe(NULL);
-    for (;;) {
-        int64_t now = monotonic_ms();
-        int64_t wait = INT_MAX;
-
-        if (!printing) {
-            bool attached = getStatus() == 1;
-            pthread_t thread;
-
-            wait = ATTACH_POLL_MS;
-            if (!attached && now - start >= ATTACH_PATIENCE_MS)
-                fprintf(stderr, "tcp_table: no probe after %d s: only open connections will be shown\n",
-                        ATTACH_PATIENCE_MS / 1000);
-            if (attached || now - start >= ATTACH_PATIENCE_MS) {
-                int error = pthread_create(&thread, NULL, print_events, printer);
-                if (error != 0) {
-                    fprintf(stderr, "tcp_table: cannot start a thread: %s\n", strerror(error));
-                    return 1;
-                }
-                pthread_detach(thread);
-                printing = true;
-                wait = INT_MAX;
-            }
-        }
-        if (settings->seconds > 0) {
-            int64_t left = start + (int64_t)settings->seconds * 1000 - now;
-            if (left <= 0)
-                return 0;
-            if (left < wait)
-                wait = left;
-        }
-        if (poll(watched, WATCHED, (int)wait) < 0 && errno != EINTR) {
-            perror("tcp_table: poll");
-            return 1;
-        }
-        if (watched[FINISHED].revents != 0) {
-            if (printer->error == 0 || printer->error == EPIPE || printer->error == EIO)
-                return 0; /* EIO: the terminal is gone */
-            fprintf(stderr, "tcp_table: cannot write: %s\n", strerror(printer->error));
-            return 1;
-        }
-        if (watched[SIGNALS].revents != 0 || watched[OUTPUT].revents != 0)
-            return 0;
-    }
-}
-
-int main(int argc, char **argv)
-{
-    int64_t start = monotonic_ms();
-    struct settings settings = parse_arguments(argc, argv);
-    /* Static: the printing thread is still there, blocked, when main returns. */
-    static struct printer printer = {.writing = PTHREAD_MUTEX_INITIALIZER};
-    struct timespec patience;
-    int status;
-
-    /* Nobody is listening; and the next file opened would become the standard output. */
-    if (fcntl(STDOUT_FILENO, F_GETFL) < 0)
-        return 0;
-    setlocale(LC_CTYPE, "");
-    tzset();
-    signal(SIGPIPE, SIG_IGN);
-    printer.tsv = settings.tsv;
-    printer.count = settings.count;
-    printer.finished = eventfd(0, EFD_CLOEXEC);
-
-    status = supervise(&settings, &printer, start);
-    cleanup();
-    /* Never given back: no line is cut in half by the end. Not waited for in vain where a reader has stopped reading. */
-    clock_gettime(CLOCK_REALTIME, &patience);
-    patience.tv_sec += LAST_LINE_PATIENCE_S;
-    pthread_mutex_timedlock(&printer.writing, &patience);
-    return status;
 }
