@@ -1,5 +1,5 @@
-/* dlopen.c - looks the six functions up in a libtcpEvent.so that it loads by itself, and prints each event as a line of
- * JSON, until Ctrl-C: dlopen [PATH OF THE LIBRARY] */
+/* dlopen.c - loads libtcpEvent.so at run time, and prints each event as a line of JSON, until Ctrl-C:
+ * dlopen [PATH OF THE LIBRARY] */
 #include <dlfcn.h>
 #include <inttypes.h>
 #include <stdio.h>

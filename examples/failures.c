@@ -8,7 +8,9 @@ static const char *reason(const struct tcpevent_event *event)
 {
     if (event->flags & TCPEVENT_GIVEN_UP)
         return "the program gave up";
-    return event->flags & TCPEVENT_ERROR_UNKNOWN ? "unknown reason" : strerror(event->error);
+    if (event->flags & TCPEVENT_ERROR_UNKNOWN)
+        return "unknown reason";
+    return event->error != 0 ? strerror(event->error) : "no local port was free";
 }
 
 int main(void)
