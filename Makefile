@@ -19,6 +19,10 @@ CARGO   ?= cargo
 # -Werror in .ci/run: a warning that a later compiler has learned must not stop a user's build. build.rs reads it too.
 WERROR  ?=
 
+# As in .ci/setup, which may put it there: Ubuntu's Rust of the least version that will do.
+RUST_LEAST := $(shell sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+export PATH := /usr/lib/rust-$(RUST_LEAST)/bin:$(PATH)
+
 # rustup's folder is on the PATH of its users' shells, but not of sudo's.
 ifneq ($(wildcard $(HOME)/.cargo/bin),)
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -36,7 +40,7 @@ TRACE_ALL  := $(wildcard $(TRACE)/*)
 PROGRAMS   := build/tcp_table build/tcp_trace
 HEADERS    := $(wildcard include/*.h)
 PAGES      := $(wildcard man/*.[1-8])
-SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run)
+SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run tests/fresh/run)
 PYTHON     := benches examples tests benches/run tests/demo tests/vm/matrix
 C_FILES    := $(wildcard bpf/*.[ch] tests/c/*.[ch] tests/c/*.cc examples/*.c examples/*/*.[ch] tcp_table/*.[ch] benches/c/*.[ch])
 # Debian has no ruff: it is fetched from PyPI.
@@ -54,7 +58,7 @@ SAMPLE_PATH := -Wl,-rpath,'$$ORIGIN/..'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for one apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test test-kernels soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
+.PHONY: all demo monitor test test-kernels test-fresh least soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
 
 all: $(PROGRAMS) $(SAMPLES) ## build the library, the examples and tcp_trace (the default)
 
@@ -71,6 +75,15 @@ test: setup-test all ## run all tests (as root)
 test-kernels: setup-test all ## the live tests under each kernel within reach, by each rung (as root, 90 minutes; MATRIX=--quick)
 	$(CARGO) test --profile tests --locked --no-run --test live
 	tests/vm/matrix --json $(TARGET_DIR)/vm/matrix.json $(MATRIX) $(KERNELS)
+
+test-fresh: ## make demo in empty systems of Debian 12 and 13 (as root; needs debootstrap; minutes each; SUITES=trixie)
+	tests/fresh/run $(SUITES)
+
+# Chains of `let`, say, which no lint tells from older code. The toolchain takes 500 MB of disk.
+least: | setup-test ## does all compile with the least Rust that Cargo.toml names? (needs rustup)
+	@command -v rustup >/dev/null || { echo "rustup is missing: https://rustup.rs" >&2; exit 1; }
+	rustup toolchain list | grep -q '^$(RUST_LEAST)-' || rustup toolchain install --profile minimal $(RUST_LEAST)
+	$(CARGO) +$(RUST_LEAST) check --locked --all-targets --target-dir $(TARGET_DIR)/least
 
 soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,000 restarts, 1,000 forks (as root, half an hour)
 	TCPEVENT_SOAK=1 $(CARGO) test --profile tests --locked --test live -- --nocapture \
