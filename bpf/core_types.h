@@ -170,8 +170,21 @@ enum bpf_func_id {
 	BPF_FUNC_task_pt_regs = 175,
 };
 
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry {
+	struct qstr d_name;
+};
+
+struct path {
+	struct dentry *dentry;
+};
+
 struct file {
 	struct inode *f_inode;
+	struct path f_path;
 	void *private_data;
 };
 
@@ -241,6 +254,33 @@ struct io_uring_cqe {
 	__u64 user_data;
 	__s32 res;
 	__u32 flags;
+};
+
+/* io_uring/rsrc.h, include/linux/io_uring_types.h: since Linux 6.13 */
+struct io_rsrc_node {
+	unsigned long file_ptr;
+};
+
+struct io_rsrc_data {
+	unsigned int nr;
+	struct io_rsrc_node **nodes;
+};
+
+struct io_file_table {
+	struct io_rsrc_data data;
+};
+
+struct io_ring_ctx {
+	struct io_file_table file_table;
+};
+
+struct io_kiocb {
+	__u8 opcode;
+};
+
+/* io_uring/net.c: what a request to accept has at its beginning */
+struct io_accept {
+	__u32 file_slot;
 };
 
 struct seq_file;

@@ -70,29 +70,37 @@ static __always_inline bool has_failed(const struct owner *known, int old_state)
 	       (old_state == TCP_SYN_RECV && known->direction == TCP_DIRECTION_CONNECTED && !known->established_ns);
 }
 
-static __always_inline void report_detailed(void *ctx, struct sock *sk, const struct owner *known, int old_state,
+/* As report(), of any change. */
+static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const struct owner *known, int old_state,
 					    int new_state, const bool direct)
 {
-	bool ends = new_state == TCP_CLOSE && is_end(sk, known, old_state);
+	bool ends = new_state == TCP_CLOSE && is_end(sk, known, old_state), is_held;
 	struct tcp_detailed_record *record;
 	struct socket *socket;
 	struct tcp_sock *tp;
+	__u64 held_ns = 0;
 
 	if (!is_wanted(ends, ends && has_failed(known, old_state)))
-		return;
+		return 0;
 	tp = tcp_of(sk, direct);
 	if (!tp || !fits_socket(sk, tp, direct))
-		return;
+		return 0;
 	record = new_record(sizeof(*record));
 	if (!record)
-		return;
+		return 0;
 	fill_owner(&record->plain, sk, known, old_state, new_state, direct);
 	record->plain.inode = inode_of(sk);
-	if (!fits_owner(&record->plain)) {
+	is_held = ends && is_of_holder(&record->plain);
+	/* User space looks again whether that one's owner fits. */
+	if (!is_held && !fits_owner(&record->plain)) {
 		drop_record(record);
-		return;
+		return 0;
 	}
 	fill_plain(&record->plain, sk, tp, old_state, direct);
+	if (is_held) {
+		record->plain.origin |= TCP_ORIGIN_HELD;
+		held_ns = record->plain.time_ns;
+	}
 	record->cgroup = cgroup_of(sk);
 	record->established_ns = known->established_ns;
 	record->cookie = cookie_of(sk, direct);
@@ -134,6 +142,7 @@ static __always_inline void report_detailed(void *ctx, struct sock *sk, const st
 				 sizeof(*record) - __builtin_offsetof(struct tcp_detailed_record, bytes_sent));
 	}
 	put_record(ctx, record, sizeof(*record));
+	return held_ns;
 }
 
 /*
@@ -147,14 +156,14 @@ static __always_inline bool is_left_to_second_look(int old_state, int new_state)
 }
 
 /* Any change of state. `known` is the owner of an endpoint that goes to TCP_CLOSE; of any other it is filled here. */
-static __always_inline void report_change(void *ctx, struct sock *sk, struct owner *known, int old_state,
-					  int new_state, const bool direct)
+static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct owner *known, int old_state,
+					   int new_state, const bool direct)
 {
 	struct owner *entry;
 
 	/* A connection that begins at a listener: it has no addresses yet, and may never be one. */
 	if (old_state == new_state || (new_state == TCP_SYN_RECV && old_state == TCP_LISTEN))
-		return;
+		return 0;
 	if (new_state != TCP_CLOSE) {
 		entry = owner_of(sk);
 		if (entry && new_state == TCP_ESTABLISHED) {
@@ -165,7 +174,7 @@ static __always_inline void report_change(void *ctx, struct sock *sk, struct own
 		}
 		if (is_left_to_second_look(old_state, new_state)) {
 			if (entry && !direct)
-				return;
+				return 0;
 			if (direct)
 				cookie_of(sk, direct);
 		}
@@ -174,7 +183,7 @@ static __always_inline void report_change(void *ctx, struct sock *sk, struct own
 			*known = *entry;
 		}
 	}
-	report_detailed(ctx, sk, known, old_state, new_state, direct);
+	return report_detailed(ctx, sk, known, old_state, new_state, direct);
 }
 
 #endif

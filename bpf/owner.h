@@ -6,7 +6,7 @@
 #define TCPEVENT_OWNER_H
 
 struct owner {
-	__u64 birth_ns;
+	__u64 birth_ns; /* once it has ended: when its close was reported */
 	__u64 established_ns; /* this, state and direction: for the detailed programs */
 	__u32 pid;
 	__u32 uid;
@@ -14,7 +14,8 @@ struct owner {
 	__u8 origin;
 	__u8 state; /* the last one that was reported */
 	__u8 direction;
-	__u8 pad[5];
+	__u8 has_ended; /* nothing is left to report but who lets go of the socket */
+	__u8 pad[4];
 };
 
 /* The current process, by helpers that every kernel has. */

@@ -52,6 +52,9 @@ struct {
 
 __u64 lost_owners;
 
+/* Set by user space once it hears who lets go of a socket: from then on the programs keep what that needs. */
+__u32 sees_let_go;
+
 /*
  * A key for `more_owners`. A copy: kernels forget what a stack slot holds once its address goes to a helper, and the
  * verifier must still know the socket itself.
@@ -211,6 +214,19 @@ static __always_inline void forget_owner(const struct sock *sk)
 			*(volatile __u64 *)&set->keys[i] = 0;
 	if (has_more(set) && !bpf_map_delete_elem(&more_owners, &number))
 		__sync_fetch_and_add(&set->more, -1);
+}
+
+/* An endpoint has ended. Of one that is held, it is kept when its close was reported, for who lets go of it. */
+static __noinline void end_owner(const struct sock *sk, __u64 held_ns)
+{
+	struct owner *known = held_ns && *(volatile __u32 *)&sees_let_go ? owner_of(sk) : 0;
+
+	if (known) {
+		known->birth_ns = held_ns;
+		known->has_ended = 1;
+	} else {
+		forget_owner(sk);
+	}
 }
 
 #endif

@@ -84,6 +84,9 @@ __u64 recovered;
 
 #define has_registers bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)
 
+/* Where it does not, user space looks who holds a socket. */
+#define hears_let_go true
+
 #include "transition.h"
 
 /*
@@ -218,13 +221,35 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
 }
 
 /*
+ * A process lets go of a socket whose connection has been ended by others (tcp_close(), inet_csk_destroy_sock()). Where there is
+ * no room for the record, user space looks for itself who holds it.
+ */
+static __always_inline void report_let_go(struct sock *sk, __u64 close_ns)
+{
+	struct tcp_let_go *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+
+	if (record) {
+		__builtin_memset(record, 0, sizeof(*record));
+		record->close_ns = close_ns;
+		if (in_owner_context(sk, false) && !is_in_exec()) {
+			read_current(current_task(), &record->pid, &record->uid, record->comm);
+			record->by_process = 1;
+		}
+		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+		wake();
+	}
+	forget_owner(sk);
+}
+
+/*
  * A second look. The kernel skips a program that it is running already on the same CPU, and a kprobe for more reasons
  * than that (kprobes.nmissed). What the first look has left undone is seen by the owner's entry, and done here.
  *
  * Where it is not preemptible, the plain program at the tracepoint is skipped in softirq only, over one that a process runs,
  * and a close is all that it can miss: that is seen where the kernel destroys the socket (tcp_destroy_sock), and where it
  * tells of the error that ended the connection (inet_sk_error_report), as it may be long until a process lets go of the
- * socket. One program for both, to be verified once. It reports so rarely that helpers may read what it does.
+ * socket. One program for both, to be verified once. It reports so rarely that helpers may read what it does. Other programs take
+ * it for who lets go of a socket.
  */
 SEC("raw_tp")
 int close_at_end(__u64 *args)
@@ -236,9 +261,16 @@ int close_at_end(__u64 *args)
 	state = can_cast ? CAST(sock, sk)->__sk_common.skc_state : BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state != TCP_CLOSE || !copy_owner(&known, sk))
 		return 0;
+	if (known.has_ended) {
+		/* As long as the kernel still tells of an error, the socket is held. */
+		if (!socket_of(sk))
+			report_let_go(sk, known.birth_ns);
+		return 0;
+	}
+	if (!look_at_end)
+		return 0;
 	__sync_fetch_and_add(&recovered, 1);
-	report(0, sk, &known, TCP_CLOSE, false);
-	forget_owner(sk);
+	end_owner(sk, report(0, sk, &known, TCP_CLOSE, false));
 	return 0;
 }
 
@@ -272,8 +304,8 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 		return false;
 	known = owner_of(sk);
 	if (new_state == TCP_CLOSE) {
-		/* The entry goes with the close. */
-		if (!known)
+		/* The entry goes with the close, or says that it was reported. */
+		if (!known || known->has_ended)
 			return false;
 		__sync_fetch_and_add(&recovered, 1);
 		return true;
@@ -362,31 +394,73 @@ int accept_syscall(struct sys_exit_context *ctx)
 	return 0;
 }
 
-/*
- * accept through io_uring, likewise. A result that is the number of an open descriptor with an endpoint that nobody
- * has claimed is either just that accept or a coincidence; the descriptor is this process's in both cases.
- */
-SEC("tp_btf/io_uring_complete")
-int BPF_PROG(accept_io_uring, void *ring, void *request, struct io_uring_cqe *cqe)
+/* The file that a ring has in one of its slots ("direct descriptors"), or NULL. */
+static __always_inline struct file *file_in_ring(struct io_ring_ctx *ring, __u32 slot)
 {
-	struct task_struct *task = current_task();
-	struct file *file = file_at(task, cqe->res, false);
+	struct io_rsrc_node **nodes, *node = 0;
+	struct file *file;
+
+	if (!bpf_core_field_exists(ring->file_table.data.nodes) || slot >= BPF_CORE_READ(ring, file_table.data.nr))
+		return 0;
+	nodes = BPF_CORE_READ(ring, file_table.data.nodes);
+	bpf_probe_read_kernel(&node, sizeof(node), nodes + slot);
+	if (!node)
+		return 0;
+	/* The lowest bits say what can be done with it (FFS_MASK). */
+	file = (struct file *)(BPF_CORE_READ(node, file_ptr) & ~3UL);
+	return can_cast ? CAST(file, file) : file;
+}
+
+/* The current process takes a connection that nobody has claimed, where the file is one. */
+static __noinline void claim(struct file *file)
+{
 	struct owner *known;
 	struct sock *sk;
 
 	if (!file || !socket_inode_of(file))
-		return 0;
+		return;
 	sk = sock_of(file);
 	if (!sk)
-		return 0;
+		return;
 	known = owner_of(connection_of(sk));
 	if (known && known->origin == TCP_ORIGIN_NONE)
-		set_actor(known, task, TCP_ORIGIN_ACCEPT);
+		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
+}
+
+/* include/uapi/linux/io_uring.h */
+#define IORING_OP_ACCEPT 13
+
+/*
+ * accept through io_uring, likewise. A result that is the number of an open descriptor with an endpoint that nobody
+ * has claimed is either just that accept or a coincidence; the descriptor is this process's in both cases. So it is with one
+ * of the ring's slots. Of a request that names a slot, the result does not.
+ */
+SEC("tp_btf/io_uring_complete")
+int BPF_PROG(accept_io_uring, struct io_ring_ctx *ring, struct io_kiocb *request, struct io_uring_cqe *cqe)
+{
+	struct io_accept *accept = (struct io_accept *)request;
+	__s32 result = cqe->res;
+
+	if (result < 0)
+		return 0;
+	claim(file_at(current_task(), result, false));
+	claim(file_in_ring(ring, result));
+	if (bpf_core_field_exists(accept->file_slot) && BPF_CORE_READ(request, opcode) == IORING_OP_ACCEPT)
+		claim(file_in_ring(ring, BPF_CORE_READ(accept, file_slot) - 1));
 	return 0;
 }
 
+/* Whether a file is an io_uring, by its name. */
+static __always_inline bool is_ring(struct file *file)
+{
+	char name[8] = "";
+
+	bpf_probe_read_kernel(name, sizeof(name), BPF_CORE_READ(file, f_path.dentry, d_name.name));
+	return *(__u64 *)name == *(const __u64 *)"[io_uring]";
+}
+
 /*
- * Lists who holds which socket open. In its first run, endpoints that nobody was seen to act on, as those that are older
+ * Lists who holds which socket open, and the rings that may hold some. In its first run, endpoints that nobody was seen to act on, as those that are older
  * than the probe, get their holder for an owner, until somebody does.
  */
 SEC("iter/task_file")
@@ -403,13 +477,16 @@ int adopt(struct bpf_iter__task_file *ctx)
 	if (!task || !file)
 		return 0;
 	inode = socket_inode_of(file);
-	if (!inode)
+	if (inode)
+		holder.inode = BPF_CORE_READ(inode, i_ino);
+	else if (is_ring(file))
+		holder.fd = ctx->fd;
+	else
 		return 0;
-	holder.inode = BPF_CORE_READ(inode, i_ino);
 	holder.pid = pid_namespace ? id_in_namespace(task) : (__u32)task->tgid;
 	if (holder.pid)
 		bpf_seq_write(ctx->meta->seq, &holder, sizeof(holder));
-	if (*(volatile __u32 *)&adopted)
+	if (!inode || *(volatile __u32 *)&adopted)
 		return 0;
 	sk = sock_of(file);
 	if (sk)

@@ -16,6 +16,11 @@ enum tcp_origin {
 	TCP_ORIGIN_CLOSE = 3,
 	/* held open by this process when the probe was attached */
 	TCP_ORIGIN_INODE = 4,
+	/*
+	 * Added to one of the others, of a close that no process has caused: the connection belongs to the process that still
+	 * holds its socket, which need not be the known one. A tcp_let_go follows once that has let go of it.
+	 */
+	TCP_ORIGIN_HELD = 0x80,
 };
 
 struct tcp_record {
@@ -83,11 +88,21 @@ struct tcp_detailed_record {
 	__u32 write_seq;
 };
 
-/* What the iterator writes of each socket that a process holds open, for src/netlink/owners.rs. */
-struct tcp_holder {
-	__u64 inode;
+/* Who has let go of the socket of a close that had TCP_ORIGIN_HELD. It is told from the other records by its size. */
+struct tcp_let_go {
+	__u64 close_ns; /* time_ns of that close */
+	char comm[16];
 	__u32 pid;
-	__u32 reserved;
+	__u32 uid;
+	__u8 by_process; /* 0: a thread of the kernel, or a process that has executed a program: that is no act */
+	__u8 reserved[7];
+};
+
+/* What the iterator writes of each socket that a process holds open, and of each io_uring, for src/netlink/owners.rs. */
+struct tcp_holder {
+	__u64 inode; /* 0: an io_uring, which may hold some */
+	__u32 pid;
+	__u32 fd;
 };
 
 /* Which events are wanted, as bits of `wanted`. */

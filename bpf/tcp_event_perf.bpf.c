@@ -24,6 +24,7 @@ enum {
 	second_look = false,
 	look_at_end = false,
 	has_registers = false,
+	hears_let_go = false,
 };
 
 #define CAST(name, ptr) ((struct name *)(ptr))
@@ -76,6 +77,11 @@ static __always_inline void forget_owner(const struct sock *sk)
 	__u64 key = (__u64)sk;
 
 	bpf_map_delete_elem(&owners, &key);
+}
+
+static __always_inline void end_owner(const struct sock *sk, __u64 held_ns)
+{
+	forget_owner(sk);
 }
 
 #include "transition.h"

@@ -26,7 +26,7 @@ struct endpoint {
 	__u8 origin;
 	__u8 state;
 	__u8 direction;
-	__u8 pad;
+	__u8 has_ended; /* it is kept for who lets go of its socket, and `changed_ns` is when its close was reported */
 	__u32 initial_pid; /* as the initial PID namespace has it */
 };
 
@@ -140,21 +140,24 @@ static __always_inline void born(const struct tcp_tracepoint *at, const struct c
 	insert(change->sk, &owner);
 }
 
-/* A thread of the kernel that does other people's work, as to end the TCP connections of MPTCP. Its name must do. */
-static __always_inline bool is_worker(void)
-{
-	char comm[TASK_COMM_LEN] = "";
-
-	bpf_get_current_comm(comm, sizeof(comm));
-	return *(__u64 *)comm == *(const __u64 *)"kworker/";
-}
-
 /* Where the current process is in user mode; 0 where it is not known, as before Linux 4.18. */
 static __always_inline __u64 user_address(void *ctx)
 {
 	__u64 address = 0;
 
 	return bpf_get_stack(ctx, &address, sizeof(address), BPF_F_USER_STACK) == sizeof(address) ? address : 0;
+}
+
+/*
+ * A thread of the kernel that does other people's work, as to end the TCP connections of MPTCP. A process may have such a name,
+ * but is somewhere in user mode. (Where that is not known, the name must do.)
+ */
+static __always_inline bool is_worker(void *ctx)
+{
+	char comm[TASK_COMM_LEN] = "";
+
+	bpf_get_current_comm(comm, sizeof(comm));
+	return *(__u64 *)comm == *(const __u64 *)"kworker/" && !user_address(ctx);
 }
 
 /*
@@ -184,7 +187,7 @@ int note_exec(void *ctx)
 static __always_inline void acted(void *ctx, const struct tcp_tracepoint *at, const struct change *change,
 				  struct endpoint *known)
 {
-	if (is_worker() || is_in_exec(ctx))
+	if (is_worker(ctx) || is_in_exec(ctx))
 		return;
 	if (known) {
 		set_actor(at, known, TCP_ORIGIN_CLOSE);
@@ -223,6 +226,18 @@ static __always_inline void fill_owner(struct tcp_record *record, const struct t
 		record->origin = known->origin;
 		__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
 	}
+}
+
+/*
+ * Whether a connection has ended that no process was seen to do anything with, but to take it. It is held, then, or was just let
+ * go of, and belongs to who lets go of it. (One that has no process any more has sent its FIN.)
+ */
+static __always_inline bool is_of_holder(const struct tcp_tracepoint *at, const struct endpoint *known,
+					 const struct change *change)
+{
+	return at->destroyed_sk && change->new_state == TCP_CLOSE &&
+	       (change->old_state == TCP_ESTABLISHED || change->old_state == TCP_CLOSE_WAIT) &&
+	       (!known || (known->origin != TCP_ORIGIN_CONNECT && known->origin != TCP_ORIGIN_CLOSE));
 }
 
 static __always_inline bool is_mapped(const __u8 *addr)
@@ -303,7 +318,7 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 }
 
 static __always_inline void report(void *ctx, const struct tcp_tracepoint *at, const struct change *change,
-				   const struct endpoint *known)
+				   const struct endpoint *known, bool is_held)
 {
 	struct tcp_detailed_record record = {};
 	bool ends = change->new_state == TCP_CLOSE && is_end(known, change->old_state);
@@ -315,6 +330,8 @@ static __always_inline void report(void *ctx, const struct tcp_tracepoint *at, c
 		return;
 	fill_plain(&record.plain, ctx, at, change);
 	fill_owner(&record.plain, at, known, change);
+	if (is_held)
+		record.plain.origin |= TCP_ORIGIN_HELD;
 	/* Fast Open, whose handshake has not come to its end: that is what age is counted from. */
 	if (ends && change->old_state == TCP_SYN_RECV && !record.plain.birth_ns)
 		record.plain.birth_ns = change->now;
@@ -330,6 +347,15 @@ static __always_inline void report(void *ctx, const struct tcp_tracepoint *at, c
 	if (ends)
 		fill_end(&record, known, change);
 	put(ctx, &record, sizeof(record));
+}
+
+/* Keeps of an endpoint when its close was reported, for who lets go of its socket. */
+static __always_inline void await_let_go(const struct change *change)
+{
+	struct endpoint ended = {.changed_ns = change->now, .state = TCP_CLOSE, .has_ended = 1};
+
+	/* Where there is no room, the close has its owner as it was known. */
+	bpf_map_update_elem(&owners, &change->sk, &ended, BPF_ANY);
 }
 
 /* sock:inet_sock_set_state fires for other protocols too. */
@@ -355,6 +381,7 @@ int set_state(void *ctx)
 	struct just *before = bpf_map_lookup_elem(&just, &zero);
 	struct change change = {};
 	struct endpoint *known;
+	bool is_held;
 
 	if (!at || !before || !is_tcp(ctx, at))
 		return 0;
@@ -402,9 +429,41 @@ int set_state(void *ctx)
 			known->changed_ns = change.now;
 		}
 	}
-	report(ctx, at, &change, known);
-	if (change.new_state == TCP_CLOSE && known)
+	is_held = is_of_holder(at, known, &change);
+	report(ctx, at, &change, known, is_held);
+	if (is_held)
+		await_let_go(&change);
+	else if (change.new_state == TCP_CLOSE && known)
 		bpf_map_delete_elem(&owners, &change.sk);
+	return 0;
+}
+
+/* The kernel destroys a socket. If its connection was ended by others before, that is because a process lets go of it. */
+SEC("tracepoint/tcp/tcp_destroy_sock")
+int let_go(void *ctx)
+{
+	__u32 zero = 0;
+	struct tcp_tracepoint *at = bpf_map_lookup_elem(&layout, &zero);
+	struct tcp_let_go record = {};
+	struct endpoint *known;
+	__u64 sk;
+
+	if (!at)
+		return 0;
+	READ(sk, ctx, at->destroyed_sk);
+	known = bpf_map_lookup_elem(&owners, &sk);
+	if (!known || !known->has_ended)
+		return 0;
+	record.close_ns = known->changed_ns;
+	if (!is_worker(ctx) && !is_in_exec(ctx)) {
+		record.pid = current_process_id(at);
+		record.uid = bpf_get_current_uid_gid();
+		record.by_process = 1;
+		bpf_get_current_comm(record.comm, sizeof(record.comm));
+	}
+	bpf_map_delete_elem(&owners, &sk);
+	/* Without it, the close has its owner as it was known. */
+	bpf_perf_event_output(ctx, &records, BPF_F_CURRENT_CPU, &record, sizeof(record));
 	return 0;
 }
 

@@ -19,10 +19,11 @@ struct tcp_tracepoint {
 	__u16 family; /* 0: not there */
 	__u16 protocol;
 	__u16 reset_sk; /* of tcp_receive_reset */
+	__u16 destroyed_sk; /* of tcp_destroy_sock; 0: that is not heard of */
 	__u8 protocol_size; /* 0: not there */
 	__u8 wanted; /* enum tcp_wanted */
 	__u8 detailed;
-	__u8 reserved[5];
+	__u8 reserved[3];
 	/* Where process IDs are told of, by its file; 0: in the initial PID namespace. */
 	__u64 pid_namespace_device;
 	__u64 pid_namespace;

@@ -4,7 +4,7 @@
  * Shared by tcp_event.bpf.c and tcp_event_perf.bpf.c.
  *
  * Before it is included, each of them says what it can do (constants: can_cast and CAST, main_is_kprobe, second_look,
- * look_at_end, has_registers), where it keeps owners (owner_of(), note_owner(), forget_owner()), and how it reports:
+ * look_at_end, has_registers, hears_let_go), where it keeps owners (owner_of(), note_owner(), forget_owner(), end_owner()), and how it reports:
  */
 #ifndef TCPEVENT_TRANSITION_H
 #define TCPEVENT_TRANSITION_H
@@ -297,21 +297,39 @@ static __always_inline void fill_plain(struct tcp_record *record, struct sock *s
 	read_address(record->remote_addr, sk, record->family, true, direct);
 }
 
-static __always_inline void report(void *ctx, struct sock *sk, const struct owner *known, int old_state,
-				   const bool direct)
+/*
+ * Whether a connection has ended that no process was seen to do anything with, but to take it from a listener. Who has taken it may
+ * have passed it on since, as a server does that forks, and be gone.
+ */
+static __always_inline bool is_of_holder(const struct tcp_record *record)
+{
+	return hears_let_go && record->inode && record->origin != TCP_ORIGIN_CONNECT && record->origin != TCP_ORIGIN_CLOSE;
+}
+
+/* Reports a close. If it is of one that is held, gives the time of its record; else 0. */
+static __always_inline __u64 report(void *ctx, struct sock *sk, const struct owner *known, int old_state,
+				    const bool direct)
 {
 	struct tcp_sock *tp = tcp_of(sk, direct);
 	struct tcp_record *record;
+	__u64 held_ns = 0;
 
 	if (!tp)
-		return;
+		return 0;
 	record = new_record(sizeof(*record));
 	if (!record)
-		return;
+		return 0;
 	fill_plain(record, sk, tp, old_state, direct);
 	fill_owner(record, sk, known, old_state, TCP_CLOSE, direct);
-	record->inode = record->origin == TCP_ORIGIN_NONE ? inode_of(sk) : 0;
+	record->inode = 0;
+	if (record->origin != TCP_ORIGIN_CONNECT && record->origin != TCP_ORIGIN_CLOSE)
+		record->inode = inode_of(sk);
+	if (is_of_holder(record)) {
+		record->origin |= TCP_ORIGIN_HELD;
+		held_ns = record->time_ns;
+	}
 	put_record(ctx, record, sizeof(*record));
+	return held_ns;
 }
 
 #include "detailed.h"
@@ -349,7 +367,8 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 	 * At a listener. With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. (The
 	 * plain program at the tracepoint leaves nothing of an earlier socket at the same address: see close_at_end().)
 	 */
-	if (new_state == TCP_ESTABLISHED && (!detailed && look_at_end ? !!known : !!socket_of(sk)))
+	if (new_state == TCP_ESTABLISHED &&
+	    (!detailed && look_at_end ? known && !known->has_ended : !!socket_of(sk)))
 		return;
 	/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
 	is_taken = new_state == TCP_ESTABLISHED && owner->origin == TCP_ORIGIN_ACCEPT && !owner->birth_ns;
@@ -357,6 +376,7 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 		owner->birth_ns = detailed ? bpf_ktime_get_ns() : 1;
 		owner->established_ns = 0;
 		owner->state = 0;
+		owner->has_ended = 0;
 		owner->direction = new_state == TCP_SYN_SENT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
 		if (!is_taken)
 			owner->origin = TCP_ORIGIN_NONE;
@@ -384,6 +404,7 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 {
 	struct owner known = {};
 	bool is_known = false;
+	__u64 held_ns = 0;
 
 	if (new_state == TCP_CLOSE) {
 		/* A socket that was closed before changes nothing, and a listener is no connection. */
@@ -398,11 +419,11 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 		note_change(sk, new_state, detailed);
 	}
 	if (detailed)
-		report_change(ctx, sk, &known, old_state, new_state, direct);
+		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct);
 	else if (new_state == TCP_CLOSE && (old_state != TCP_SYN_RECV || is_end(sk, &known, old_state)))
-		report(ctx, sk, &known, old_state, direct);
+		held_ns = report(ctx, sk, &known, old_state, direct);
 	if (is_known)
-		forget_owner(sk);
+		end_owner(sk, held_ns);
 	return 0;
 }
 

@@ -92,7 +92,7 @@
 #define TCPEVENT_ORIGIN_CLOSE 3
 
 /**
- * The owner holds the socket open.
+ * The owner holds the socket open, or was the last to hold it: the connection was ended by others.
  */
 #define TCPEVENT_ORIGIN_INODE 4
 

@@ -1,12 +1,14 @@
 //! What becomes of a record once it is decoded: the wall clock, an owner by inode where there is none yet, the queue.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::record::Decoded;
+use super::held;
+use super::record::{Decoded, LetGo, decode};
 use crate::event::counters::Counters;
 use crate::event::filter::Filter;
-use crate::event::{Event, Kind, Origin};
+use crate::event::{COMM_LEN, Event, Kind, Origin};
 use crate::queue::sink::Sink;
 use crate::sockets::holders::{self, HolderIterator, Owners};
 use crate::sys::clock::{self, WallClock};
@@ -27,11 +29,27 @@ pub struct Completion<'run> {
     pub counters: &'run Counters,
 }
 
+/// What the probe has written. Nearly all of it is of the first kind.
+#[expect(clippy::large_enum_variant, reason = "a change in a box would be an allocation for each")]
+pub enum Record {
+    /// A close, or another change of state.
+    Change(Decoded),
+    /// A process has let go of the socket of an earlier close.
+    LetGo(LetGo),
+}
+
+impl Record {
+    /// Of either kind.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        LetGo::decode(bytes).map(Self::LetGo).or_else(|| decode(bytes).map(Self::Change))
+    }
+}
+
 /// Adds a record to a batch, or counts it as lost where there is no memory for it.
-pub fn add(batch: &mut Vec<Decoded>, decoded: Decoded, counters: &Counters) {
+pub fn add(batch: &mut Vec<Record>, record: Record, counters: &Counters) {
     if batch.try_reserve(1).is_ok() {
-        batch.push(decoded);
-    } else {
+        batch.push(record);
+    } else if let Record::Change(_) = record {
         counters.lost_records.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -52,7 +70,7 @@ impl<'run> Completer<'run> {
 
     /// Queues an event, where it is wanted.
     pub fn queue(&mut self, decoded: Decoded, clock: &WallClock) {
-        let Decoded { mut event, unowned_inode, .. } = decoded;
+        let Decoded { mut event, unowned_inode, held, .. } = decoded;
         event.monotonic_ns = match self.clock_offset_ns {
             Some(offset_ns) => event.monotonic_ns.saturating_add_signed(offset_ns),
             // A moment late rather than wrong by the offset.
@@ -61,10 +79,10 @@ impl<'run> Completer<'run> {
         event.time_ns = clock.wall_ns(event.monotonic_ns);
         if let Some(inode) = unowned_inode {
             self.find_owner(&mut event, inode);
-            // The probe has let it pass, because it did not know.
-            if !self.completion.filter.fits_owner(&event) {
-                return;
-            }
+        }
+        // The probe has let it pass, because it did not know.
+        if (unowned_inode.is_some() || held) && !self.completion.filter.fits_owner(&event) {
+            return;
         }
         // Before it can be read: no statistics may show more delivered than seen.
         let counter = match event.kind {
@@ -73,6 +91,35 @@ impl<'run> Completer<'run> {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.completion.sink.put_change(event);
+    }
+
+    /// Who holds these sockets now, of all that do; rather the processes that are known of them.
+    pub fn find_holders(&self, mut sockets: HashMap<u64, u32>) -> Owners {
+        // The plain tracepoint tells no inode.
+        sockets.remove(&0);
+        if sockets.is_empty() {
+            return Owners::default();
+        }
+        Owners::find_preferring(self.completion.holders, sockets)
+    }
+
+    /// Queues a close whose socket is held, as these say. Who was known to have it, and does not hold it now, is its owner no
+    /// longer where it has ended.
+    pub fn queue_held(&mut self, mut close: Decoded, owners: &Owners, clock: &WallClock) {
+        let event = &mut close.event;
+        let holder = owners.holder(event.inode);
+        let is_known = event.origin != Origin::Guess;
+        // Where they are just those that were known, any other may hold it.
+        let may_be_another = holder.is_none() && event.inode != 0 && !owners.are_all();
+        let other = holder.filter(|pid| !is_known || *pid != event.pid);
+        if let Some((pid, (comm, uid))) = other.and_then(|pid| Some((pid, holders::read_identity(pid)?))) {
+            held::own(event, pid, uid, comm);
+        } else if is_known && holder.is_none() && event.pid != 0 && (may_be_another || !holders::lives(event.pid)) {
+            (event.pid, event.comm, event.origin) = (0, [0; COMM_LEN], Origin::Guess);
+        }
+        let inode = if may_be_another { event.inode } else { 0 };
+        close.unowned_inode = (event.origin == Origin::Guess).then_some(inode);
+        self.queue(close, clock);
     }
 
     /// No process was seen to act on the endpoint: whoever holds its inode is the owner.

@@ -212,7 +212,7 @@ mod tests {
             ..Event::of(Kind::Close)
         };
         event.local_addr[..4].copy_from_slice(&[127, 0, 0, 1]);
-        Decoded { event, unowned_inode: None, fin_received: true }
+        Decoded { event, unowned_inode: None, fin_received: true, held: false }
     }
 
     fn destroyed(port: u16, bytes: u64) -> Destroyed {

@@ -1,6 +1,7 @@
 //! The life of a probe, from its start to its end, on the thread that owns it.
 
 mod complete;
+mod held;
 mod joiner;
 mod pace;
 mod perf;

@@ -1,6 +1,7 @@
 //! What `collector` does, for a probe that has no ring buffer but a perf buffer. One that is a plain tracepoint cannot see
 //! the counters of a connection: those come by netlink, a little later.
 
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::panic::catch_unwind;
 use std::sync::atomic::Ordering;
@@ -11,9 +12,10 @@ use super::perf_buffer::{Entry, PerfBuffer};
 use crate::config::ProbeSettings;
 use crate::event::filter::Filter;
 use crate::event::{Begin, Kind, Origin, state};
-use crate::ingest::complete::{Completer, Completion, add};
+use crate::ingest::complete::{Completer, Completion, Record, add};
+use crate::ingest::held::HeldCloses;
 use crate::ingest::joiner::{Joiner, LONGEST_WAIT};
-use crate::ingest::record::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN, decode};
+use crate::ingest::record::{DETAILED_RECORD_LEN, Decoded, LetGo, RECORD_LEN, decode};
 use crate::probe::{BpfFds, Probe, ProbeFds};
 use crate::sockets::destroyed::Listener;
 use crate::sockets::older::OlderEndpoints;
@@ -52,6 +54,7 @@ impl Run<'_> {
             is_refused: false,
             listener,
             joiner: Joiner::default(),
+            held: HeldCloses::default(),
             // After the probe was attached, so that none is missed between the two.
             older: OlderEndpoints::list(self.sleeper),
             completer: Completer::new(self.completion),
@@ -61,7 +64,8 @@ impl Run<'_> {
 
         when_reading(probe);
         while reader.wait() != Woken::Told {
-            if reader.read() {
+            let processors_change = reader.read();
+            if reader.look_for_holders() || processors_change {
                 reader.open_missing();
                 reader.read();
             }
@@ -76,19 +80,25 @@ impl Run<'_> {
 
 impl Run<'_> {
     /// Takes what was in the buffer. Whether it tells that a processor is being switched on or off.
-    fn take(&self, entry: &Entry<'_>, fds: ProbeFds, batch: &mut Vec<Decoded>) -> bool {
+    fn take(&self, entry: &Entry<'_>, fds: ProbeFds, batch: &mut Vec<Record>) -> bool {
         let counters = self.completion.counters;
         // Behind a record there are some bytes that mean nothing.
         let length = if self.settings.detailed { DETAILED_RECORD_LEN } else { RECORD_LEN };
         match entry {
             Entry::Record(bytes) if bytes.len() <= LONGEST_NOTICE => return true,
-            // A panic must not end this thread.
-            Entry::Record(bytes) => match catch_unwind(|| decode(bytes.get(..length)?)) {
-                Ok(Some(decoded)) => add(batch, decoded, counters),
-                Ok(None) | Err(_) => {
-                    counters.undecoded.fetch_add(1, Ordering::Relaxed);
+            Entry::Record(bytes) => {
+                let decode = || match LetGo::decode(bytes) {
+                    Some(let_go) => Some(Record::LetGo(let_go)),
+                    None => decode(bytes.get(..length)?).map(Record::Change),
+                };
+                // A panic must not end this thread.
+                match catch_unwind(decode) {
+                    Ok(Some(record)) => add(batch, record, counters),
+                    Ok(None) | Err(_) => {
+                        counters.undecoded.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
-            },
+            }
             // The kernel tells of them with the next record; most kernels have told the program itself before.
             Entry::Lost(count) => {
                 if !fds.counts_full() {
@@ -139,11 +149,13 @@ struct Reader<'run> {
     buffer: PerfBuffer,
     in_child: &'run BpfFds,
     fds: ProbeFds,
-    batch: Vec<Decoded>,
+    batch: Vec<Record>,
     /// No ring can be opened for it, and that was said.
     is_refused: bool,
     listener: Option<Listener>,
     joiner: Joiner,
+    /// Those that need no counters any more.
+    held: HeldCloses,
     older: OlderEndpoints<'run>,
     completer: Completer<'run>,
     tells_own_ids: bool,
@@ -151,11 +163,12 @@ struct Reader<'run> {
 }
 
 impl Reader<'_> {
-    /// Waits until there is something to do. No timer runs while no close waits for its counters, and notifications wake
-    /// nobody.
+    /// Waits until there is something to do. No timer runs while no close waits for its counters or its owner, and notifications
+    /// wake nobody.
     fn wait(&self) -> Woken {
-        let due = self.joiner.due();
-        let listener = self.listener.as_ref().filter(|_| due.is_some()).map(Listener::fd);
+        let joined = self.joiner.due();
+        let listener = self.listener.as_ref().filter(|_| joined.is_some()).map(Listener::fd);
+        let due = [joined, self.held.due()].into_iter().flatten().min();
         let time = due.map(|due| due.saturating_duration_since(Instant::now()));
         self.run.sleeper.wait_for_any([Some(self.buffer.epoll_fd()), listener], time)
     }
@@ -172,16 +185,32 @@ impl Reader<'_> {
                 }
             });
         }
-        let (mut batch, run, fds) = (std::mem::take(&mut self.batch), self.run, self.fds);
+        let (mut batch, run, fds) = (mem::take(&mut self.batch), self.run, self.fds);
         let mut processors_change = false;
         self.buffer.read(|entry| processors_change |= run.take(&entry, fds, &mut batch));
+        let mut changes = Vec::with_capacity(batch.len());
+        let mut let_gos = Vec::new();
+        for record in batch.drain(..) {
+            match record {
+                Record::Change(change) => changes.push(change),
+                Record::LetGo(let_go) => let_gos.push(let_go),
+            }
+        }
+        batch.shrink_to(1024);
+        self.batch = batch;
         // Each processor has a buffer of its own.
-        batch.sort_by_key(|decoded| decoded.event.monotonic_ns);
+        changes.sort_by_key(|decoded| decoded.event.monotonic_ns);
         let has_lost_owners =
-            batch.iter().any(|decoded| decoded.event.begin == Begin::Older) && self.fds.lost_owners() > 0;
+            changes.iter().any(|decoded| decoded.event.begin == Begin::Older) && self.fds.lost_owners() > 0;
         let now = Instant::now();
         let clock = WallClock::now();
-        for mut decoded in batch.drain(..) {
+        for let_go in let_gos {
+            // Its close may wait for counters, or be in another processor's buffer.
+            if let Some(close) = self.held.let_go_early(let_go) {
+                self.queue_ready(close, &clock);
+            }
+        }
+        for mut decoded in changes {
             if !self.tells_own_ids {
                 decoded.event.pid = 0;
             }
@@ -190,24 +219,22 @@ impl Reader<'_> {
             }
             if !self.needs_counters(&decoded) {
                 decoded.event.uncounted = decoded.event.kind == Kind::Close && !self.tells_counters;
-                self.queue(decoded, Namespace::Unknown, &clock);
+                self.queue(decoded, Namespace::Unknown, now, &clock);
             } else if let Some(close) = self.joiner.wait_for_counters(decoded, now) {
-                self.queue(close, Namespace::Ambiguous, &clock);
+                self.queue(close, Namespace::Ambiguous, now, &clock);
             }
         }
-        batch.shrink_to(1024);
-        self.batch = batch;
         let mut unknown = 0;
         for socket in &destroyed {
             match self.joiner.join(socket, now) {
-                Some(close) => self.queue(close, Namespace::Own, &clock),
+                Some(close) => self.queue(close, Namespace::Own, now, &clock),
                 None => unknown += 1,
             }
         }
         let mut without = 0;
         while let Some(close) = self.joiner.take_overdue(now) {
             without += 1;
-            self.queue_overdue(close, &clock);
+            self.queue_overdue(close, now, &clock);
         }
         if unknown + without > 0 {
             log::line(
@@ -247,25 +274,61 @@ impl Reader<'_> {
         self.listener.is_some() && event.kind == Kind::Close && event.old_state != state::SYN_SENT
     }
 
-    fn queue_overdue(&mut self, close: Decoded, clock: &WallClock) {
+    fn queue_overdue(&mut self, close: Decoded, now: Instant, clock: &WallClock) {
         let namespace = if self.joiner.was_alone(&close.event) { Namespace::Unknown } else { Namespace::Ambiguous };
-        self.queue(close, namespace, clock);
+        self.queue(close, namespace, now, clock);
     }
 
-    fn queue(&mut self, mut decoded: Decoded, namespace: Namespace, clock: &WallClock) {
+    /// What has come so far has all but, perhaps, its owner.
+    fn queue(&mut self, mut decoded: Decoded, namespace: Namespace, now: Instant, clock: &WallClock) {
         if namespace != Namespace::Ambiguous {
             self.older.complete(&mut decoded.event, namespace == Namespace::Own);
         }
         if decoded.event.origin != Origin::Guess {
             decoded.unowned_inode = None;
         }
-        // The probe has let all pass. Of what has no owner yet, the completer looks whether that fits.
-        let filter = self.run.completion.filter;
-        let is_unowned = decoded.unowned_inode.is_some_and(|inode| inode != 0);
-        let fits = if is_unowned { Filter::fits_but_for_owner } else { Filter::fits };
-        if fits(filter, &decoded.event) {
+        let ready = if decoded.held { self.held.wait(decoded, now) } else { Some(decoded) };
+        if let Some(decoded) = ready {
+            self.queue_ready(decoded, clock);
+        }
+    }
+
+    fn queue_ready(&mut self, decoded: Decoded, clock: &WallClock) {
+        if self.is_wanted(&decoded) {
             self.completer.queue(decoded, clock);
         }
+    }
+
+    /// Whether an event is wanted. The probe has let all pass. Of what has no owner yet, the completer looks whether that fits.
+    fn is_wanted(&self, decoded: &Decoded) -> bool {
+        let is_unowned = decoded.held || decoded.unowned_inode.is_some_and(|inode| inode != 0);
+        let fits = if is_unowned { Filter::fits_but_for_owner } else { Filter::fits };
+        fits(self.run.completion.filter, &decoded.event)
+    }
+
+    /// Where closes have waited for long enough, looks who holds their sockets. Whether a processor is being switched on or off.
+    fn look_for_holders(&mut self) -> bool {
+        self.held.due().is_some_and(|due| due <= Instant::now()) && self.name_holders()
+    }
+
+    /// Queues all closes that wait for their owner. Whether a processor is being switched on or off.
+    fn name_holders(&mut self) -> bool {
+        if self.held.is_empty() {
+            return false;
+        }
+        let looked = Instant::now();
+        let owners = self.completer.find_holders(self.held.sockets());
+        self.held.rest(Instant::now(), looked.elapsed());
+        // Who has let go meanwhile may not be among them.
+        let processors_change = self.read();
+        let clock = WallClock::now();
+        while let Some(close) = self.held.take(looked) {
+            if self.is_wanted(&close) {
+                self.completer.queue_held(close, &owners, &clock);
+            }
+        }
+        self.run.completion.sink.put_all();
+        processors_change
     }
 
     /// The end: nothing is waited for any more.
@@ -273,8 +336,9 @@ impl Reader<'_> {
         let clock = WallClock::now();
         let end = Instant::now() + LONGEST_WAIT;
         while let Some(close) = self.joiner.take_overdue(end) {
-            self.queue_overdue(close, &clock);
+            self.queue_overdue(close, end, &clock);
         }
         self.run.completion.sink.put_all();
+        self.name_holders();
     }
 }

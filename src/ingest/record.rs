@@ -58,6 +58,9 @@ const WITHIN_CONNECT: u8 = 4;
 const ERROR_UNKNOWN: u8 = 8;
 const ERROR_SOFT: u8 = 16;
 
+/// `TCP_ORIGIN_HELD`
+const HELD: u8 = 0x80;
+
 /// An event, and what is still needed to name its owner.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Decoded {
@@ -67,6 +70,35 @@ pub struct Decoded {
     pub unowned_inode: Option<u64>,
     /// On close: the peer's FIN is in `bytes_received`.
     pub fin_received: bool,
+    /// On close: the process that still holds the socket is the owner, whoever `event` names.
+    pub held: bool,
+}
+
+/// `struct tcp_let_go` of `bpf/tcp_event.h`.
+#[repr(C)]
+#[derive(Clone, Debug, FromBytes, Immutable, KnownLayout, PartialEq, Eq)]
+pub struct LetGo {
+    /// The monotonic time of the close, as its record has it.
+    pub close_ns: u64,
+    /// The process's comm.
+    pub comm: [u8; COMM_LEN],
+    /// Its ID; 0 where this library cannot see it.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// 0: by none, or by one that has executed a program.
+    pub by_process: u8,
+    reserved: [u8; 7],
+}
+
+impl LetGo {
+    /// Reads one. `None` where the bytes are one of the other records.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.len() >= RECORD_LEN {
+            return None;
+        }
+        Self::read_from_prefix(bytes).ok().map(|(let_go, _)| let_go)
+    }
 }
 
 /// Bytes of a plain record.
@@ -88,7 +120,7 @@ pub struct Sequence {
 /// Decodes one record, of either kind. `None` where it is too short or holds what no probe of this library writes.
 pub fn decode(bytes: &[u8]) -> Option<Decoded> {
     let (record, rest) = Record::read_from_prefix(bytes).ok()?;
-    let origin = match record.origin {
+    let origin = match record.origin & !HELD {
         0 => Origin::Guess,
         1 => Origin::Connect,
         2 => Origin::Accept,
@@ -120,13 +152,14 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         comm: record.comm,
         ..Event::of(Kind::Close)
     };
+    let held = record.origin & HELD != 0;
     let mut fin_received = false;
     if !rest.is_empty() {
         let (detail, _) = Detail::read_from_prefix(rest).ok()?;
         add_detail(&mut event, record.birth_ns, &detail)?;
         fin_received = detail.flags & FIN_RECEIVED != 0;
     }
-    Some(Decoded { unowned_inode: (origin == Origin::Guess).then_some(record.inode), event, fin_received })
+    Some(Decoded { unowned_inode: (origin == Origin::Guess).then_some(record.inode), event, fin_received, held })
 }
 
 /// `None` where there is no such direction.
@@ -312,7 +345,7 @@ mod tests {
     fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
         let whole = bytes.len() == RECORD || bytes.len() >= RECORD + DETAIL;
         let valid = whole
-            && bytes[62] <= 4
+            && bytes[62] & !HELD <= 4
             && [[2, 0], [10, 0]].contains(&[bytes[56], bytes[57]])
             && (bytes.len() == RECORD || bytes[RECORD + 33] <= 2);
         let closed = decode(bytes);
@@ -321,7 +354,7 @@ mod tests {
             prop_assert_eq!(&event.monotonic_ns.to_ne_bytes(), &bytes[..8]);
             prop_assert_eq!(&event.pid.to_ne_bytes(), &bytes[48..52]);
             prop_assert_eq!(&event.comm, &bytes[96..112]);
-            prop_assert_eq!(unowned_inode.is_some(), bytes[62] == 0);
+            prop_assert_eq!(unowned_inode.is_some(), bytes[62] & !HELD == 0);
         }
         Ok(())
     }

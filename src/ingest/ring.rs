@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use libbpf_rs::{RingBuffer, RingBufferBuilder};
 
-use super::complete::{Completer, Completion, add};
+use super::complete::{Completer, Completion, Record, add};
+use super::held::HeldCloses;
 use super::pace::{Next, Pace};
-use super::record::{Decoded, decode};
 use crate::probe::Probe;
 use crate::sys::clock::WallClock;
 use crate::sys::own_fd::Guarded;
@@ -28,8 +28,8 @@ pub fn collect(
     let mut builder = RingBufferBuilder::new();
     builder.add(probe.records(), |bytes| {
         // A panic must not unwind into libbpf.
-        match catch_unwind(|| decode(bytes)) {
-            Ok(Some(decoded)) => add(&mut batch.borrow_mut(), decoded, completion.counters),
+        match catch_unwind(|| Record::decode(bytes)) {
+            Ok(Some(record)) => add(&mut batch.borrow_mut(), record, completion.counters),
             Ok(None) | Err(_) => {
                 completion.counters.undecoded.fetch_add(1, Ordering::Relaxed);
             }
@@ -38,12 +38,18 @@ pub fn collect(
     })?;
     let ring = builder.build()?;
     let epoll = ring.epoll_fd();
-    let mut reader = Reader { ring: Guarded::new(ring, [epoll]), batch: &batch, completer: Completer::new(completion) };
+    let mut reader = Reader {
+        ring: Guarded::new(ring, [epoll]),
+        batch: &batch,
+        completer: Completer::new(completion),
+        held: HeldCloses::default(),
+    };
 
     when_reading(probe);
     let mut pace = Pace::default();
     loop {
         let found = reader.read(probe);
+        reader.look_for_holders(probe);
         let woken = match pace.after_look(found) {
             Next::Poll(interval) => sleeper.wait(None, Some(interval)),
             Next::Sleep => {
@@ -55,10 +61,13 @@ pub fn collect(
                 let woken = if reader.read(probe) > 0 {
                     Woken::Ready
                 } else {
-                    sleeper.wait(Some(reader.ring.epoll_fd()), None)
+                    let time = reader.held.due().map(|due| due.saturating_duration_since(Instant::now()));
+                    sleeper.wait(Some(reader.ring.epoll_fd()), time)
                 };
                 flag.store(0, Ordering::SeqCst);
-                pace.woken(Instant::now());
+                if woken == Woken::Ready {
+                    pace.woken(Instant::now());
+                }
                 // A descriptor that is closed, or the host's by now, may be ready for ever.
                 if woken == Woken::Ready && sleeper.is_lost() { Woken::Told } else { woken }
             }
@@ -67,21 +76,25 @@ pub fn collect(
             break;
         }
     }
+    // As long as the kernel tells who holds what.
+    reader.name_holders(probe);
     before_detach(probe);
     probe.detach();
     reader.read(probe);
+    reader.name_holders(probe);
     Ok(())
 }
 
 /// Empties the ring into the queue.
 struct Reader<'run, 'cb> {
     ring: Guarded<RingBuffer<'cb>>,
-    batch: &'run RefCell<Vec<Decoded>>,
+    batch: &'run RefCell<Vec<Record>>,
     completer: Completer<'run>,
+    held: HeldCloses,
 }
 
 impl Reader<'_, '_> {
-    /// Queues all records that are there. Returns how many.
+    /// Queues all records that are there, but those of closes whose sockets are held. Returns how many.
     fn read(&mut self, probe: &Probe<'_>) -> usize {
         // It fails only where a callback asks for that, which ours never does.
         self.ring.consume_raw();
@@ -90,11 +103,19 @@ impl Reader<'_, '_> {
         if found > 0 {
             let clock = WallClock::now();
             let lost_owners = probe.variables().map_or(0, |variables| variables.lost_owners.load(Ordering::Relaxed));
-            for mut decoded in batch.drain(..) {
-                if lost_owners > 0 {
-                    decoded.event.doubt_begin();
+            for record in batch.drain(..) {
+                let ready = match record {
+                    Record::Change(mut change) => {
+                        if lost_owners > 0 {
+                            change.event.doubt_begin();
+                        }
+                        if change.held { self.held.wait(change, Instant::now()) } else { Some(change) }
+                    }
+                    Record::LetGo(let_go) => self.held.let_go(&let_go),
+                };
+                if let Some(decoded) = ready {
+                    self.completer.queue(decoded, &clock);
                 }
-                self.completer.queue(decoded, &clock);
             }
             self.completer.completion.sink.put_all();
         }
@@ -102,5 +123,29 @@ impl Reader<'_, '_> {
         batch.shrink_to(1024);
         self.batch.replace(batch);
         found
+    }
+
+    /// Where closes have waited for long enough, looks who holds their sockets.
+    fn look_for_holders(&mut self, probe: &Probe<'_>) {
+        if self.held.due().is_some_and(|due| due <= Instant::now()) {
+            self.name_holders(probe);
+        }
+    }
+
+    /// Queues all closes that wait.
+    fn name_holders(&mut self, probe: &Probe<'_>) {
+        if self.held.is_empty() {
+            return;
+        }
+        let looked = Instant::now();
+        let owners = self.completer.find_holders(self.held.sockets());
+        self.held.rest(Instant::now(), looked.elapsed());
+        // Who has let go meanwhile may not be among them.
+        self.read(probe);
+        let clock = WallClock::now();
+        while let Some(close) = self.held.take(looked) {
+            self.completer.queue_held(close, &owners, &clock);
+        }
+        self.completer.completion.sink.put_all();
     }
 }

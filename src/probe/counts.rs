@@ -15,6 +15,8 @@ pub struct Variables<'probe> {
     pub reader_sleeps: &'probe AtomicU32,
     /// 1 tells the iterator that owners of older endpoints are known.
     pub(super) adopted: &'probe AtomicU32,
+    /// To be set once it is told who lets go of a socket.
+    pub(super) sees_let_go: &'probe AtomicU32,
     /// Records that found the ring full.
     pub lost_records: &'probe AtomicU64,
     /// Owners that found the map full.
@@ -33,6 +35,7 @@ impl<'probe> Variables<'probe> {
             Self {
                 reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
                 adopted: AtomicU32::from_ptr(&raw mut (*bss).adopted),
+                sees_let_go: AtomicU32::from_ptr(&raw mut (*bss).sees_let_go),
                 lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
                 lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
                 recovered: AtomicU64::from_ptr(&raw mut (*bss).recovered),

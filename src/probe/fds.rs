@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use super::attached::Probe;
 use crate::sys::own_fd::Identity;
 
-/// A probe has at most 7 links, 4 perf events, 6 programs and 9 maps; and where it has a perf buffer, a perf event for
+/// A probe has at most 8 links, 5 perf events, 8 programs and 9 maps; and where it has a perf buffer, a perf event for
 /// each processor of up to 256.
-const MOST_FDS: usize = 27 + 256;
+const MOST_FDS: usize = 30 + 256;
 
 /// No descriptor.
 const NO_FD: RawFd = -1;

@@ -10,6 +10,9 @@ use crate::config::ProbeSettings;
 /// What `accept` calls for the new socket, in the context of the process.
 pub const ACCEPT_GRAFT: &str = "security_sock_graft";
 
+/// Where a socket is destroyed, most often by the process that lets go of it.
+pub const DESTROY: &str = "tcp_destroy_sock";
+
 /// Of objects that are fitted to these types, or to the kernel's own.
 pub fn builder(btf: Option<&Path>) -> Result<ObjectBuilder, String> {
     let mut object = ObjectBuilder::default();

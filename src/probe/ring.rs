@@ -9,13 +9,13 @@ use std::slice;
 use std::sync::atomic::Ordering;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Iter, IterOpts, MapCore, MapFlags, MapMut, OpenObject, ProgramMut};
+use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, MapMut, OpenObject, ProgramMut};
 
 use super::attached::{Own, Probe, Skeleton};
 use super::counts::{MOST_TRACKED, ProbeFds, Variables};
 use super::features::kernel_has_kprobes;
 use super::messages::explain;
-use super::object::{ACCEPT_GRAFT, builder, wanted};
+use super::object::{ACCEPT_GRAFT, DESTROY, builder, wanted};
 use super::owner_maps::OwnerMaps;
 use super::perf_event;
 use super::refusal::{Refusal, TRACEFS_CAUSE, warn_of_unseen_accepts};
@@ -27,9 +27,8 @@ use crate::event::filter::{Filter, Prefix};
 use crate::sys::log::{self, Level};
 use crate::sys::pid_namespace::PidNamespace;
 
-/// Where a socket fails (since Linux 5.14), and where it is destroyed.
+/// Where a socket fails (since Linux 5.14).
 const ERROR_REPORT: &str = "inet_sk_error_report";
-const DESTROY: &str = "tcp_destroy_sock";
 
 /// What is attached beside the main program. It hangs on how accepts are seen: without that, accepted endpoints get
 /// their owner by inode, once they close.
@@ -136,7 +135,9 @@ impl<'obj> Probe<'obj> {
         progs.set_state_tracepoint_detailed.set_autoload(rung == Rung::TpBtf && detailed);
         progs.set_state_again.set_autoload(again == Again::AtChanges && !detailed);
         progs.set_state_again_detailed.set_autoload(again == Again::AtChanges && detailed);
-        progs.close_at_end.set_autoload(again == Again::AtEnd);
+        // The look at the end sees who lets go of a socket, too.
+        let with_let_go = extras != Extras::Nothing && settings.closes;
+        progs.close_at_end.set_autoload(again == Again::AtEnd || with_let_go);
         progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
         progs.accept_syscall.set_autoload(by_syscalls);
         progs.accept_io_uring.set_autoload(by_io_uring);
@@ -179,23 +180,7 @@ impl<'obj> Probe<'obj> {
         let fds = ProbeFds::of(main, &main_link, &skeleton);
         let mut holders = None;
         links.push(main_link);
-        // After the main program: they look at what that one has done.
-        let looks: &[(&ProgramMut<'_>, Option<&str>)] = match again {
-            Again::AtChanges if detailed => &[(&progs.set_state_again_detailed, None)],
-            Again::AtChanges => &[(&progs.set_state_again, None)],
-            Again::AtEnd => &[(&progs.close_at_end, Some(ERROR_REPORT)), (&progs.close_at_end, Some(DESTROY))],
-            Again::Never => &[],
-        };
-        for (program, tracepoint) in looks {
-            let attach = || match tracepoint {
-                Some(name) => program.attach_raw_tracepoint(name),
-                None => program.attach_trace(),
-            };
-            match explain(attach) {
-                Ok(link) => links.push(link),
-                Err(refusal) => log::line(Level::Info, format_args!("the second look was refused: {refusal}")),
-            }
-        }
+        attach_looks(&skeleton, again, detailed, with_let_go, &mut links);
         let adopted = if with_adopt { explain(|| adopt(&skeleton)) } else { Err("no iterator over files".to_owned()) };
         match adopted {
             Ok(link) => {
@@ -215,6 +200,34 @@ impl<'obj> Probe<'obj> {
             fds,
             own: Own::default(),
         })
+    }
+}
+
+/// Attaches what looks again, after the main program: it looks at what that one has done.
+fn attach_looks(skeleton: &TcpEventSkel<'_>, again: Again, detailed: bool, with_let_go: bool, links: &mut Vec<Link>) {
+    let progs = &skeleton.progs;
+    let first: Option<(&ProgramMut<'_>, Option<&str>)> = match again {
+        Again::AtChanges if detailed => Some((&progs.set_state_again_detailed, None)),
+        Again::AtChanges => Some((&progs.set_state_again, None)),
+        Again::AtEnd => Some((&progs.close_at_end, Some(ERROR_REPORT))),
+        Again::Never => None,
+    };
+    let second = (again == Again::AtEnd || with_let_go).then_some((&progs.close_at_end, Some(DESTROY)));
+    for (program, tracepoint) in first.into_iter().chain(second) {
+        let attach = || match tracepoint {
+            Some(name) => program.attach_raw_tracepoint(name),
+            None => program.attach_trace(),
+        };
+        match explain(attach) {
+            Ok(link) => links.push(link),
+            Err(refusal) => {
+                log::line(Level::Info, format_args!("the second look was refused: {refusal}"));
+                continue;
+            }
+        }
+        if tracepoint == Some(DESTROY) {
+            Variables::of(skeleton).sees_let_go.store(1, Ordering::SeqCst);
+        }
     }
 }
 

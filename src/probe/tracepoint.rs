@@ -12,7 +12,7 @@ use super::counts::ProbeFds;
 use super::features::kernel_has_kprobes;
 use super::instructions::{self, Fitting};
 use super::messages::explain;
-use super::object::{ACCEPT_GRAFT, wanted};
+use super::object::{ACCEPT_GRAFT, DESTROY, wanted};
 use super::perf_event::{self, errno_name};
 use super::refusal::{FILTER_CAUSE, TRACEFS_CAUSE};
 use crate::config::{ProbeSettings, Rung};
@@ -40,10 +40,11 @@ struct Layout {
     family: u16,
     protocol: u16,
     reset_sk: u16,
+    destroyed_sk: u16,
     protocol_size: u8,
     wanted: u8,
     detailed: u8,
-    reserved: [u8; 5],
+    reserved: [u8; 3],
     pid_namespace_device: u64,
     pid_namespace: u64,
 }
@@ -128,6 +129,9 @@ fn try_attach<'obj>(
     let mut open = explain(|| TcpEventTracepointSkelBuilder::default().open(place))?;
     let resets = tracefs.format("tcp", "tcp_receive_reset").ok();
     let reset_sk = resets.and_then(|format| format.field("skaddr"));
+    let destroyed = if settings.closes { tracefs.format("tcp", DESTROY).ok() } else { None };
+    let destroyed_sk = destroyed.and_then(|format| format.field("skaddr"));
+    open.progs.let_go.set_autoload(destroyed_sk.is_some());
     open.progs.accept_graft.set_autoload(with_accepts);
     open.progs.receive_reset.set_autoload(reset_sk.is_some());
     let sees_execs = instructions::knows_stacks();
@@ -139,7 +143,7 @@ fn try_attach<'obj>(
     let (category, name, format) = find_changes(tracefs)?;
     let layout =
         Layout::of(&format).map_err(|field| format!("the tracepoint {category}:{name} has no such {field}"))?;
-    let layout = Layout {
+    let mut layout = Layout {
         pid_namespace_device: ids.namespace.map_or(0, |namespace| namespace.device),
         pid_namespace: ids.namespace.map_or(0, |namespace| namespace.inode.into()),
         reset_sk: reset_sk.map_or(0, |field| field.offset),
@@ -148,7 +152,8 @@ fn try_attach<'obj>(
         ..layout
     };
     let maps = &skeleton.maps;
-    explain(|| maps.layout.update(&0u32.to_ne_bytes(), layout.as_bytes(), MapFlags::ANY))?;
+    let tell = |layout: &Layout| explain(|| maps.layout.update(&0u32.to_ne_bytes(), layout.as_bytes(), MapFlags::ANY));
+    tell(&layout)?;
 
     let progs = &skeleton.progs;
     let mut links = Vec::new();
@@ -178,6 +183,17 @@ fn try_attach<'obj>(
     if let Some(attachment) = perf_event::attach_to_processors(&progs.processors_change, tracefs) {
         links.push(attachment.link);
         events.push(attachment.event);
+    }
+    if let Some(field) = destroyed_sk {
+        match perf_event::attach(&progs.let_go, tracefs, "tcp", DESTROY) {
+            Ok(attachment) => {
+                links.push(attachment.link);
+                events.push(attachment.event);
+                layout.destroyed_sk = field.offset;
+                tell(&layout)?;
+            }
+            Err(refusal) => log::line(Level::Info, format_args!("who lets go of sockets is not seen: {refusal}")),
+        }
     }
     let main = perf_event::attach(&progs.set_state, tracefs, category, name)?;
     let fds = ProbeFds {

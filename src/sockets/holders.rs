@@ -1,7 +1,7 @@
 //! Which process holds a socket's inode open: from a BPF iterator over all open files, where one is attached, else from
 //! `/proc/PID/fd`, which takes thirty times as long.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -26,9 +26,23 @@ use crate::sys::threads::lock;
 #[derive(Debug, Default)]
 pub struct Owners {
     by_inode: HashMap<u64, u32>,
+    /// The process that is to be told of if it is one of those that hold an inode. That it is, [`PREFERRED`] says.
+    preferred: HashMap<u64, u32>,
     /// They are of all processes, whatever this one may look into.
     are_all: bool,
 }
+
+/// What a descriptor of an io_uring is a link to.
+const RING_LINK: &str = "anon_inode:[io_uring]";
+
+/// What is read of a ring, at most: it tells of each of its files, and of what it has to do.
+const MOST_RING_INFO: u64 = 4 << 20;
+
+/// A ring that is at work tells nothing of its files in that moment.
+const RING_TRIES: usize = 3;
+
+/// Above all process IDs.
+const PREFERRED: u32 = u32::MAX;
 
 /// The iterator of a probe, as long as that is attached.
 #[derive(Default)]
@@ -40,7 +54,7 @@ pub struct HolderIterator(Mutex<Option<OwnFd>>);
 struct Holder {
     inode: u64,
     pid: u32,
-    reserved: u32,
+    fd: u32,
 }
 
 /// The kernel fills up to 32 KiB at once.
@@ -71,28 +85,51 @@ impl HolderIterator {
 impl Owners {
     /// Finds the holders of all sockets.
     pub fn find(iterator: &HolderIterator) -> io::Result<Self> {
-        match iterator.start().map(Self::read) {
-            Some(Ok(owners)) => Ok(owners),
-            Some(Err(_)) | None => Self::scan(),
+        let mut owners = Self::default();
+        if !owners.iterate(iterator) {
+            owners.scan()?;
         }
+        Ok(owners)
+    }
+
+    /// The same, where of some inodes a process is known that holds it, or did. Without an iterator it looks at those processes
+    /// only, as to look at all may take seconds.
+    pub fn find_preferring(iterator: &HolderIterator, preferred: HashMap<u64, u32>) -> Self {
+        let mut owners = Self { preferred, ..Self::default() };
+        if !owners.iterate(iterator) {
+            let processes: HashSet<u32> = owners.preferred.values().copied().filter(|pid| *pid != 0).collect();
+            for pid in processes {
+                let _ = owners.scan_process(pid);
+            }
+        }
+        owners
+    }
+
+    /// Whether the iterator has told all.
+    fn iterate(&mut self, iterator: &HolderIterator) -> bool {
+        self.are_all = iterator.start().is_some_and(|run| self.read(run).is_ok());
+        self.are_all
     }
 
     /// Reads what the iterator tells.
-    fn read(mut run: File) -> io::Result<Self> {
-        let mut owners = Self { are_all: true, ..Self::default() };
+    fn read(&mut self, mut run: File) -> io::Result<()> {
         let mut buffer = vec![0; HOLDERS_LEN];
         // A holder may be told in two parts.
         let mut kept = 0;
         loop {
             let count = match run.read(&mut buffer[kept..]) {
-                Ok(0) => return Ok(owners),
+                Ok(0) => return Ok(()),
                 Ok(count) => kept + count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
             let mut rest = &buffer[..count];
             while let Ok((holder, behind)) = Holder::read_from_prefix(rest) {
-                owners.insert(holder.inode, holder.pid).ok_or(io::ErrorKind::OutOfMemory)?;
+                let inserted = match holder {
+                    Holder { inode: 0, pid, fd } => self.scan_ring(pid, &format!("/proc/{pid}/fdinfo/{fd}")),
+                    Holder { inode, pid, .. } => self.insert(inode, pid),
+                };
+                inserted.ok_or(io::ErrorKind::OutOfMemory)?;
                 rest = behind;
             }
             kept = rest.len();
@@ -101,15 +138,14 @@ impl Owners {
     }
 
     /// Looks through all processes that this one may look into. Those that vanish meanwhile are left out.
-    fn scan() -> io::Result<Self> {
-        let mut owners = Self::default();
+    fn scan(&mut self) -> io::Result<()> {
         let mut enough_memory = true;
         folder::list(c"/proc", |_, name| {
             if let Some(pid) = number(name) {
-                enough_memory &= owners.scan_process(pid).is_some();
+                enough_memory &= self.scan_process(pid).is_some();
             }
         })?;
-        if enough_memory { Ok(owners) } else { Err(io::ErrorKind::OutOfMemory.into()) }
+        if enough_memory { Ok(()) } else { Err(io::ErrorKind::OutOfMemory.into()) }
     }
 
     /// What a process holds. `None` where there is no memory for that.
@@ -155,16 +191,47 @@ impl Owners {
             let target = folder::read_link(folder, name, &mut target).and_then(|target| str::from_utf8(target).ok());
             if let Some(inode) = target.and_then(parse_socket_link) {
                 enough_memory &= self.insert(inode, pid).is_some();
+            } else if target == Some(RING_LINK) {
+                let name = name.to_string_lossy();
+                enough_memory &= self.scan_ring(pid, &format!("{fds}info/{name}")).is_some();
             }
         });
         enough_memory.then_some(count)
+    }
+
+    /// Adds the sockets that an io_uring holds, as its process's. Older kernels tell no inodes of them.
+    fn scan_ring(&mut self, pid: u32, info: &str) -> Option<()> {
+        for _ in 0..RING_TRIES {
+            let mut text = Vec::new();
+            let Ok(file) = File::open(info) else {
+                return Some(());
+            };
+            if file.take(MOST_RING_INFO).read_to_end(&mut text).is_err() {
+                return Some(());
+            }
+            let text = String::from_utf8_lossy(&text);
+            let mut lines = text.lines();
+            if !lines.any(|line| line.starts_with("UserFiles:")) {
+                continue;
+            }
+            // Those have a slot's number before them, with blanks in front of it.
+            for line in lines.take_while(|line| line.starts_with(' ') || line.starts_with(char::is_numeric)) {
+                let file = line.split_once(": ").map_or("", |(_, file)| file);
+                if let Some(inode) = parse_socket_link(file) {
+                    self.insert(inode, pid)?;
+                }
+            }
+            break;
+        }
+        Some(())
     }
 
     /// `None` where there is no memory for it: how many there are is the kernel's choice.
     fn insert(&mut self, inode: u64, pid: u32) -> Option<()> {
         self.by_inode.try_reserve(1).ok()?;
         let holder = self.by_inode.entry(inode).or_insert(pid);
-        *holder = pid.max(*holder);
+        let is_preferred = !self.preferred.is_empty() && self.preferred.get(&inode) == Some(&pid);
+        *holder = (*holder).max(if is_preferred { PREFERRED } else { pid });
         Some(())
     }
 
@@ -180,7 +247,8 @@ impl Owners {
 
     /// The process that holds this inode.
     pub fn holder(&self, inode: u64) -> Option<u32> {
-        self.by_inode.get(&inode).copied()
+        let holder = self.by_inode.get(&inode)?;
+        Some(if *holder == PREFERRED { self.preferred[&inode] } else { *holder })
     }
 }
 
@@ -252,6 +320,13 @@ pub fn read_identity(pid: u32) -> Option<([u8; COMM_LEN], u32)> {
     Some((comm, uid))
 }
 
+/// Whether a process has not ended. One that nobody has waited for has.
+pub fn lives(pid: u32) -> bool {
+    let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    status.lines().find_map(|line| line.strip_prefix("State:\t")).is_some_and(|state| !state.starts_with(['Z', 'X']))
+}
+
 /// The first of the four in `Uid:`. No name can begin a line before it: the kernel escapes their newlines.
 fn parse_real_uid(status: &str) -> Option<u32> {
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
@@ -296,6 +371,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn scanned() -> Owners {
+        let mut owners = Owners::default();
+        owners.scan().unwrap();
+        owners
+    }
 
     #[test]
     fn links_of_sockets_only_have_an_inode() {
@@ -380,9 +461,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
         let inode = parse_socket_link(link.to_str().unwrap()).unwrap();
-        assert_eq!(Owners::scan().unwrap().holder(inode), Some(std::process::id()));
+        assert_eq!(scanned().holder(inode), Some(std::process::id()));
         drop(listener);
-        assert_eq!(Owners::scan().unwrap().holder(inode), None);
+        assert_eq!(scanned().holder(inode), None);
     }
 
     /// Linux gives each thread a table of its own where it asks for that.
@@ -401,10 +482,43 @@ mod tests {
             let _ = orders.recv();
         });
         let inode = inodes.recv().unwrap();
-        assert_eq!(Owners::scan().unwrap().holder(inode), Some(std::process::id()));
+        assert_eq!(scanned().holder(inode), Some(std::process::id()));
         drop(to_thread);
         thread.join().unwrap();
-        assert_eq!(Owners::scan().unwrap().holder(inode), None);
+        assert_eq!(scanned().holder(inode), None);
+    }
+
+    /// A listener of which the process has no descriptor any more, but its ring has.
+    #[test]
+    fn a_socket_that_only_a_ring_holds_is_found() {
+        // include/uapi/linux/io_uring.h
+        const REGISTER_FILES: libc::c_long = 2;
+
+        let mut params = [0u32; 30];
+        // SAFETY: as many entries, and the 120 bytes of struct io_uring_params to fill.
+        let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+        let Ok(ring) = libc::c_int::try_from(ring) else { panic!("{ring}") };
+        if ring < 0 {
+            return eprintln!("skipped: no io_uring");
+        }
+        // SAFETY: the kernel has just given it, to nobody else.
+        let ring = unsafe { OwnedFd::from_raw_fd(ring) };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+        let inode = parse_socket_link(link.to_str().unwrap()).unwrap();
+        let files = [-1, listener.as_raw_fd()];
+        // SAFETY: so many descriptors, which are read.
+        let result = unsafe {
+            libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), REGISTER_FILES, files.as_ptr(), files.len())
+        };
+        assert_eq!(result, 0);
+        drop(listener);
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_raw_fd())).unwrap();
+        if !info.contains("socket:[") {
+            return eprintln!("skipped: this kernel does not tell what a ring holds");
+        }
+        assert_eq!(scanned().holder(inode), Some(std::process::id()));
+        drop(ring);
     }
 
     #[test]
@@ -414,6 +528,17 @@ mod tests {
             owners.insert(7, pid).unwrap();
         }
         assert_eq!(owners.holder(7), Some(300));
+    }
+
+    #[test]
+    fn a_shared_socket_goes_to_the_process_that_is_known_if_it_is_one_of_them() {
+        for (known, expected) in [(100, 100), (400, 300)] {
+            let mut owners = Owners { preferred: HashMap::from([(7, known)]), ..Owners::default() };
+            for pid in [100, 300, 200] {
+                owners.insert(7, pid).unwrap();
+            }
+            assert_eq!(owners.holder(7), Some(expected));
+        }
     }
 
     #[test]

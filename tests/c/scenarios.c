@@ -11,8 +11,8 @@
  *
  * Where the kernel cannot do what is asked for, it prints "unsupported".
  *
- * The scenarios "adopted-client" and "adopted-server" print "ready" once all connections are open, and go on after a
- * line on stdin.
+ * The scenarios "adopted-client" and "adopted-server" print "ready" once all connections are open, "waiting-server" once all
+ * servers wait for one, and go on after a line on stdin.
  */
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -25,6 +25,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -222,15 +223,20 @@ static unsigned hear_port(int sync)
 	return port;
 }
 
-static int dial(int sync)
+static int dial_port(unsigned port)
 {
 	struct sockaddr_storage address;
-	socklen_t length = make_address(&address, server_address(), hear_port(sync));
+	socklen_t length = make_address(&address, server_address(), port);
 	int fd = make_socket(address.ss_family);
 
 	MUST(connect(fd, (struct sockaddr *)&address, length));
 	check_protocol(fd);
 	return fd;
+}
+
+static int dial(int sync)
+{
+	return dial_port(hear_port(sync));
 }
 
 static void reset(int fd)
@@ -317,13 +323,30 @@ static void server_idles(int sync)
 	hear(sync);
 }
 
+static void client_resets_port(int sync, unsigned port)
+{
+	int fd = dial_port(port);
+
+	own(fd);
+	hear(sync);
+	reset(fd);
+	say(sync);
+}
+
 static void client_resets(int sync)
+{
+	client_resets_port(sync, hear_port(sync));
+}
+
+/* The other side holds its end for some time yet. */
+static void client_resets_slowly(int sync)
 {
 	int fd = dial(sync);
 
 	own(fd);
 	hear(sync);
 	reset(fd);
+	usleep(50000);
 	say(sync);
 }
 
@@ -450,6 +473,90 @@ static void passing_server(int sync)
 	close(fd);
 	say(channel[0]);
 	wait(NULL);
+}
+
+/* Holds what its peer resets, and lets go of it as soon as it sees that, or not. */
+static void hold(int fd, int sync, int lets_go)
+{
+	own(fd);
+	say(sync);
+	if (lets_go)
+		close_after_peer(fd);
+	hear(sync);
+}
+
+/* The child never touches it before the reset, and it is the one that has it then. */
+static void fork_and_hold(int sync, int lets_go)
+{
+	int fd = take(listen_for(sync)), closed[2];
+
+	MUST(socketpair(AF_UNIX, SOCK_STREAM, 0, closed));
+	if (MUST(fork()) == 0) {
+		become("t-child", SAME_UID, NULL);
+		hear(closed[1]);
+		hold(fd, sync, lets_go);
+		_exit(0);
+	}
+	close(fd);
+	say(closed[0]);
+	wait(NULL);
+}
+
+static void forked_child_holds(int sync)
+{
+	fork_and_hold(sync, 0);
+}
+
+static void forked_child_lets_go(int sync)
+{
+	fork_and_hold(sync, 1);
+}
+
+/* Who has accepted it is gone when it is reset. */
+static void pass_and_exit(int sync, int lets_go)
+{
+	int channel[2], fd;
+	pid_t accepter;
+
+	MUST(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, channel));
+	accepter = MUST(fork());
+	if (accepter == 0) {
+		become("t-accepter", SAME_UID, NULL);
+		fd = take(listen_for(sync));
+		send_descriptor(channel[0], fd);
+		_exit(0);
+	}
+	fd = receive_descriptor(channel[1]);
+	waitpid(accepter, NULL, 0);
+	hold(fd, sync, lets_go);
+}
+
+static void receiver_holds(int sync)
+{
+	pass_and_exit(sync, 0);
+}
+
+static void receiver_lets_go(int sync)
+{
+	pass_and_exit(sync, 1);
+}
+
+/* The child has a copy, and so has who has accepted it: that one is told of. */
+static void accepter_holds(int sync)
+{
+	int fd = take(listen_for(sync));
+	pid_t child = MUST(fork());
+
+	if (child == 0) {
+		become("t-child", SAME_UID, NULL);
+		pause();
+	}
+	own(fd);
+	say(sync);
+	hear(sync);
+	/* The last copy of it. */
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
 }
 
 static void half_closing_server(int sync)
@@ -655,6 +762,46 @@ static void server_closes_beside_exec(int sync)
 	leave_to_exec(take(listen_for(sync)), 0);
 }
 
+static void *start_programs(void *stop)
+{
+	extern char **environ;
+	char *argv[] = {"true", NULL};
+	pid_t child;
+
+	while (!__atomic_load_n((int *)stop, __ATOMIC_RELAXED))
+		if (!posix_spawn(&child, "/bin/true", NULL, NULL, argv, environ))
+			waitpid(child, NULL, 0);
+	return NULL;
+}
+
+/* Other threads start programs all the time, each of which has a copy of it for a moment. */
+static void close_beside_programs(int fd)
+{
+	pthread_t threads[2];
+	int stop = 0, i;
+
+	MUST(fcntl(fd, F_SETFD, FD_CLOEXEC));
+	own(fd);
+	for (i = 0; i < 2; i++)
+		if (pthread_create(&threads[i], NULL, start_programs, &stop))
+			die("thread");
+	usleep(3000);
+	close(fd);
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	for (i = 0; i < 2; i++)
+		pthread_join(threads[i], NULL);
+}
+
+static void client_closes_beside_programs(int sync)
+{
+	close_beside_programs(dial(sync));
+}
+
+static void server_closes_beside_programs(int sync)
+{
+	close_beside_programs(take(listen_for(sync)));
+}
+
 /* What the process is called later is not who has acted. */
 static void client_executes(int sync)
 {
@@ -687,17 +834,19 @@ static size_t larger(size_t a, size_t b)
 }
 
 /* accept through io_uring: one entry, and a wait for its completion. */
-static int take_by_io_uring(int listener, unsigned flags)
+static int take_by(const struct io_uring_sqe *how, int listener, int slots)
 {
 	struct io_uring_params params;
 	struct io_uring_sqe *sqes;
 	struct io_uring_cqe *cqes;
+	int ring, none[2] = {-1, -1};
 	char *rings;
-	int ring;
 
 	memset(&params, 0, sizeof(params));
 	ring = (int)syscall(__NR_io_uring_setup, 4, &params);
 	if (ring < 0)
+		give_up_unsupported();
+	if (slots && syscall(__NR_io_uring_register, ring, IORING_REGISTER_FILES, none, slots) < 0)
 		give_up_unsupported();
 	rings = mmap(NULL,
 		     larger(params.sq_off.array + params.sq_entries * sizeof(unsigned),
@@ -707,19 +856,81 @@ static int take_by_io_uring(int listener, unsigned flags)
 		    IORING_OFF_SQES);
 	if (rings == MAP_FAILED || sqes == MAP_FAILED || !(params.features & IORING_FEAT_SINGLE_MMAP))
 		die("io_uring");
-	memset(&sqes[0], 0, sizeof(sqes[0]));
+	sqes[0] = *how;
 	sqes[0].opcode = IORING_OP_ACCEPT;
 	sqes[0].fd = listener;
-	sqes[0].flags = flags;
 	((unsigned *)(rings + params.sq_off.array))[0] = 0;
 	__atomic_store_n((unsigned *)(rings + params.sq_off.tail), 1, __ATOMIC_RELEASE);
 	MUST(syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0));
 	cqes = (struct io_uring_cqe *)(rings + params.cq_off.cqes);
+	/* Not every kernel has direct descriptors, or accepts more than one. */
+	if (cqes[0].res == -EINVAL && (how->ioprio || slots))
+		give_up_unsupported();
 	if (cqes[0].res < 0) {
 		errno = -cqes[0].res;
 		die("accept by io_uring");
 	}
 	return cqes[0].res;
+}
+
+static int take_by_io_uring(int listener, unsigned flags)
+{
+	struct io_uring_sqe how = {.flags = flags};
+
+	return take_by(&how, listener, 0);
+}
+
+/* include/uapi/linux/io_uring.h: since Linux 5.19 */
+#define ACCEPT_MULTISHOT 1
+#define ANY_SLOT (~0U)
+
+static void io_uring_accepts_many(int sync)
+{
+	struct io_uring_sqe how = {.ioprio = ACCEPT_MULTISHOT};
+	int fd = take_by(&how, listen_for(sync), 0);
+
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+/* It has no descriptor of it: that is in a slot of the ring. */
+static void take_into_slot(int sync, unsigned ioprio, unsigned slot)
+{
+	struct sockaddr_in6 peer;
+	socklen_t length = sizeof(peer);
+	struct io_uring_sqe how = {.ioprio = ioprio, .splice_fd_in = (int)slot};
+	int listener = listen_for(sync);
+
+	how.addr = (unsigned long)&peer;
+	how.addr2 = (unsigned long)&length;
+	take_by(&how, listener, 2);
+	tell_truth(port_of(getsockname, listener), ntohs(peer.sin6_port));
+}
+
+static void io_uring_slot_idles(int sync)
+{
+	take_into_slot(sync, 0, 2);
+	say(sync);
+	hear(sync);
+}
+
+static void io_uring_any_slot_idles(int sync)
+{
+	take_into_slot(sync, ACCEPT_MULTISHOT, ANY_SLOT);
+	say(sync);
+	hear(sync);
+}
+
+static void io_uring_slot_exits(int sync)
+{
+	take_into_slot(sync, 0, 2);
+}
+
+static void io_uring_slot_is_killed(int sync)
+{
+	take_into_slot(sync, 0, 2);
+	kill(getpid(), SIGKILL);
 }
 
 static void io_uring_server_idles(int sync)
@@ -758,6 +969,46 @@ static void io_uring_worker_accepts(int sync)
 	own(fd);
 	say(sync);
 	hear(sync);
+}
+
+/* By the system call that 32-bit programs have. It needs nothing that is not below 4 GiB. */
+static int take_as_32_bit(int listener)
+{
+#ifdef __x86_64__
+	enum { ACCEPT4 = 364 }; /* arch/x86/entry/syscalls/syscall_32.tbl */
+	int result;
+
+	__asm__ volatile("int $0x80"
+			 : "=a"(result)
+			 : "a"(ACCEPT4), "b"(listener), "c"(0), "d"(0), "S"(0)
+			 : "memory", "r8", "r9", "r10", "r11");
+	if (result == -ENOSYS)
+		give_up_unsupported();
+	if (result < 0) {
+		errno = -result;
+		die("accept4 of 32 bits");
+	}
+	return result;
+#else
+	give_up_unsupported();
+	return listener;
+#endif
+}
+
+static void server_of_32_bit_idles(int sync)
+{
+	int fd = take_as_32_bit(listen_for(sync));
+
+	own(fd);
+	say(sync);
+	hear(sync);
+}
+
+/* It is a process, whatever it says. */
+static void named_as_a_worker_closes(int sync)
+{
+	become("kworker/0:1", SAME_UID, NULL);
+	server_closes(sync);
 }
 
 enum { REUSERS = 3 };
@@ -901,6 +1152,18 @@ static void client_resets_later(int sync)
 	reset_later(dial(sync), sync);
 }
 
+/* The server has waited for it since before that. */
+static void client_comes_later(int sync)
+{
+	unsigned port = hear_port(sync);
+	char byte;
+
+	put(STDERR_FILENO, "r");
+	if (read(go_on[0], &byte, 1) != 0)
+		die("go_on");
+	client_resets_port(sync, port);
+}
+
 static void server_resets_later(int sync)
 {
 	reset_later(take(listen_for(sync)), sync);
@@ -921,6 +1184,11 @@ static const struct scenario {
 	{"prefork", prefork_server, client_closes_after_peer, 0},
 	{"forked-child-serves", forking_server, client_of_forking_server, 0},
 	{"passed-descriptor", passing_server, client_closes_after_peer, 0},
+	{"forked-child-holds", forked_child_holds, client_resets_slowly, 0},
+	{"forked-child-lets-go", forked_child_lets_go, client_resets, 0},
+	{"receiver-holds", receiver_holds, client_resets_slowly, 0},
+	{"receiver-lets-go", receiver_lets_go, client_resets, 0},
+	{"accepter-holds", accepter_holds, client_resets_slowly, 0},
 	{"server-half-closes", half_closing_server, client_writes_after_eof, 0},
 	{"refused", server_is_not_there, client_is_refused, 0},
 	{"timed-out", nobody, client_times_out, 1},
@@ -931,13 +1199,24 @@ static const struct scenario {
 	{"client-exec", server_closes_after_peer, client_closes_beside_exec, 0},
 	{"client-exec-resets", server_idles, client_resets_beside_exec, 0},
 	{"server-exec", server_closes_beside_exec, client_closes_after_peer, 0},
+	{"client-programs", server_closes_after_peer, client_closes_beside_programs, 0},
+	{"server-programs", server_closes_beside_programs, client_closes_after_peer, 0},
 	{"client-executes", server_closes_after_peer, client_executes, 0},
 	{"non-blocking", server_resets, client_does_not_block, 0},
 	{"io-uring", io_uring_server_idles, client_resets, 0},
 	{"io-uring-worker", io_uring_worker_accepts, client_resets, 0},
+	{"accept-of-32-bit", server_of_32_bit_idles, client_resets, 0},
+	{"named-as-a-worker", named_as_a_worker_closes, client_closes_after_peer, 0},
+	{"io-uring-multishot", io_uring_accepts_many, client_resets, 0},
+	{"io-uring-slot", io_uring_slot_idles, client_resets, 0},
+	{"io-uring-slot-holds", io_uring_slot_idles, client_resets_slowly, 0},
+	{"io-uring-any-slot", io_uring_any_slot_idles, client_resets_slowly, 0},
+	{"io-uring-slot-exits", io_uring_slot_exits, client_closes_after_peer, 0},
+	{"io-uring-slot-killed", io_uring_slot_is_killed, client_closes_after_peer, 0},
 	{"reuse-port", reusing_server, client_resets, 0},
 	{"fast-open", fast_open_server_closes, fast_open_client_closes, 0},
 	{"fast-open-reset", fast_open_server_idles, fast_open_client_resets, 0},
+	{"waiting-server", server_idles, client_comes_later, 1},
 	{"adopted-server", server_idles, client_resets_later, 1},
 	{"adopted-client", server_resets_later, client_idles, 1},
 };
@@ -981,7 +1260,7 @@ static void await_ready(int marks, int count)
 static int run(const struct scenario *scenario, int count)
 {
 	pid_t *children = calloc(2 * count, sizeof(*children));
-	int later = !strncmp(scenario->name, "adopted-", 8);
+	int later = !strncmp(scenario->name, "adopted-", 8) || !strcmp(scenario->name, "waiting-server");
 	int marks[2], failures = 0, i, n = 0;
 
 	MUST(pipe(go_on));

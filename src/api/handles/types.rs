@@ -47,7 +47,7 @@ pub const TCPEVENT_ORIGIN_CONNECT: u8 = 1;
 pub const TCPEVENT_ORIGIN_ACCEPT: u8 = 2;
 /// The owner has called shutdown or close, or has exited.
 pub const TCPEVENT_ORIGIN_CLOSE: u8 = 3;
-/// The owner holds the socket open.
+/// The owner holds the socket open, or was the last to hold it: the connection was ended by others.
 pub const TCPEVENT_ORIGIN_INODE: u8 = 4;
 
 /// A flag of closes: the connection was never established (SYN_SENT to CLOSE). `error` has the reason; 0 with neither
