@@ -1,9 +1,12 @@
 //! Filters: what fits comes, what does not fit does not, whoever applies it: the kernel, or the library.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::process;
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -12,7 +15,7 @@ use crate::api_network::Network;
 use crate::api_places::{Cgroup, Cgroups, Server, id_of};
 use crate::api_traffic::{cookie, cookies_of, own_netns, refused, tcp_socket};
 use crate::api_watcher::{Event, FAILED, Kind, Watcher, states};
-use crate::consumer::{Consumer, is_beyond_the_rung, lacks_cookies, patience, sees_accepts, turn};
+use crate::consumer::{Consumer, is_beyond_the_rung, lacks_cookies, patience, sees_accepts, slowness, turn};
 use crate::traffic::{Connection, DUAL, Peer, V4, V6, closed_port, set_linger_0};
 
 const PEER_UID: u32 = 1002;
@@ -278,6 +281,42 @@ fn changes_of_state_come_as_soon_as_they_fit() {
     assert!(events.iter().all(|event| event.flags & FAILED != 0), "{events:#?}");
     assert!(events.iter().all(|event| event.kind == Kind::Close), "{events:#?}");
     assert_eq!(events.iter().filter(|event| event.cookie == failed).count(), 1);
+}
+
+/// A child that is about to execute a program has a copy of each socket for a moment, and may be the last to have one.
+#[test]
+fn no_close_is_lost_beside_programs_that_are_started() {
+    const CONNECTIONS: usize = 200;
+
+    if !sees_accepts() {
+        return eprintln!("skipped: accepts are not seen");
+    }
+    let _turn = turn();
+    let mut watcher = Watcher::open(&format!("events=2 filter=pid {}", process::id()));
+    let is_over = AtomicBool::new(false);
+    let ends: HashSet<(u16, u16)> = thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    Command::new("/bin/true").status().unwrap();
+                }
+            });
+        }
+        let connections = (0..CONNECTIONS / slowness() as usize).flat_map(|_| {
+            let connection = Connection::open(V4(), V4());
+            let (one, other) = connection.ports();
+            connection.close_client_first();
+            [(one, other), (other, one)]
+        });
+        let ends = connections.collect();
+        is_over.store(true, Ordering::Relaxed);
+        ends
+    });
+    let events = watcher.events_until(0, "all closes", |events| {
+        let came: HashSet<_> = events.iter().map(Event::ports).collect();
+        ends.is_subset(&came)
+    });
+    assert!(events.iter().all(|event| event.pid == process::id()), "{events:#?}");
 }
 
 #[test]
