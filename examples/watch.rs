@@ -2,7 +2,7 @@
 //!
 //! Words behind it are a filter: `cargo run --release --example watch -- dport 443 failed`.
 
-use std::io::Error as IoError;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use tcpEvent::{Event, Failure, Filter, Watch};
@@ -12,21 +12,22 @@ fn printable(name: &str) -> String {
     name.chars().flat_map(|c| if c.is_ascii_graphic() { vec![c] } else { c.escape_default().collect() }).collect()
 }
 
-fn print(event: &Event) {
-    let name = printable(&event.command());
-    print!("{name}[{}] {} -> {}", event.pid, event.local(), event.remote());
+fn print(event: &Event) -> io::Result<()> {
+    let (name, mut out) = (printable(&event.command()), io::stdout());
+    write!(out, "{name}[{}] {} -> {}", event.pid, event.local(), event.remote())?;
     match event.failure {
-        Failure::None => println!("  received {}, sent {}", event.payload_received, event.payload_sent),
-        Failure::GivenUp => println!("  given up"),
-        Failure::Network => println!("  failed: {}", IoError::from_raw_os_error(event.error)),
+        Failure::None => writeln!(out, "  received {}, sent {}", event.payload_received, event.payload_sent),
+        Failure::GivenUp => writeln!(out, "  given up"),
+        Failure::Network if event.error_unknown => writeln!(out, "  failed"),
+        Failure::Network => writeln!(out, "  failed: {}", io::Error::from_raw_os_error(event.error)),
     }
 }
 
-fn watch(filter: &str) -> Result<(), tcpEvent::Error> {
+fn watch(filter: &str) -> Result<(), Box<dyn std::error::Error>> {
     let filter: Filter = filter.parse()?;
     let watch = Watch::builder().closes().filter(filter).open()?;
     for event in watch.events() {
-        print(&event?);
+        print(&event?)?;
     }
     Ok(())
 }

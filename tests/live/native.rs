@@ -180,6 +180,6 @@ fn the_example_tells_of_a_connect_that_fails() {
     program.wait().unwrap();
     let line = reader.join().unwrap();
     assert!(line.contains(&format!("[{}] 127.0.0.1:", process::id())), "{line}");
-    let reason = if rung_is_tracepoint() { "failed: " } else { "failed: Connection refused" };
+    let reason = if rung_is_tracepoint() { "failed" } else { "failed: Connection refused" };
     assert!(line.contains(&format!("-> 127.0.0.1:{port}  {reason}")), "{line}");
 }
