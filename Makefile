@@ -213,8 +213,10 @@ export PKG_CONFIG_FILE
 headers: | setup ## write include/*.h again from the Rust sources
 	UPDATE_HEADERS=1 $(CARGO) test --profile tests --locked --test headers
 
-fmt: | setup-test ## is the code formatted?
+fmt: | setup-test $(RUFF) ## is the code formatted? (make format does it)
 	$(CARGO) fmt --check
+	clang-format --dry-run --Werror $(C_FILES)
+	$(RUFF) format --quiet --check --no-cache $(PYTHON)
 
 format: | setup-test $(RUFF) ## format the code: Rust, C and Python
 	$(CARGO) fmt

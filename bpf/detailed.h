@@ -72,7 +72,7 @@ static __always_inline bool has_failed(const struct owner *known, int old_state)
 
 /* As report(), of any change. */
 static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const struct owner *known, int old_state,
-					    int new_state, const bool direct)
+					     int new_state, const bool direct)
 {
 	bool ends = new_state == TCP_CLOSE && is_end(sk, known, old_state), is_held;
 	struct tcp_detailed_record *record;

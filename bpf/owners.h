@@ -87,11 +87,12 @@ static __always_inline __u64 differ(__u64 a, __u64 b)
 	__u64 negative;
 
 	a ^= b;
-	asm volatile("%[negative] = %[a]\n"
-		     "%[negative] = -%[negative]\n"
-		     "%[a] |= %[negative]\n"
-		     "%[a] >>= 63\n"
-		     : [a] "+r"(a), [negative] "=&r"(negative));
+	asm volatile(
+		"%[negative] = %[a]\n"
+		"%[negative] = -%[negative]\n"
+		"%[a] |= %[negative]\n"
+		"%[a] >>= 63\n"
+		: [a] "+r"(a), [negative] "=&r"(negative));
 	return a;
 }
 
@@ -207,8 +208,8 @@ static __always_inline void forget_owner(const struct sock *sk)
 	set = set_of(number);
 	if (!set)
 		return;
-	/* All, where two have put it: see put_into_set(). */
 #pragma unroll
+	/* All, where two have put it: see put_into_set(). */
 	for (int i = 0; i < SET_PLACES; i++)
 		if (*(volatile __u64 *)&set->keys[i] == number)
 			*(volatile __u64 *)&set->keys[i] = 0;

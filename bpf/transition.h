@@ -303,7 +303,8 @@ static __always_inline void fill_plain(struct tcp_record *record, struct sock *s
  */
 static __always_inline bool is_of_holder(const struct tcp_record *record)
 {
-	return hears_let_go && record->inode && record->origin != TCP_ORIGIN_CONNECT && record->origin != TCP_ORIGIN_CLOSE;
+	return hears_let_go && record->inode && record->origin != TCP_ORIGIN_CONNECT &&
+	       record->origin != TCP_ORIGIN_CLOSE;
 }
 
 /* Reports a close. If it is of one that is held, gives the time of its record; else 0. */
@@ -367,8 +368,7 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 	 * At a listener. With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. (The
 	 * plain program at the tracepoint leaves nothing of an earlier socket at the same address: see close_at_end().)
 	 */
-	if (new_state == TCP_ESTABLISHED &&
-	    (!detailed && look_at_end ? known && !known->has_ended : !!socket_of(sk)))
+	if (new_state == TCP_ESTABLISHED && (!detailed && look_at_end ? known && !known->has_ended : !!socket_of(sk)))
 		return;
 	/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
 	is_taken = new_state == TCP_ESTABLISHED && owner->origin == TCP_ORIGIN_ACCEPT && !owner->birth_ns;

@@ -46,38 +46,70 @@ def number(least, most):
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{value} is not from {least} to {most}")
         return value
+
     return parse
 
 
 def arguments(words):
     parser = argparse.ArgumentParser(
-        prog="benches/run", description="Measures what watching costs, beside libbpf-tools and ss. As root.",
-        epilog="Figures: " + "; ".join(f"{name} ({' '.join(function.__doc__.split()).split('. ')[0].rstrip('.')})"
-                                      for name, function in figures.FIGURES.items()))
+        prog="benches/run",
+        description="Measures what watching costs, beside libbpf-tools and ss. As root.",
+        epilog="Figures: "
+        + "; ".join(
+            f"{name} ({' '.join(function.__doc__.split()).split('. ')[0].rstrip('.')})"
+            for name, function in figures.FIGURES.items()
+        ),
+    )
     parser.add_argument("--rounds", type=number(1, 1000), help="rounds of each comparison (8; quick: 2)")
     parser.add_argument("--connections", type=number(400, 1_000_000), help="in a round (20000; quick: 4000)")
     parser.add_argument("--sockets", type=number(20, 500_000), help="in a sweep (20000; quick: 4000)")
     parser.add_argument("--processes", type=number(2, 10_000), help="that hold them (200)")
-    parser.add_argument("--most", type=number(2000, 120_000), metavar="SOCKETS",
-                        help="the most that are open at once, a multiple of 2000 (100000; quick: 20000)")
-    parser.add_argument("--sweep-interval", type=float, default=2.0, metavar="SECONDS",
-                        help="from sweep to sweep: longer than a sweep and ss take together (2)")
-    parser.add_argument("--only", action="append", choices=figures.FIGURES, metavar="FIGURE",
-                        help="this figure alone; may be given again")
+    parser.add_argument(
+        "--most",
+        type=number(2000, 120_000),
+        metavar="SOCKETS",
+        help="the most that are open at once, a multiple of 2000 (100000; quick: 20000)",
+    )
+    parser.add_argument(
+        "--sweep-interval",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="from sweep to sweep: longer than a sweep and ss take together (2)",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=figures.FIGURES,
+        metavar="FIGURE",
+        help="this figure alone; may be given again",
+    )
     parser.add_argument("--quick", action="store_true", help="a small run, to see that all works")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all values there")
     parser.add_argument("--write-report", action="store_true", help="write BENCHMARKS.md and benches/cost.svg")
-    parser.add_argument("--beside", type=pathlib.Path, action="append", default=[], metavar="FILE",
-                        help="a file of --json, of another machine, for a table of its own in the report; may be "
-                        "given again")
+    parser.add_argument(
+        "--beside",
+        type=pathlib.Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file of --json, of another machine, for a table of its own in the report; may be given again",
+    )
     options = parser.parse_args(words)
-    for name, full, quick in (("rounds", 8, 2), ("connections", 20_000, 4_000), ("sockets", 20_000, 4_000),
-                              ("processes", 200, 200), ("most", 100_000, 20_000)):
+    for name, full, quick in (
+        ("rounds", 8, 2),
+        ("connections", 20_000, 4_000),
+        ("sockets", 20_000, 4_000),
+        ("processes", 200, 200),
+        ("most", 100_000, 20_000),
+    ):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
     if options.processes % 2 or options.sockets % options.processes:
-        parser.error(f"--sockets {options.sockets} --processes {options.processes}: the processes must be even in "
-                     "number, and hold equally many")
+        parser.error(
+            f"--sockets {options.sockets} --processes {options.processes}: the processes must be even in "
+            "number, and hold equally many"
+        )
     if options.most % 2000:
         parser.error(f"--most {options.most} is not a multiple of 2000")
     if options.write_report and options.only:
@@ -105,9 +137,13 @@ def end(*_):
 
 def measure(options):
     check()
-    result = {"machine": machine.describe(), "options": {name: value for name, value in vars(options).items()
-                                                         if isinstance(value, (int, float))},
-              "rows": [], "figures": {}, "failed": []}
+    result = {
+        "machine": machine.describe(),
+        "options": {name: value for name, value in vars(options).items() if isinstance(value, (int, float))},
+        "rows": [],
+        "figures": {},
+        "failed": [],
+    }
     bench = Bench(options)
     for rung, refusal in bench.rungs.items():
         bench.progress(f"{rung}: {refusal or 'works'}")

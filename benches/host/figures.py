@@ -88,7 +88,7 @@ def missing_rungs(bench, figure):
 
 
 def rotated(items, by):
-    return items[by % len(items):] + items[:by % len(items)]
+    return items[by % len(items) :] + items[: by % len(items)]
 
 
 def check_peers(rounds):
@@ -97,8 +97,10 @@ def check_peers(rounds):
     for name in ("tcplife", "tcpstates"):
         shares = [seen["lost_share"] for seen in rounds.get(name, [])]
         if shares and statistics.median(shares) > 0.5:
-            raise BenchError(f"{name} has told of {100 * (1 - statistics.median(shares)):.0f} % of its events: "
-                             "is another program at work on the same ports?")
+            raise BenchError(
+                f"{name} has told of {100 * (1 - statistics.median(shares)):.0f} % of its events: "
+                "is another program at work on the same ports?"
+            )
         if shares:
             notes.append(f"{name} lost {100 * statistics.median(shares):.1f} % of its events")
     return notes
@@ -128,8 +130,9 @@ def loaded_rounds(bench, rounds, apart):
                 seen[name].append(now[name])
                 seen["nobody"].append(after)
                 before = after
-        bench.progress(f"{rate:,.0f} connections/s alone" +
-                       "".join(f"; {name} {-one['loss']:+.1f} %" for name, one in now.items()))
+        bench.progress(
+            f"{rate:,.0f} connections/s alone" + "".join(f"; {name} {-one['loss']:+.1f} %" for name, one in now.items())
+        )
     return seen
 
 
@@ -150,15 +153,36 @@ def load(bench):
     for rung in bench.working_rungs():
         ours = seen[rung]
         rows += [
-            Row(f"connection rate lost, {rung}", "%", column(ours, "loss"), "tcplife", tcplife_loss,
-                at_most=2, part=1 / 10, target="≤ 2 %, ≤ 1/10"),
-            Row(f"CPU of the watching process a connection, {rung}", "us", column(ours, "cpu_us"),
-                "tcplife", column(seen["tcplife"], "cpu_us"), part=1 / 3, target="≤ 1/3"),
+            Row(
+                f"connection rate lost, {rung}",
+                "%",
+                column(ours, "loss"),
+                "tcplife",
+                tcplife_loss,
+                at_most=2,
+                part=1 / 10,
+                target="≤ 2 %, ≤ 1/10",
+            ),
+            Row(
+                f"CPU of the watching process a connection, {rung}",
+                "us",
+                column(ours, "cpu_us"),
+                "tcplife",
+                column(seen["tcplife"], "cpu_us"),
+                part=1 / 3,
+                target="≤ 1/3",
+            ),
             Row(f"delivery under load, p50, {rung}", "ms", column(ours, "latency_ms", "p50")),
-            Row(f"delivery under load, p99, {rung}", "ms", column(ours, "latency_ms", "p99"), at_most=5,
-                target="≤ 5 ms"),
-            Row(f"events lost under load, {rung}", "", [sum(abs(lost) for lost in column(ours, "lost"))],
-                at_most=0, target="0"),
+            Row(
+                f"delivery under load, p99, {rung}", "ms", column(ours, "latency_ms", "p99"), at_most=5, target="≤ 5 ms"
+            ),
+            Row(
+                f"events lost under load, {rung}",
+                "",
+                [sum(abs(lost) for lost in column(ours, "lost"))],
+                at_most=0,
+                target="0",
+            ),
         ]
     return rows + missing_rungs(bench, "load"), {"rounds": seen, "notes": check_peers(seen)}
 
@@ -169,8 +193,16 @@ def together(bench):
     if bench.processors < 2:
         raise BenchError("there is one processor only: the load is this one already")
     seen = loaded_rounds(bench, max(1, bench.rounds // 2), apart=False)
-    rows = [Row(f"connection rate lost, both ends on one processor, {rung}", "%", column(seen[rung], "loss"), "tcplife",
-                column(seen["tcplife"], "loss")) for rung in bench.working_rungs()]
+    rows = [
+        Row(
+            f"connection rate lost, both ends on one processor, {rung}",
+            "%",
+            column(seen[rung], "loss"),
+            "tcplife",
+            column(seen["tcplife"], "loss"),
+        )
+        for rung in bench.working_rungs()
+    ]
     return rows, {"rounds": seen, "notes": check_peers(seen)}
 
 
@@ -187,8 +219,18 @@ def bpf(bench):
     for name, rounds in seen.items():
         if not all(column(rounds, "bpf_runs")):
             raise BenchError(f"the kernel has counted no run of {name}'s programs (kernel.bpf_stats_enabled)")
-    rows = [Row(f"BPF time a connection, {rung}", "us", column(seen[rung], "bpf_us"), "tcplife",
-                column(seen["tcplife"], "bpf_us"), part=1 / 15, target="≤ 1/15") for rung in bench.working_rungs()]
+    rows = [
+        Row(
+            f"BPF time a connection, {rung}",
+            "us",
+            column(seen[rung], "bpf_us"),
+            "tcplife",
+            column(seen["tcplife"], "bpf_us"),
+            part=1 / 15,
+            target="≤ 1/15",
+        )
+        for rung in bench.working_rungs()
+    ]
     return rows + missing_rungs(bench, "BPF time"), {"rounds": seen, "notes": check_peers(seen)}
 
 
@@ -204,10 +246,20 @@ def quiet(bench):
         if sum(abs(lost) for lost in column(rounds, "lost")):
             raise BenchError(f"{rung}: events are missing on a quiet host: is it one?")
         rows += [
-            Row(f"delivery on a quiet host, p50, {rung}", "ms", column(rounds, "latency_ms", "p50"), at_most=0.2,
-                target="≤ 0.2 ms"),
-            Row(f"delivery on a quiet host, p99, {rung}", "ms", column(rounds, "latency_ms", "p99"), at_most=1,
-                target="≤ 1 ms"),
+            Row(
+                f"delivery on a quiet host, p50, {rung}",
+                "ms",
+                column(rounds, "latency_ms", "p50"),
+                at_most=0.2,
+                target="≤ 0.2 ms",
+            ),
+            Row(
+                f"delivery on a quiet host, p99, {rung}",
+                "ms",
+                column(rounds, "latency_ms", "p99"),
+                at_most=1,
+                target="≤ 1 ms",
+            ),
         ]
     return rows + missing_rungs(bench, "delivery"), {"rounds": seen}
 
@@ -254,8 +306,10 @@ def start(bench):
         for _ in range(5 if bench.quick else 20):
             with Library(PORT, rung=rung, consume=False) as library:
                 times[rung or "auto"].append(library.started_ms)
-    rows = [Row(f"AddProbe to status 1{'' if rung == 'auto' else ', ' + rung}", "ms", values, at_most=15,
-                target="≤ 15 ms") for rung, values in times.items()]
+    rows = [
+        Row(f"AddProbe to status 1{'' if rung == 'auto' else ', ' + rung}", "ms", values, at_most=15, target="≤ 15 ms")
+        for rung, values in times.items()
+    ]
     return rows, {"ms": times}
 
 
@@ -269,8 +323,11 @@ def syscalls(bench):
             for name in rotated(list(watchers), number):
                 with watchers[name]:
                     seen[name].append(min(float(caller.ask(f"run {count}", "ran")[1]) for _ in range(5)))
-    rows = [Row(f"a system call (getppid), {name}", "ns", values, "nobody", seen["nobody"])
-            for name, values in seen.items() if name != "nobody"]
+    rows = [
+        Row(f"a system call (getppid), {name}", "ns", values, "nobody", seen["nobody"])
+        for name, values in seen.items()
+        if name != "nobody"
+    ]
     return rows, seen
 
 
@@ -281,8 +338,15 @@ def memory(bench):
     added = (library["memory_kib"] - library["memory_before_kib"]) / 1024
     peak = (library["peak_kib"] - library["memory_before_kib"]) / 1024
     rows = [
-        Row("resident memory beside the host's", "MiB", [added], "tcplife, whole", [peer["memory_kib"] / 1024],
-            at_most=8, target="≤ 8 MiB"),
+        Row(
+            "resident memory beside the host's",
+            "MiB",
+            [added],
+            "tcplife, whole",
+            [peer["memory_kib"] / 1024],
+            at_most=8,
+            target="≤ 8 MiB",
+        ),
         Row("the most that it was, from the start on", "MiB", [peak], "tcplife, whole", [peer["peak_kib"] / 1024]),
     ]
     return rows, {"library": library, "tcplife": peer}
@@ -330,8 +394,10 @@ def wait_for_events_of(library, count):
     """Until so many events have come, of whatever socket, and the sweeping thread sleeps."""
     wait_for_events(library, lambda: sum(library.counts()) >= count, PATIENCE)
     if sum(library.counts()) != count:
-        raise BenchError(f"{sum(library.counts())} snapshots came, {count} had to: did a sweep take longer than the "
-                         "interval? set --sweep-interval higher")
+        raise BenchError(
+            f"{sum(library.counts())} snapshots came, {count} had to: did a sweep take longer than the "
+            "interval? set --sweep-interval higher"
+        )
     wait_until_swept(library)
 
 
@@ -355,8 +421,7 @@ def sweep(bench):
     seen = []
     with Sockets(bench.sockets, bench.processes) as held:
         cpu_of_command(command, held.pid)
-        with Library(0, probe=True, network=held.pid, queue=bench.slots,
-                     netlink_interval=bench.sweep_interval) as ours:
+        with Library(0, probe=True, network=held.pid, queue=bench.slots, netlink_interval=bench.sweep_interval) as ours:
             sweeps = Sweeps(ours, bench.sockets)
             sweeps.next()
             while len(seen) < bench.rounds:
@@ -369,10 +434,22 @@ def sweep(bench):
     of_ss = [1e3 * one for one in column(seen, "ss_s")]
     what = f"{bench.sockets:,} sockets in {bench.processes} processes"
     rows = [
-        Row(f"CPU of a sweep, {what}", "ms", [1e3 * one for one in column(seen, "sweep_s")], "ss -tinpH", of_ss,
-            part=1 / 6, target="≤ 1/6"),
-        Row("the same with the taking of its events", "ms", [1e3 * one for one in column(seen, "process_s")],
-            "ss -tinpH", of_ss),
+        Row(
+            f"CPU of a sweep, {what}",
+            "ms",
+            [1e3 * one for one in column(seen, "sweep_s")],
+            "ss -tinpH",
+            of_ss,
+            part=1 / 6,
+            target="≤ 1/6",
+        ),
+        Row(
+            "the same with the taking of its events",
+            "ms",
+            [1e3 * one for one in column(seen, "process_s")],
+            "ss -tinpH",
+            of_ss,
+        ),
     ]
     return rows, {"rounds": seen}
 
@@ -386,18 +463,25 @@ def scale(bench):
     few, some, most, rounds = bench.most // 100, bench.most // 10, bench.most, 2 if bench.quick else 3
     seen = []
     with Sockets(few, 20) as held:
-        with Library(0, probe=True, network=held.pid, queue=SMALL_QUEUE,
-                     netlink_interval=bench.sweep_interval) as library:
+        with Library(
+            0, probe=True, network=held.pid, queue=SMALL_QUEUE, netlink_interval=bench.sweep_interval
+        ) as library:
             sweeps = Sweeps(library, few)
             sweeps.next()
 
             def measure():
                 tasks.forget_peak_memory(library.pid)
                 cpu = [sweeps.next()[0] for _ in range(rounds)]
-                now = {"sockets": sweeps.sockets, "cpu_us": [1e6 * one / sweeps.sockets for one in cpu],
-                       "memory_kib": tasks.memory_kib(library.pid), "peak_kib": tasks.peak_memory_kib(library.pid)}
-                bench.progress(f"{now['sockets']:,} sockets: {statistics.median(now['cpu_us']):.2f} us each, "
-                               f"{now['memory_kib']:,} KiB, {now['peak_kib']:,} at most")
+                now = {
+                    "sockets": sweeps.sockets,
+                    "cpu_us": [1e6 * one / sweeps.sockets for one in cpu],
+                    "memory_kib": tasks.memory_kib(library.pid),
+                    "peak_kib": tasks.peak_memory_kib(library.pid),
+                }
+                bench.progress(
+                    f"{now['sockets']:,} sockets: {statistics.median(now['cpu_us']):.2f} us each, "
+                    f"{now['memory_kib']:,} KiB, {now['peak_kib']:,} at most"
+                )
                 seen.append(now)
 
             measure()
@@ -412,12 +496,31 @@ def scale(bench):
     left = (seen[-1]["memory_kib"] - seen[0]["memory_kib"]) / 1024
     peak = (seen[2]["peak_kib"] - seen[0]["memory_kib"]) / 1024
     rows = [
-        Row(f"CPU of a sweep a socket, of {most:,} sockets", "us", seen[2]["cpu_us"], f"ours, of {few:,}",
-            seen[0]["cpu_us"], part=1.25, target="flat: ≤ 1.25"),
-        Row("the same, beside a tenth", "us", seen[2]["cpu_us"], f"ours, of {some:,}", seen[1]["cpu_us"], part=1.25,
-            target="flat: ≤ 1.25"),
-        Row(f"memory left of {most:,} sockets (at most {peak:.1f} MiB)", "MiB", [left], at_most=1,
-            target="returned: ≤ 1 MiB"),
+        Row(
+            f"CPU of a sweep a socket, of {most:,} sockets",
+            "us",
+            seen[2]["cpu_us"],
+            f"ours, of {few:,}",
+            seen[0]["cpu_us"],
+            part=1.25,
+            target="flat: ≤ 1.25",
+        ),
+        Row(
+            "the same, beside a tenth",
+            "us",
+            seen[2]["cpu_us"],
+            f"ours, of {some:,}",
+            seen[1]["cpu_us"],
+            part=1.25,
+            target="flat: ≤ 1.25",
+        ),
+        Row(
+            f"memory left of {most:,} sockets (at most {peak:.1f} MiB)",
+            "MiB",
+            [left],
+            at_most=1,
+            target="returned: ≤ 1 MiB",
+        ),
     ]
     return rows, {"sizes": seen}
 
@@ -455,8 +558,15 @@ def throughput(bench):
                 seen[threads].append(share / float(seconds) / 1e6)
     rows = [
         Row("events through DequeuePerfEvent, one consumer", "million/s", seen[1], at_least=2, target="≥ 2 million/s"),
-        Row("the same, eight consumers", "million/s", seen[8], "ours, one", seen[1],
-            at_least=statistics.median(seen[1]), target="no slower than one"),
+        Row(
+            "the same, eight consumers",
+            "million/s",
+            seen[8],
+            "ours, one",
+            seen[1],
+            at_least=statistics.median(seen[1]),
+            target="no slower than one",
+        ),
     ]
     return rows, {"events": share, "million_per_second": seen}
 
@@ -483,10 +593,21 @@ def tracked(bench):
                 counters = library.stop()
             if counters.get("lost_owners"):
                 raise BenchError(f"{rung}: {counters['lost_owners']} connections were not tracked: set --most lower")
-            rows.append(Row(f"BPF time a transition, {most:,} connections alive, {rung}", "ns", seen[rung][most],
-                            f"ours, {few:,}", seen[rung][few], part=1.25, target="flat: ≤ 1.25"))
-            bench.progress(f"{rung}: {statistics.median(seen[rung][few]):.0f} ns with {few:,} alive, "
-                           f"{statistics.median(seen[rung][most]):.0f} with {most:,}")
+            rows.append(
+                Row(
+                    f"BPF time a transition, {most:,} connections alive, {rung}",
+                    "ns",
+                    seen[rung][most],
+                    f"ours, {few:,}",
+                    seen[rung][few],
+                    part=1.25,
+                    target="flat: ≤ 1.25",
+                )
+            )
+            bench.progress(
+                f"{rung}: {statistics.median(seen[rung][few]):.0f} ns with {few:,} alive, "
+                f"{statistics.median(seen[rung][most]):.0f} with {most:,}"
+            )
     return rows + missing_rungs(bench, "tracked connections"), seen
 
 
@@ -528,7 +649,17 @@ def keeps_up(rounds):
 
 
 FIGURES = {
-    "bpf": bpf, "load": load, "together": together, "quiet": quiet, "idle": idle, "start": start,
-    "syscalls": syscalls, "memory": memory, "sweep": sweep, "scale": scale, "throughput": throughput,
-    "tracked": tracked, "cost": cost,
+    "bpf": bpf,
+    "load": load,
+    "together": together,
+    "quiet": quiet,
+    "idle": idle,
+    "start": start,
+    "syscalls": syscalls,
+    "memory": memory,
+    "sweep": sweep,
+    "scale": scale,
+    "throughput": throughput,
+    "tracked": tracked,
+    "cost": cost,
 }

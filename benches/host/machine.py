@@ -23,8 +23,12 @@ def package_of(path):
         for name in (path, os.path.realpath(path), path.removeprefix("/usr")):
             owner = subprocess.run(["dpkg-query", "-S", name], capture_output=True, text=True, check=False).stdout
             if owner:
-                version = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version}", owner.split(":")[0]],
-                                         capture_output=True, text=True, check=True).stdout
+                version = subprocess.run(
+                    ["dpkg-query", "-W", "-f", "${Package} ${Version}", owner.split(":")[0]],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                ).stdout
                 return version.strip()
     except (OSError, subprocess.CalledProcessError):
         pass
@@ -43,9 +47,15 @@ def describe():
         "memory": f"{kib / (1 << 20):.1f} GiB",
         "load_average": os.getloadavg()[0],
         "library": f"libtcpEvent {first(r'^version *= *.(.*).$', tasks.read(ROOT / 'Cargo.toml'))}, "
-                   f"{LIBRARY.stat().st_size:,} bytes",
-        "peers": {name: package_of(path) for name, path in
-                  (("tcplife", find("tcplife")), ("tcpstates", find("tcpstates")), ("ss", shutil.which("ss")))},
+        f"{LIBRARY.stat().st_size:,} bytes",
+        "peers": {
+            name: package_of(path)
+            for name, path in (
+                ("tcplife", find("tcplife")),
+                ("tcpstates", find("tcpstates")),
+                ("ss", shutil.which("ss")),
+            )
+        },
     }
 
 

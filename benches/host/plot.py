@@ -42,12 +42,14 @@ def draw(lines, machine):
         text(LEFT, 39, f"Linux {machine['kernel']}, {machine['processors']} × {machine['processor']}", "start", 11),
     ]
     for mark in x_marks:
-        out.append(f'<line x1="{x_of(mark):.1f}" y1="{TOP}" x2="{x_of(mark):.1f}" y2="{HEIGHT - BOTTOM}" '
-                   'stroke="#e5e5e5"/>')
+        out.append(
+            f'<line x1="{x_of(mark):.1f}" y1="{TOP}" x2="{x_of(mark):.1f}" y2="{HEIGHT - BOTTOM}" stroke="#e5e5e5"/>'
+        )
         out.append(text(x_of(mark), HEIGHT - BOTTOM + 18, f"{mark:,.0f}"))
     for mark in y_marks:
-        out.append(f'<line x1="{LEFT}" y1="{y_of(mark):.1f}" x2="{WIDTH - RIGHT}" y2="{y_of(mark):.1f}" '
-                   'stroke="#e5e5e5"/>')
+        out.append(
+            f'<line x1="{LEFT}" y1="{y_of(mark):.1f}" x2="{WIDTH - RIGHT}" y2="{y_of(mark):.1f}" stroke="#e5e5e5"/>'
+        )
         out.append(text(LEFT - 8, y_of(mark) + 4, f"{mark:g} %", "end"))
     title = "connections a second (last point of a line: as many as go)"
     out.append(text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 15, title))
@@ -66,8 +68,10 @@ def draw(lines, machine):
         y = TOP + 14 + 22 * place
         shown = f"libtcpEvent, {name}" if name in ("kprobe", "tp_btf") else name
         dash = ' stroke-dasharray="5 4"' if name == "nobody" else ""
-        out.append(f'<line x1="{WIDTH - RIGHT + 12}" y1="{y}" x2="{WIDTH - RIGHT + 34}" y2="{y}" stroke="{colour}" '
-                   f'stroke-width="2"{dash}/>')
+        out.append(
+            f'<line x1="{WIDTH - RIGHT + 12}" y1="{y}" x2="{WIDTH - RIGHT + 34}" y2="{y}" stroke="{colour}" '
+            f'stroke-width="2"{dash}/>'
+        )
         out.append(text(WIDTH - RIGHT + 40, y + 4, shown, "start", 11))
     out.append("</svg>")
     return "\n".join(out) + "\n"

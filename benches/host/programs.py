@@ -105,9 +105,14 @@ class Child:
         try:
             with network_of(network):
                 self.process = subprocess.Popen(
-                    [str(word) for word in command], stdin=subprocess.PIPE,
-                    stdout=self.output_file if to_file else subprocess.PIPE, stderr=self.errors_file,
-                    env=environment, start_new_session=True, preexec_fn=end_with_parent)
+                    [str(word) for word in command],
+                    stdin=subprocess.PIPE,
+                    stdout=self.output_file if to_file else subprocess.PIPE,
+                    stderr=self.errors_file,
+                    env=environment,
+                    start_new_session=True,
+                    preexec_fn=end_with_parent,
+                )
         except OSError as error:
             self.close_files()
             raise BenchError(f"{command[0]} does not start: {error}") from error
@@ -214,8 +219,13 @@ def cpu_of_command(command, network=None):
     """Runs a command with its output going nowhere; its CPU time in seconds, user and system, and the time it took."""
     began = time.monotonic()
     with network_of(network):
-        process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=end_with_parent)
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=end_with_parent,
+        )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:

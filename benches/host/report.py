@@ -60,9 +60,11 @@ def text(result, beside):
         tools(result),
     ]
     if result["figures"].get("cost", {}).get("lines"):
-        parts += ["## Cost against load\n",
-                  "![CPU time against connections a second](benches/cost.svg)\n",
-                  points(result["figures"]["cost"]["lines"])]
+        parts += [
+            "## Cost against load\n",
+            "![CPU time against connections a second](benches/cost.svg)\n",
+            points(result["figures"]["cost"]["lines"]),
+        ]
     for other in beside:
         parts += [section(other, f"Another machine: Linux {other['machine']['kernel']}"), tools(other)]
     parts.append(HOW)
@@ -95,9 +97,12 @@ def tools(result):
     load, bpf = (result["figures"].get(name, {}).get("rounds", {}) for name in ("load", "bpf"))
     if not load:
         return ""
-    lines = ["| watcher | connections/s | rate lost | CPU of its process | BPF time | events lost |",
-             "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| watcher | connections/s | rate lost | CPU of its process | BPF time | events lost |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name, rounds in load.items():
+
         def median(key, of=rounds):
             values = [one[key] for one in of if key in one]
             return statistics.median(values) if values else None
@@ -107,11 +112,20 @@ def tools(result):
 
         shown = f"libtcpEvent, {name}" if name in ("kprobe", "tp_btf") else name
         lost = median("lost_share")
-        lines.append("| " + " | ".join([
-            shown, rows.amount(median("rate")), cell(median("loss"), "%"),
-            cell(median("cpu_us") or None, "us a connection"),
-            cell(median("bpf_us", bpf.get(name, [])), "us a connection"),
-            cell(100 * lost if lost is not None else None, "%")]) + " |")
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    shown,
+                    rows.amount(median("rate")),
+                    cell(median("loss"), "%"),
+                    cell(median("cpu_us") or None, "us a connection"),
+                    cell(median("bpf_us", bpf.get(name, [])), "us a connection"),
+                    cell(100 * lost if lost is not None else None, "%"),
+                ]
+            )
+            + " |"
+        )
     return "\n".join(lines) + "\n"
 
 

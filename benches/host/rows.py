@@ -56,12 +56,24 @@ class Row:
         if self.missing:
             return [self.figure, "missing", self.beside, "", self.target, "", self.missing]
         peer = f"{amount(self.peer_value)} {self.unit}".strip() + f" ({self.beside})" if self.peer else ""
-        return [self.figure, f"{amount(self.value)} {self.unit}".strip(), peer, fraction(self.ratio),
-                self.target, {True: "yes", False: "no", None: ""}[self.met], spread(self.ours)]
+        return [
+            self.figure,
+            f"{amount(self.value)} {self.unit}".strip(),
+            peer,
+            fraction(self.ratio),
+            self.target,
+            {True: "yes", False: "no", None: ""}[self.met],
+            spread(self.ours),
+        ]
 
     def as_json(self):
-        return {**dataclasses.asdict(self), "value": self.value, "peer_value": self.peer_value, "ratio": self.ratio,
-                "met": self.met}
+        return {
+            **dataclasses.asdict(self),
+            "value": self.value,
+            "peer_value": self.peer_value,
+            "ratio": self.ratio,
+            "met": self.met,
+        }
 
 
 HEADINGS = ("figure", "ours", "peer", "ratio", "target", "met", "spread of ours")

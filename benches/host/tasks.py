@@ -34,8 +34,9 @@ def cpu_ns(pid, comm=None):
 
 def wakeups(pid):
     """How often its threads have gone to sleep: as often as they were woken, and some were woken for nothing."""
-    return sum(int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", text, re.MULTILINE)[1])
-               for text in of_tasks(pid, "status"))
+    return sum(
+        int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", text, re.MULTILINE)[1]) for text in of_tasks(pid, "status")
+    )
 
 
 def memory_kib(pid, field="Rss"):

@@ -48,11 +48,16 @@ void put_reason(struct text *text, const struct failure *failure)
         int error;
         const char *words;
     } usual[] = {
-        {ECONNREFUSED, "connection refused"},   {ETIMEDOUT, "timed out"},
-        {ECONNRESET, "reset"},                  {EHOSTUNREACH, "no route to host"},
-        {ENETUNREACH, "network unreachable"},   {EHOSTDOWN, "host is down"},
-        {ENETDOWN, "network is down"},          {EACCES, "prohibited by a router or firewall"},
-        {ECONNABORTED, "aborted on this host"}, {ENOPROTOOPT, "no TCP at the destination"},
+        {ECONNREFUSED, "connection refused"},
+        {ETIMEDOUT, "timed out"},
+        {ECONNRESET, "reset"},
+        {EHOSTUNREACH, "no route to host"},
+        {ENETUNREACH, "network unreachable"},
+        {EHOSTDOWN, "host is down"},
+        {ENETDOWN, "network is down"},
+        {EACCES, "prohibited by a router or firewall"},
+        {ECONNABORTED, "aborted on this host"},
+        {ENOPROTOOPT, "no TCP at the destination"},
     };
     const char *words = NULL;
 

@@ -203,8 +203,7 @@ static bool tell_of_gap(struct log *log)
         log->error = 0;
         return true;
     }
-    snprintf(notice, sizeof notice, "%" PRIu64 " lines of the log were lost: %s", log->lost,
-             reason(log->error));
+    snprintf(notice, sizeof notice, "%" PRIu64 " lines of the log were lost: %s", log->lost, reason(log->error));
     put_notice_record(&line, wall_clock_ns(), true, notice, log->json);
     if (write_lines(log, line.data, line.length) < line.length)
         return false;
@@ -263,8 +262,7 @@ void log_close(struct log *log)
     log_take_posts(log);
     log_flush(log);
     if (log->lost > 0 && !log_has_no_reader(log))
-        fprintf(stderr, "tcp_trace: %" PRIu64 " lines of the log were lost: %s\n", log->lost,
-                reason(log->error));
+        fprintf(stderr, "tcp_trace: %" PRIu64 " lines of the log were lost: %s\n", log->lost, reason(log->error));
     if (log->path != NULL && close(log->fd) != 0)
         fprintf(stderr, "tcp_trace: the end of the log %s may be lost: %s\n", log->name, strerrordesc_np(errno));
     close(log->posted_fd);

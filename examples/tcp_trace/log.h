@@ -20,13 +20,13 @@ struct log {
     const char *name; /* for messages */
     bool json;
     int fd;
-    bool regular;     /* a file on a disk, which can be cut */
-    bool starting;    /* notices go to stderr as well */
-    bool ending;      /* a reader that does not read is not waited for any more */
-    int end_fd;       /* readable when the program is to end */
-    bool half_line;   /* the last thing written */
-    int error;        /* of the outage that is on, or 0 */
-    uint64_t lost;    /* lines, since that was last told */
+    bool regular;   /* a file on a disk, which can be cut */
+    bool starting;  /* notices go to stderr as well */
+    bool ending;    /* a reader that does not read is not waited for any more */
+    int end_fd;     /* readable when the program is to end */
+    bool half_line; /* the last thing written */
+    int error;      /* of the outage that is on, or 0 */
+    uint64_t lost;  /* lines, since that was last told */
 
     struct text lines; /* whole ones, not written yet */
     char lines_storage[256 * 1024];

@@ -215,8 +215,8 @@ static void tell_what_is_watched(struct monitor *monitor)
         log_notice(&monitor->log, LOG_NOTICE, "no Slack URL is set: failures are only logged");
     log_notice(&monitor->log, LOG_NOTICE, "watching TCP connections to %.1000s%s%.500s (library %s, probe %s)",
                options->destinations != NULL ? options->destinations : "all destinations",
-               options->ports != NULL ? " port " : "", options->ports != NULL ? options->ports : "",
-               tcpevent_version(), probe);
+               options->ports != NULL ? " port " : "", options->ports != NULL ? options->ports : "", tcpevent_version(),
+               probe);
 }
 
 /* ---- Signals ------------------------------------------------------------------------------------------------ */

@@ -7,8 +7,8 @@
 #include "text.h"
 
 struct options {
-    char *destinations; /* addresses and prefixes with commas between them, all of them checked; NULL: any */
-    char *ports;        /* ports and ranges, likewise */
+    char *destinations;   /* addresses and prefixes with commas between them, all of them checked; NULL: any */
+    char *ports;          /* ports and ranges, likewise */
     const char *log_file; /* NULL: standard output */
     char *slack_url;      /* NULL: no alerts */
     const char *slack_ca_file;

@@ -35,8 +35,7 @@ static const char *boolean(bool value)
     return value ? "true" : "false";
 }
 
-static void put_state_json(struct text *text, const struct tcpevent_event *event, const char *local,
-                           const char *remote)
+static void put_state_json(struct text *text, const struct tcpevent_event *event, const char *local, const char *remote)
 {
     put(text, "{\"time\":\"");
     put_time(text, event->time_ns);

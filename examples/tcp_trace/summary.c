@@ -111,7 +111,8 @@ static int by_weight(const void *left, const void *right)
         return a->told ? 1 : -1;
     if (a->destination->failures != b->destination->failures)
         return a->destination->failures > b->destination->failures ? -1 : 1;
-    return (a->destination->first_ns > b->destination->first_ns) - (a->destination->first_ns < b->destination->first_ns);
+    return (a->destination->first_ns > b->destination->first_ns) -
+           (a->destination->first_ns < b->destination->first_ns);
 }
 
 static int by_turn(const void *left, const void *right)

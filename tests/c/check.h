@@ -19,7 +19,7 @@
 #define CHECK(condition)                                                                                               \
 	do {                                                                                                           \
 		if (!(condition)) {                                                                                    \
-			fprintf(stderr, "%s: line %d: %s: errno %d\n", __FILE__, __LINE__, #condition, errno);        \
+			fprintf(stderr, "%s: line %d: %s: errno %d\n", __FILE__, __LINE__, #condition, errno);         \
 			_exit(__LINE__ % 250 + 1);                                                                     \
 		}                                                                                                      \
 	} while (0)

@@ -118,8 +118,8 @@ static void use_all(void)
 
 int main(int argc, char **argv)
 {
-	static void *(*const bodies[])(void *) = {dequeue, dequeue, dequeue, read_shared, read_shared, open_and_close,
-						  start_and_stop, ask, connect_for_ever};
+	static void *(*const bodies[])(void *) = {dequeue,        dequeue,        dequeue, read_shared,     read_shared,
+						  open_and_close, start_and_stop, ask,     connect_for_ever};
 	struct tcpevent_options options = {.size = sizeof(options), .queue_slots = 64};
 	unsigned long forks, count = argc == 2 ? strtoul(argv[1], NULL, 10) : 0;
 	pthread_t thread;

@@ -137,8 +137,11 @@ static void await_sweeps(struct tcpevent *handle, uint64_t count)
 
 static void sweeps(void)
 {
-	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_SNAPSHOTS, .queue_slots = 16,
-					   .snapshot_interval_ms = 100, .log = take_line};
+	struct tcpevent_options options = {.size = sizeof(options),
+					   .events = TCPEVENT_SNAPSHOTS,
+					   .queue_slots = 16,
+					   .snapshot_interval_ms = 100,
+					   .log = take_line};
 	struct rlimit files = {SOCKETS + 100, SOCKETS + 100}, before, little;
 	struct sockaddr_in6 any = {.sin6_family = AF_INET6};
 	static int sockets[SOCKETS];
@@ -184,7 +187,8 @@ static sem_t cleaned_up;
 
 static void *call_all(void *unused)
 {
-	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS,
+	struct tcpevent_options options = {.size = sizeof(options),
+					   .events = TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS,
 					   .filter = "dst 127.0.0.0/8 family inet"};
 	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
 	struct tcpevent_event event;
@@ -284,8 +288,8 @@ static void own_files_are_untouched(void)
 
 static void closed(const char *what)
 {
-	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_STATES | TCPEVENT_SNAPSHOTS,
-					   .snapshot_interval_ms = 100};
+	struct tcpevent_options options = {
+		.size = sizeof(options), .events = TCPEVENT_STATES | TCPEVENT_SNAPSHOTS, .snapshot_interval_ms = 100};
 	struct tcpevent_event events[64];
 	struct tcpevent *handle = NULL;
 	int result, status;

@@ -26,7 +26,6 @@ enum {
 	MOST_INSTRUCTIONS = 4096,
 };
 
-
 /* Whether something is set in the command's attributes behind what that kernel has of them. */
 static bool has_more(const union bpf_attr *attr, size_t size, size_t known)
 {

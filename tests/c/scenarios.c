@@ -424,8 +424,8 @@ static void send_descriptor(int channel, int fd)
 		struct cmsghdr align;
 	} control;
 	struct iovec byte = {"x", 1};
-	struct msghdr message = {.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &control,
-				 .msg_controllen = sizeof(control)};
+	struct msghdr message = {
+		.msg_iov = &byte, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
 	struct cmsghdr *header;
 
 	memset(&control, 0, sizeof(control));
@@ -445,8 +445,8 @@ static int receive_descriptor(int channel)
 	} control;
 	char byte;
 	struct iovec place = {&byte, 1};
-	struct msghdr message = {.msg_iov = &place, .msg_iovlen = 1, .msg_control = &control,
-				 .msg_controllen = sizeof(control)};
+	struct msghdr message = {
+		.msg_iov = &place, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
 	int fd;
 
 	MUST(recvmsg(channel, &message, 0));

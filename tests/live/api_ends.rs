@@ -140,6 +140,8 @@ fn an_attempt_that_is_given_up_after_a_routers_answer_tells_that() {
         (11, None, libc::ENETUNREACH),
     ] {
         network.route_unreachable(route);
+        // Some kernels let a router answer a host once a second only (6.1: ip_error, inet_peer_xrlim_allow).
+        thread::sleep(Duration::from_millis(1100));
         let to = SocketAddr::new(Network::UNREACHABLE_V4.parse().unwrap(), port);
         // The answer to the first SYN comes while connect() still holds the socket: the kernel notes it, and goes on.
         let socket = network.here.run(|| begin_connect(to));

@@ -16,22 +16,32 @@ RUNGS = ("kprobe", "tp_btf", "tracepoint")
 
 def arguments(words, known):
     parser = argparse.ArgumentParser(
-        prog="tests/vm/matrix", description="Runs the live tests under this machine's kernel and those that "
+        prog="tests/vm/matrix",
+        description="Runs the live tests under this machine's kernel and those that "
         "tests/vm/run knows, by each rung in turn, with the kernel's type information shown, hidden, and in a file that "
-        "TCPEVENT_BTF names. As root, after make and a build of the live tests: make test-kernels does that too.")
+        "TCPEVENT_BTF names. As root, after make and a build of the live tests: make test-kernels does that too.",
+    )
     parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=f"{', '.join(known)} (all)")
-    parser.add_argument("--only", action="append", metavar="GROUP",
-                        help="this module of tests/live alone; may be given again")
-    parser.add_argument("--quick", action="store_true",
-                        help=f"{' and '.join(QUICK)} only, to see that all works")
-    parser.add_argument("--all", action="store_true",
-                        help="also the groups that hang on no kernel; else what a way or a rung shares with another "
-                        f"one has {' and '.join(QUICK)} only, and others {', '.join(PROGRAMS)}")
+    parser.add_argument(
+        "--only", action="append", metavar="GROUP", help="this module of tests/live alone; may be given again"
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{' and '.join(QUICK)} only, to see that all works")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="also the groups that hang on no kernel; else what a way or a rung shares with another "
+        f"one has {' and '.join(QUICK)} only, and others {', '.join(PROGRAMS)}",
+    )
     parser.add_argument("--rung", action="append", choices=RUNGS, help="this rung alone; may be given again")
-    parser.add_argument("--btf", action="append", choices=WAYS,
-                        help="type information in this way alone; may be given again")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE",
-                        help="keep what was found there; kernels that are not run this time stay in it")
+    parser.add_argument(
+        "--btf", action="append", choices=WAYS, help="type information in this way alone; may be given again"
+    )
+    parser.add_argument(
+        "--json",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="keep what was found there; kernels that are not run this time stay in it",
+    )
     parser.add_argument("--write-table", action="store_true", help="put the table into docs/kernels.md")
     parser.add_argument("--no-run", action="store_true", help="run nothing: show what --json has")
     options = parser.parse_args(words)
@@ -63,8 +73,12 @@ def run(options, found):
     def progress(words):
         print(f"{time.monotonic() - began:7.1f} s  {words}", file=sys.stderr, flush=True)
 
-    order = {"rungs": options.rung or RUNGS, "btf": options.btf or WAYS,
-             "all": options.all, "groups": options.only or (list(QUICK) if options.quick else None)}
+    order = {
+        "rungs": options.rung or RUNGS,
+        "btf": options.btf or WAYS,
+        "all": options.all,
+        "groups": options.only or (list(QUICK) if options.quick else None),
+    }
     for kernel in options.kernels:
         found[kernel] = Machine(kernel, order, progress).examine()
         progress(f"{kernel}: {found[kernel]['seconds']} s")

@@ -32,7 +32,17 @@ KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
 SHOWN, HIDDEN, FILE = WAYS = ("shown", "hidden", "file")
 
 # What hangs on the kernel: what the programs do, and not what the library makes of it.
-PROGRAMS = ("api_closes", "api_places", "api_states", "closes", "containers", "endpoints", "old_kernel", "owners", "truth")
+PROGRAMS = (
+    "api_closes",
+    "api_places",
+    "api_states",
+    "closes",
+    "containers",
+    "endpoints",
+    "old_kernel",
+    "owners",
+    "truth",
+)
 
 # A group of each interface, short and yet about all that a kernel can do differently.
 QUICK = ("closes", "api_states")
@@ -75,8 +85,14 @@ class Way:
 
 def run(words, environment, limit):
     """Status (None: it took too long) and lines, which are also passed on."""
-    process = subprocess.Popen([str(word) for word in words], env=environment, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     late = False
 
     def end(*_):

@@ -64,8 +64,14 @@ class Machine:
         self.ended = False
 
     def command(self):
-        order = dict(self.order, library=str(LIBRARY), tests=str(live_tests()), btf_files=str(KEPT / "btf"),
-                     limit=LIMIT_HERE if self.kernel == HERE else LIMIT_THERE, done=sorted(self.done, key=str))
+        order = dict(
+            self.order,
+            library=str(LIBRARY),
+            tests=str(live_tests()),
+            btf_files=str(KEPT / "btf"),
+            limit=LIMIT_HERE if self.kernel == HERE else LIMIT_THERE,
+            done=sorted(self.done, key=str),
+        )
         guest = [sys.executable, GUEST, json.dumps(order)]
         if self.kernel == HERE:
             return guest
@@ -109,8 +115,14 @@ class Machine:
         self.begun = None
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TCPEVENT_")}
         environment["TCPEVENT_TEST_SLOWNESS"] = "1" if self.kernel == HERE else str(SLOWNESS)
-        process = subprocess.Popen([str(word) for word in self.command()], env=environment, stdin=subprocess.DEVNULL,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            [str(word) for word in self.command()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         os.set_blocking(process.stderr.fileno(), False)
         silence = BOOT_LIMIT + (LIMIT_HERE if self.kernel == HERE else LIMIT_THERE)
         errors, pending = b"", b""
@@ -173,8 +185,12 @@ class Machine:
         elif "begun" in said:
             self.begun = (said["btf"], said["rung"], said["begun"])
         elif "group" in said:
-            self.note_group(said["btf"], said["rung"], said["group"],
-                            {name: said[name] for name in ("passed", "failed", "seconds", "why") if name in said})
+            self.note_group(
+                said["btf"],
+                said["rung"],
+                said["group"],
+                {name: said[name] for name in ("passed", "failed", "seconds", "why") if name in said},
+            )
         else:
             self.note_start(said["btf"], said["rung"], said["refused"], said["missing"])
 
@@ -202,5 +218,9 @@ class Machine:
             if group is None:
                 self.note_start(btf, rung, f"the machine died of it: {death}")
             else:
-                self.note_group(btf, rung, group, {"passed": 0, "failed": [f"{group}::*"], "seconds": 0,
-                                                   "why": f"the machine died of it: {death}"})
+                self.note_group(
+                    btf,
+                    rung,
+                    group,
+                    {"passed": 0, "failed": [f"{group}::*"], "seconds": 0, "why": f"the machine died of it: {death}"},
+                )

@@ -62,6 +62,7 @@ def btf_of(found, btf):
 
 # ------------------------------------------------------------------------------------------------- for a terminal
 
+
 def lines_of(found):
     """Rows: kernel, BTF, rung, passed, failed, and what there is to say."""
     name = name_of(found)
@@ -83,9 +84,13 @@ def words_of_groups(groups):
     for name, group in groups.items():
         if group["failed"] or "why" in group:
             why = f", {group['why']}" if "why" in group else ""
-            yield f"{name} FAILED {len(group['failed'])} of {group['passed'] + len(group['failed'])} (" \
+            yield (
+                f"{name} FAILED {len(group['failed'])} of {group['passed'] + len(group['failed'])} ("
                 f"{', '.join(test.split('::', 1)[1] for test in group['failed'])}{why})"
-    passed = [f"{name} {group['passed']}" for name, group in groups.items() if not group["failed"] and "why" not in group]
+            )
+    passed = [
+        f"{name} {group['passed']}" for name, group in groups.items() if not group["failed"] and "why" not in group
+    ]
     if passed:
         yield "passed " + ", ".join(passed)
 
