@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * The records that the probe writes and src/decode.rs reads: the plain one, for each endpoint that reached TCP_CLOSE; or
+ * The records that the probe writes and src/ingest/record.rs reads: the plain one, for each endpoint that reached TCP_CLOSE; or
  * the detailed one, for each change of state. Natural alignment without holes, host byte order but for the addresses.
  */
 #ifndef TCPEVENT_RECORD_H
@@ -98,7 +98,7 @@ struct tcp_let_go {
 	__u8 reserved[7];
 };
 
-/* What the iterator writes of each socket that a process holds open, and of each io_uring, for src/netlink/owners.rs. */
+/* What the iterator writes of each socket that a process holds open, and of each io_uring, for src/sockets/holders.rs. */
 struct tcp_holder {
 	__u64 inode; /* 0: an io_uring, which may hold some */
 	__u32 pid;

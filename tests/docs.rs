@@ -179,7 +179,7 @@ fn every_flag_origin_and_variable_has_its_row() {
     }
 
     let classic = read("docs/classic.md");
-    let settings = read("src/settings.rs");
+    let settings = read("src/api/classic/env.rs");
     let variables: BTreeSet<_> = words(&settings, "TCPEVENT_").into_iter().filter(|word| word.len() > 9).collect();
     assert!(variables.len() >= 7, "{variables:?}");
     for variable in variables {

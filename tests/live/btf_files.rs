@@ -248,8 +248,8 @@ fn a_fifo_as_btf_file_is_an_error_and_does_not_hang() {
     let path = CString::new(fifo.as_os_str().as_bytes()).unwrap();
     // SAFETY: a NUL-terminated path.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
-    let began = Instant::now();
     let mut consumer = Consumer::run(&[("TCPEVENT_BTF", fifo.to_str().unwrap())]);
+    let began = Instant::now();
     consumer.tell("add");
     assert_eq!(consumer.wait(), Some(1));
     assert!(began.elapsed() < patience() / 2, "it took {:?}", began.elapsed());
