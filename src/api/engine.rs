@@ -29,6 +29,7 @@ pub struct Engine<E> {
 }
 
 /// What an engine tells of itself.
+#[derive(Clone, Debug)]
 pub struct WatchStatistics {
     /// What was seen and lost.
     pub counters: Statistics,
