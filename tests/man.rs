@@ -189,10 +189,8 @@ fn references_between_the_pages_lead_somewhere() {
     for (name, _) in PAGES {
         for line in page(name).lines() {
             let mut words = line.split_whitespace().skip_while(|word| *word != "Xr" && *word != ".Xr").skip(1);
-            if let (Some(to), Some(section)) = (words.next(), words.next())
-                && to.to_lowercase().starts_with("tcp")
-                && (to, section) != ("tcp", "7")
-            {
+            let (Some(to), Some(section)) = (words.next(), words.next()) else { continue };
+            if to.to_lowercase().starts_with("tcp") && (to, section) != ("tcp", "7") {
                 let is_there = PAGES.iter().any(|(page, _)| *page == format!("{to}.{section}"));
                 assert!(is_there, "{name} refers to {to}({section})");
             }

@@ -653,9 +653,12 @@ mod tests {
             let mut datagram = messages.concat();
             cut(&mut datagram, missing);
             let last = messages.iter().rev().skip(1).map(Vec::len).sum();
-            if last_is_honest && let Some(message) = datagram.get_mut(last..) && message.len() >= NETLINK_HEADER_LEN {
-                let length = u32::try_from(message.len()).unwrap();
-                message[..4].copy_from_slice(&length.to_ne_bytes());
+            match datagram.get_mut(last..) {
+                Some(message) if last_is_honest && message.len() >= NETLINK_HEADER_LEN => {
+                    let length = u32::try_from(message.len()).unwrap();
+                    message[..4].copy_from_slice(&length.to_ne_bytes());
+                }
+                _ => {}
             }
             if !datagram.is_empty() {
                 for (at, to) in flips {
