@@ -180,6 +180,8 @@ impl Monitor {
     /// Has a connection to the marker of these addresses refused, and returns all lines from before it: those of all
     /// connections that have ended by now are among them.
     pub fn until_marker(&mut self, net: Net) -> Vec<String> {
+        // A close that its peer has caused waits for its owner for 10 ms, or until it was looked who that is.
+        thread::sleep(Duration::from_millis(100) * slowness());
         let marker = net.mark().to_string();
         let is_failure = |line: &str| line.contains(FAILURE) || line.contains("\"kind\":\"failure\"");
         let mut lines = self.until("the marker", |line| line.contains(&marker) && is_failure(line));
