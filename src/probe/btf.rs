@@ -137,7 +137,8 @@ struct Member<'btf> {
 
 impl Member<'_> {
     fn is_called(&self, name: &str) -> bool {
-        self.name.strip_suffix(&[0]) == Some(name.as_bytes())
+        // Padding is a bit-field without a name.
+        !name.is_empty() && self.name.strip_suffix(&[0]) == Some(name.as_bytes())
     }
 }
 
