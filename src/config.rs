@@ -1,6 +1,7 @@
 //! What a watch can be asked for, with its defaults and limits, wherever the asking comes from: the environment
 //! (`api/classic/env.rs`) or a caller's options (`api/handles`).
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,8 +59,5 @@ pub const MOST_SLOTS: usize = 1 << 20;
 /// From sweep to sweep, where nothing else is asked for.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(6200);
 
-/// The least that can be asked for.
-pub const SHORTEST_SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The most.
-pub const LONGEST_SWEEP_INTERVAL: Duration = Duration::from_secs(86_400);
+/// What can be asked for.
+pub const SWEEP_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);

@@ -121,6 +121,11 @@ impl Error {
         Self::Argument { what, errno: libc::EINVAL }
     }
 
+    /// An option with a value that it does not take.
+    pub(crate) fn option<T: ToString + ?Sized>(name: &'static str, value: &T, takes: &'static str) -> Self {
+        Self::Option { name, value: value.to_string(), takes }
+    }
+
     /// The errno that stands for it, positive.
     pub fn errno(&self) -> i32 {
         match self {

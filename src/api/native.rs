@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::engine::WatchStatistics;
 use super::handles::table;
 use super::handles::watch::{self, Options, ReadEnd};
-use crate::config::{DEFAULT_SLOTS, LONGEST_SWEEP_INTERVAL, MOST_SLOTS, ProbeSettings, Rung, SHORTEST_SWEEP_INTERVAL};
+use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVALS};
 use crate::error::Error;
 use crate::event::Event;
 use crate::event::filter::Filter;
@@ -117,11 +117,10 @@ impl WatchBuilder {
             self.probe.closes = true;
         }
         if !(1..=MOST_SLOTS).contains(&self.queue_slots) {
-            return Err(wrong("queue_slots", &self.queue_slots, "1 to 1048576"));
+            return Err(Error::option("queue_slots", &self.queue_slots, "1 to 1048576"));
         }
-        let intervals = SHORTEST_SWEEP_INTERVAL..=LONGEST_SWEEP_INTERVAL;
-        if let Some(interval) = self.sweep_interval.filter(|interval| !intervals.contains(interval)) {
-            return Err(wrong("snapshots", &format!("{interval:?}"), "0.1 s to a day"));
+        if let Some(interval) = self.sweep_interval.filter(|interval| !SWEEP_INTERVALS.contains(interval)) {
+            return Err(Error::option("snapshots", &format!("{interval:?}"), "0.1 s to a day"));
         }
         let options = Options {
             probe: self.probe,
@@ -132,10 +131,6 @@ impl WatchBuilder {
         let handle = table::insert(|| watch::Watch::open(options))?;
         Ok(Watch { handle, fd: table::get(handle)?.fd() })
     }
-}
-
-fn wrong(name: &'static str, value: &dyn ToString, takes: &'static str) -> Error {
-    Error::Option { name, value: value.to_string(), takes }
 }
 
 /// How a wait for events has ended.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL};
+use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL, SWEEP_INTERVALS};
 use crate::error::Error;
 use crate::event::filter::Filter;
 use crate::sys::files;
@@ -47,12 +47,6 @@ impl Default for Settings {
     }
 }
 
-/// The shortest interval in seconds.
-const SHORTEST_INTERVAL: f64 = 0.1;
-
-/// The longest interval in seconds: a day.
-const LONGEST_INTERVAL: f64 = 86_400.0;
-
 impl Settings {
     /// Reads them from a lookup of variables. An empty value counts as not set. All are checked: the settings hold
     /// every valid value and the default in place of each other one, and the errors tell of all of those.
@@ -82,7 +76,7 @@ impl Settings {
                 None
             } else {
                 Some(
-                    (SHORTEST_INTERVAL..=LONGEST_INTERVAL)
+                    (SWEEP_INTERVALS.start().as_secs_f64()..=SWEEP_INTERVALS.end().as_secs_f64())
                         .contains(&seconds)
                         .then(|| Duration::from_secs_f64(seconds))?,
                 )

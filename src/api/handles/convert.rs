@@ -15,7 +15,7 @@ use super::types::{
 };
 use super::watch::Options;
 use crate::api::engine::WatchStatistics;
-use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL};
+use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL, SWEEP_INTERVALS};
 use crate::error::Error;
 use crate::event::filter::Filter;
 use crate::event::{Begin, Event, Failure};
@@ -50,7 +50,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         // SAFETY: the caller's promise: at least the size can be read.
         let size = unsafe { options.cast::<usize>().read_unaligned() };
         if !(size_of::<usize>()..=MOST_STRUCT_SIZE).contains(&size) {
-            return Err(wrong("options->size", &size, "sizeof(struct tcpevent_options)"));
+            return Err(Error::option("options->size", &size, "sizeof(struct tcpevent_options)"));
         }
         // SAFETY: the caller's promise; a structure of zeroes is valid, as above.
         unsafe { sized::read(options.cast(), size)? }
@@ -62,7 +62,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         events if events & !most_events == 0 => events,
         events => {
             let takes = "TCPEVENT_STATES, TCPEVENT_CLOSES and TCPEVENT_SNAPSHOTS, or-ed";
-            return Err(wrong("options->events", &events, takes));
+            return Err(Error::option("options->events", &events, takes));
         }
     };
     let rung = match options.probe {
@@ -71,18 +71,22 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         TCPEVENT_PROBE_TP_BTF => Some(Rung::TpBtf),
         TCPEVENT_PROBE_TRACEPOINT => Some(Rung::Tracepoint),
         other => {
-            return Err(wrong("options->probe", &other, "TCPEVENT_PROBE_AUTO, _KPROBE, _TP_BTF or _TRACEPOINT"));
+            return Err(Error::option(
+                "options->probe",
+                &other,
+                "TCPEVENT_PROBE_AUTO, _KPROBE, _TP_BTF or _TRACEPOINT",
+            ));
         }
     };
     let queue_slots = match options.queue_slots as usize {
         0 => DEFAULT_SLOTS,
         slots if slots <= MOST_SLOTS => slots,
-        slots => return Err(wrong("options->queue_slots", &slots, "1 to 1048576, or 0 for 1024")),
+        slots => return Err(Error::option("options->queue_slots", &slots, "1 to 1048576, or 0 for 1024")),
     };
     let sweep_interval = match options.snapshot_interval_ms {
         0 => SWEEP_INTERVAL,
-        100..=86_400_000 => Duration::from_millis(options.snapshot_interval_ms.into()),
-        other => return Err(wrong("options->snapshot_interval_ms", &other, "100 to 86400000, or 0 for 6200")),
+        ms if SWEEP_INTERVALS.contains(&Duration::from_millis(ms.into())) => Duration::from_millis(ms.into()),
+        other => return Err(Error::option("options->snapshot_interval_ms", &other, "100 to 86400000, or 0 for 6200")),
     };
     // SAFETY: the caller's promise.
     let filter = match unsafe { text("options->filter", options.filter)? } {
@@ -93,7 +97,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
     let btf = match unsafe { text("options->btf_path", options.btf_path)? } {
         Some(path) if files::readable_btf(Path::new(path)).is_none() => {
             // As a text, so that the error stays one line.
-            return Err(wrong(
+            return Err(Error::option(
                 "options->btf_path",
                 &format!("{:?}", shortened(path)),
                 "the path of a readable BTF file, or NULL",
@@ -106,7 +110,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         TCPEVENT_LOG_INFO => Some(Level::Info),
         TCPEVENT_LOG_DEBUG => Some(Level::Debug),
         other => {
-            return Err(wrong(
+            return Err(Error::option(
                 "options->log_level",
                 &other,
                 "TCPEVENT_LOG_WARN, TCPEVENT_LOG_INFO or TCPEVENT_LOG_DEBUG",
@@ -115,7 +119,7 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
     };
     let most = most.filter(|_| options.log.is_some());
     if options.reserved != 0 {
-        return Err(wrong("options->reserved", &options.reserved, "0"));
+        return Err(Error::option("options->reserved", &options.reserved, "0"));
     }
     let (log, context) = (options.log, Context(options.log_context));
     let write = move |level: Level, line: &CStr| {
@@ -139,10 +143,6 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
     })
 }
 
-fn wrong<T: ToString + ?Sized>(name: &'static str, value: &T, takes: &'static str) -> Error {
-    Error::Option { name, value: value.to_string(), takes }
-}
-
 /// An option that is a text.
 ///
 /// # Safety
@@ -154,7 +154,7 @@ unsafe fn text<'text>(name: &'static str, from: *const c_char) -> Result<Option<
     }
     // SAFETY: the caller's promise.
     let text = unsafe { CStr::from_ptr(from) };
-    text.to_str().map(Some).map_err(|_| wrong(name, "no UTF-8", "text"))
+    text.to_str().map(Some).map_err(|_| Error::option(name, "no UTF-8", "text"))
 }
 
 impl tcpevent_event {
