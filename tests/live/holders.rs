@@ -34,8 +34,11 @@ impl Both {
         [(classic.pid, classic.uid, classic.task), self.by_handle(ports, Kind::Close)]
     }
 
+    /// A sweep may have come between the handshake and the accept, when the end was nobody's yet: a later one counts.
     fn by_handle(&mut self, ports: (u16, u16), kind: Kind) -> (u32, u32, String) {
-        let is_it = |event: &crate::api_watcher::Event| event.ports() == ports && event.kind == kind;
+        let is_it = |event: &crate::api_watcher::Event| {
+            event.ports() == ports && event.kind == kind && (kind != Kind::Snapshot || event.pid != 0)
+        };
         let events = self.handles.events_until(0, "the end", |events| events.iter().any(is_it));
         let event = events.into_iter().find(is_it).unwrap();
         (event.pid, event.uid, event.comm)
