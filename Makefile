@@ -210,8 +210,9 @@ Cflags: -I$${includedir}
 endef
 export PKG_CONFIG_FILE
 
-headers: | setup ## write include/*.h again from the Rust sources
+headers: | setup ## write include/*.h, and what the documents say of an event, again from the Rust sources
 	UPDATE_HEADERS=1 $(CARGO) test --profile tests --locked --test headers
+	UPDATE_HEADERS=1 $(CARGO) test --profile tests --locked --test fields
 
 fmt: | setup-test $(RUFF) ## is the code formatted? (make format does it)
 	$(CARGO) fmt --check

@@ -92,7 +92,8 @@ fn formatting(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     let v4 = close();
     let address = "2001:db8:12:3400:a00:27ff:fe4e:66a1".parse::<std::net::Ipv6Addr>().expect("an address").octets();
-    let v6 = Event { family: 10, local_addr: address, remote_addr: address, ..v4.clone() };
+    let mut v6 = v4.clone();
+    (v6.family, v6.local_addr, v6.remote_addr) = (10, address, address);
     for (name, event) in [("IPv4", ClassicEvent::from(&v4)), ("IPv6", ClassicEvent::from(&v6))] {
         group.bench_function(name, |bencher| bencher.iter(|| tcp_event_t::from(black_box(&event))));
     }

@@ -23,6 +23,9 @@ enum tcp_origin {
 	TCP_ORIGIN_HELD = 0x80,
 };
 
+/* For `uid`: no user is known (kernel: INVALID_UID). */
+#define TCP_NO_USER (~0U)
+
 struct tcp_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC */
 	__u64 birth_ns; /* likewise; 0: born before the probe was attached */
@@ -32,7 +35,7 @@ struct tcp_record {
 	__u32 data_segs_out;
 	__u32 data_segs_in;
 	__u32 pid;
-	__u32 uid;
+	__u32 uid; /* of the owner, else of the socket; or TCP_NO_USER */
 	__u16 family;
 	__u16 local_port;
 	__u16 remote_port;

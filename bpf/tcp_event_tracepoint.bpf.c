@@ -225,6 +225,9 @@ static __always_inline void fill_owner(struct tcp_record *record, const struct t
 		record->uid = known->uid;
 		record->origin = known->origin;
 		__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
+	} else {
+		/* The socket's own cannot be read. */
+		record->uid = TCP_NO_USER;
 	}
 }
 

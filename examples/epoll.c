@@ -19,7 +19,7 @@ static void print(const struct tcpevent_event *event)
 }
 
 /* Reads until the queue is empty, without waiting. Returns 0, or a negative errno. */
-static int drain(struct tcpevent *watch)
+static int drain(struct tcpevent_watch *watch)
 {
     struct tcpevent_event events[64];
     int count;
@@ -34,10 +34,10 @@ static int drain(struct tcpevent *watch)
 
 int main(void)
 {
-    struct tcpevent_options options = {.size = sizeof options, .events = TCPEVENT_STATES};
+    struct tcpevent_options options = {.size = sizeof options, .events = TCPEVENT_EVENTS_STATES};
     struct tcpevent_statistics statistics = {.size = sizeof statistics};
     struct epoll_event wanted = {.events = EPOLLIN}, ready;
-    struct tcpevent *watch;
+    struct tcpevent_watch *watch;
     sigset_t stop;
     int loop = epoll_create1(EPOLL_CLOEXEC), stops, error = 0;
 

@@ -6,9 +6,9 @@
 
 static const char *reason(const struct tcpevent_event *event)
 {
-    if (event->flags & TCPEVENT_GIVEN_UP)
+    if (event->flags & TCPEVENT_FLAG_GIVEN_UP)
         return "the program gave up";
-    if (event->flags & TCPEVENT_ERROR_UNKNOWN)
+    if (!(event->known & TCPEVENT_KNOWN_ERROR))
         return "unknown reason";
     return event->error != 0 ? strerror(event->error) : "no local port was free";
 }
@@ -17,7 +17,7 @@ int main(void)
 {
     struct tcpevent_options options = {.size = sizeof options, .filter = "failed"};
     struct tcpevent_event event;
-    struct tcpevent *watch;
+    struct tcpevent_watch *watch;
 
     if (tcpevent_open(&options, &watch) < 0) {
         fprintf(stderr, "failures: %s\n", tcpevent_last_error());

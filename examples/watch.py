@@ -9,7 +9,7 @@ import sys
 import time
 
 U8, U16, U32, U64 = c.c_uint8, c.c_uint16, c.c_uint32, c.c_uint64
-FAILED, GIVEN_UP, ERROR_UNKNOWN, UNCOUNTED = 1, 2, 8, 16
+FLAG_FAILED, FLAG_GIVEN_UP, KNOWN_ERROR, KNOWN_COUNTERS = 1, 2, 4, 8
 
 
 def fields(*groups):
@@ -31,16 +31,16 @@ class Event(c.Structure):
         (U32, "size"),
         (U8, "kind old_state new_state direction"),
         (U64, "time_ns monotonic_ns cookie cgroup inode"),
-        (U32, "netns pid uid flags"),
-        (c.c_int, "error"),
+        (U32, "netns pid uid known flags"),
+        (c.c_int32, "error"),
         (U16, "family local_port remote_port"),
-        (U8, "origin"),
-        (U8 * 5, "reserved"),
+        (U8, "owner_by reserved"),
         (U8 * 16, "local_addr remote_addr"),
         (c.c_char * 16, "comm"),
-        (U64, "age_ns establish_ns payload_received payload_sent payload_acked"),
-        (U64, "bytes_received bytes_acked bytes_sent bytes_retransmitted"),
-        (U32, "segs_retransmitted segs_out segs_in data_segs_out data_segs_in srtt_us min_rtt_us reserved2"),
+        (U64, "age_ns establish_ns payload_received payload_sent payload_acked bytes_received bytes_acked"),
+        (U64, "bytes_sent bytes_retransmitted"),
+        (U32, "segs_retransmitted segs_out segs_in data_segs_out data_segs_in srtt_us min_rtt_us"),
+        (U32, "reserved2"),
     )
 
 
@@ -55,11 +55,11 @@ def line(event):
     text = f"{time.strftime('%H:%M:%S', time.localtime(event.time_ns // 10**9))} {name}[{event.pid}] "
     ends = ((event.local_addr, event.local_port), (event.remote_addr, event.remote_port))
     text += " -> ".join(endpoint(event, addr, port) for addr, port in ends)
-    received, sent = "--" if event.flags & UNCOUNTED else (event.payload_received, event.payload_sent)
+    received, sent = (event.payload_received, event.payload_sent) if event.known & KNOWN_COUNTERS else "--"
     text += f" received {received} sent {sent} in {event.age_ns / 1e9:.3f} s"
-    if event.flags & FAILED:
-        text += " given up" if event.flags & GIVEN_UP else " failed"
-    if event.flags & ERROR_UNKNOWN and not event.flags & GIVEN_UP:
+    if event.flags & FLAG_FAILED:
+        text += " given up" if event.flags & FLAG_GIVEN_UP else " failed"
+    if not event.known & KNOWN_ERROR and not event.flags & FLAG_GIVEN_UP:
         text += " reason unknown"
     return text + (" " + errno.errorcode.get(event.error, str(event.error)) if event.error else "")
 

@@ -5,7 +5,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use tcpEvent::{Event, Failure, Filter, Watch};
+use tcpEvent::{Event, Failure, Filter, Known, Watch};
 
 /// A name is whatever its process says it is: escape sequences must not reach the terminal.
 fn printable(name: &str) -> String {
@@ -18,7 +18,7 @@ fn print(event: &Event) -> io::Result<()> {
     match event.failure {
         Failure::None => writeln!(out, "  received {}, sent {}", event.payload_received, event.payload_sent),
         Failure::GivenUp => writeln!(out, "  given up"),
-        Failure::Network if event.error_unknown => writeln!(out, "  failed"),
+        Failure::Network if !event.known().contains(Known::ERROR) => writeln!(out, "  failed"),
         Failure::Network => writeln!(out, "  failed: {}", io::Error::from_raw_os_error(event.error)),
     }
 }

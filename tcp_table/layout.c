@@ -163,6 +163,8 @@ static const char *user_name(uint32_t uid)
     } users[64];
     size_t slot = uid % (sizeof users / sizeof users[0]);
 
+    if (uid == UINT32_MAX)
+        return "-"; /* not known */
     if (!users[slot].known || users[slot].uid != uid) {
         char strings[16384];
         struct passwd entry;

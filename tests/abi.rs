@@ -200,13 +200,14 @@ fn tcpevent_event() -> Structure {
         48 netns: u32,
         52 pid: u32,
         56 uid: u32,
-        60 flags: u32,
-        64 error: i32,
-        68 family: u16,
-        70 local_port: u16,
-        72 remote_port: u16,
-        74 origin: u8,
-        75 reserved: [u8; 5],
+        60 known: u32,
+        64 flags: u32,
+        68 error: i32,
+        72 family: u16,
+        74 local_port: u16,
+        76 remote_port: u16,
+        78 owner_by: u8,
+        79 reserved: u8,
         80 local_addr: [u8; 16],
         96 remote_addr: [u8; 16],
         112 comm: [std::ffi::c_char; 16],
@@ -249,7 +250,7 @@ fn tcpevent_statistics() -> Structure {
         104 skipped_runs: u64,
         112 recovered: u64,
         120 undecoded: u64,
-        128 guesses: u64,
+        128 unowned: u64,
         136 tracked: u64,
         144 tracked_most: u64,
     }
@@ -534,7 +535,7 @@ int (*classic_statistics)(tcpevent_statistics *) = tcpevent_classic_statistics;
 const char *(*last_error)() = tcpevent_last_error;
 const char *(*version)() = tcpevent_version;
 const char *(*state_name)(int) = tcpevent_state_name;
-const char *(*origin_name)(int) = tcpevent_origin_name;
+const char *(*origin_name)(int) = tcpevent_owner_by_name;
 int (*format_address)(int, const uint8_t *, char *, size_t) = tcpevent_format_address;
 int main()
 {
@@ -544,4 +545,78 @@ int main()
     let library = library.display();
     let options = [format!("-L{library}"), format!("-Wl,-rpath,{library}"), "-ltcpEvent".to_owned()];
     assert_eq!(CXX.output_of("api_linkage", text, &options), "LISTEN connect -9\n");
+}
+
+// ---- Programs of today with libraries to come
+
+/// A library as it may be some day: each structure of `tcpevent.h` has one more field. Built of a copy of the sources.
+fn later_library(folder: &Path) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let sources = folder.join("sources");
+    fs::create_dir_all(&sources).unwrap();
+    let parts = ["Cargo.toml", "Cargo.lock", "build.rs", "src", "bpf", "benches"].map(|part| root.join(part));
+    let copied = Command::new("cp").arg("-r").args(parts).arg(&sources).status().unwrap();
+    assert!(copied.success());
+    let change = |file: &str, changes: &[(&str, &str)]| {
+        let path = sources.join(file);
+        let mut text = fs::read_to_string(&path).unwrap();
+        for (from, to) in changes {
+            assert_eq!(text.matches(from).count(), 1, "{file}: {from:?}");
+            text = text.replace(from, to);
+        }
+        fs::write(path, text).unwrap();
+    };
+    // Another name, so that it can use what was built of the dependencies and does not replace the library of today.
+    let names = [("name = \"tcpevent\"\nversion = \"0.1.0\"", "name = \"tcpevent-later\"\nversion = \"9.9.9\"")];
+    change("Cargo.lock", &names);
+    change("Cargo.toml", &[names[0], ("name = \"tcpEvent\"", "name = \"tcpEventLater\"")]);
+    change(
+        "src/api/handles/types.rs",
+        &[
+            ("    pub reserved: c_int,\n", "    pub reserved: c_int,\n    /// Later.\n    pub later: u64,\n"),
+            ("    pub reserved2: u32,\n", "    pub reserved2: u32,\n    /// Later.\n    pub later: u64,\n"),
+            ("            reserved2: 0,\n", "            reserved2: 0,\n            later: u64::MAX,\n"),
+            ("    pub tracked_most: u64,\n", "    pub tracked_most: u64,\n    /// Later.\n    pub later: u64,\n"),
+            (
+                "            tracked_most: of.most_tracked,\n",
+                "            tracked_most: of.most_tracked,\n            later: 1,\n",
+            ),
+        ],
+    );
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--lib", "--profile", "tests"])
+        .arg("--target-dir")
+        .arg(root.join("target"))
+        .current_dir(&sources)
+        .status()
+        .unwrap();
+    assert!(built.success());
+    fs::copy(root.join("target/tests/libtcpEventLater.so"), folder.join("libtcpEvent.so")).unwrap();
+}
+
+#[test]
+fn a_program_of_today_runs_with_a_later_library() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = std::env::temp_dir().join(format!("tcpevent-later-{}", std::process::id()));
+    later_library(&folder);
+    let program = folder.join("later");
+    let compiled = Command::new("cc")
+        .args(["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(&program)
+        .arg("-I")
+        .arg(root.join("include"))
+        .arg(root.join("tests/c/later.c"))
+        .arg("-L")
+        .arg(root.join("target/release"))
+        .arg("-ltcpEvent")
+        .status()
+        .unwrap();
+    assert!(compiled.success());
+    for (libraries, version) in [(root.join("target/release"), "0.1.0\n"), (folder.clone(), "9.9.9\n")] {
+        let output = Command::new(&program).env("LD_LIBRARY_PATH", &libraries).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "with {}: {errors}", libraries.display());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), version);
+    }
+    fs::remove_dir_all(folder).unwrap();
 }

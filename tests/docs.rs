@@ -172,7 +172,7 @@ fn every_flag_origin_and_variable_has_its_row() {
         let is_told = match group {
             // Of these one row has several, by their ends: TCPEVENT_KIND_STATE, _CLOSE.
             "KIND" | "PROBE" | "DIRECTION" | "LOG" => all.contains(&format!("_{value}`")),
-            "STATES" | "CLOSES" | "SNAPSHOTS" => all.contains(&format!("`TCPEVENT_{name}`")),
+            "EVENTS" => all.contains(&format!("`TCPEVENT_{name}`")),
             _ => has_row(&events, &format!("TCPEVENT_{name}")),
         };
         assert!(is_told, "TCPEVENT_{name} is not described");
@@ -247,5 +247,36 @@ fn the_readme_has_the_figures_of_the_last_benchmark() {
             let (found, told) = (number(found), number(told));
             assert!((found - told).abs() <= 0.02 * found, "{title}: {told} is not {found}");
         }
+    }
+}
+
+/// All files of a folder and of those in it.
+fn tree(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
+    let paths = entries.map(|entry| format!("{folder}/{}", entry.unwrap().file_name().into_string().unwrap()));
+    paths.flat_map(|path| if root().join(&path).is_dir() { tree(&path) } else { vec![path] }).collect()
+}
+
+/// As an example, a counter that has gone all the way.
+#[test]
+fn a_field_is_in_the_files_that_contributing_lists_and_in_no_others() {
+    const FIELD: &str = "min_rtt_us";
+
+    let text = read("CONTRIBUTING.md");
+    let (_, section) = text.split_once("## How to add a field to the events").unwrap();
+    let section = section.split_once("\n## ").unwrap().0;
+    let by_hand: Vec<_> = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).collect();
+    let by_hand: Vec<_> = by_hand.into_iter().map(|(path, _)| path).collect();
+    assert!((5..=9).contains(&by_hand.len()), "{by_hand:?}");
+    let named: BTreeSet<_> = section.split('`').skip(1).step_by(2).filter(|name| root().join(name).is_file()).collect();
+    for path in &by_hand {
+        assert!(named.contains(path), "{path} is not there");
+        // There it has the kernel's name, or none.
+        let has_it = read(path).contains(FIELD) || ["bpf/core_types.h", "CHANGELOG.md"].contains(path);
+        assert!(has_it, "{path} does not have {FIELD}");
+    }
+    for path in ["bpf", "docs", "examples", "include", "man", "src", "tcp_table"].into_iter().flat_map(tree) {
+        let has_it = fs::read_to_string(root().join(&path)).is_ok_and(|text| text.contains(FIELD));
+        assert!(!has_it || named.contains(path.as_str()), "{path} has {FIELD}, and is not in the list");
     }
 }

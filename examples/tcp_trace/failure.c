@@ -9,13 +9,13 @@
 
 bool failure_from_event(const struct tcpevent_event *event, struct failure *failure)
 {
-    if (event->kind != TCPEVENT_KIND_CLOSE || (event->flags & TCPEVENT_FAILED) == 0)
+    if (event->kind != TCPEVENT_KIND_CLOSE || (event->flags & TCPEVENT_FLAG_FAILED) == 0)
         return false;
     memset(failure, 0, sizeof *failure);
     failure->time_ns = event->time_ns;
     failure->age_ns = event->age_ns;
     failure->error = event->error;
-    failure->given_up = (event->flags & TCPEVENT_GIVEN_UP) != 0;
+    failure->given_up = (event->flags & TCPEVENT_FLAG_GIVEN_UP) != 0;
     failure->unknown = error_is_unknown(event);
     failure->family = event->family;
     failure->port = event->remote_port;
@@ -28,7 +28,7 @@ bool failure_from_event(const struct tcpevent_event *event, struct failure *fail
 
 bool error_is_unknown(const struct tcpevent_event *event)
 {
-    return (event->flags & TCPEVENT_ERROR_UNKNOWN) != 0;
+    return (event->known & TCPEVENT_KNOWN_ERROR) == 0;
 }
 
 void put_error_name(struct text *text, int error)

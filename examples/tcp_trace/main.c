@@ -44,7 +44,7 @@ struct monitor {
     struct options options;
     struct log log;
     struct alerts *alerts; /* or NULL */
-    struct tcpevent *watch;
+    struct tcpevent_watch *watch;
     int end_fd;    /* SIGTERM, SIGINT */
     int reopen_fd; /* SIGHUP */
     uint32_t pid;
@@ -132,16 +132,18 @@ static void check_losses(struct monitor *monitor)
 static void tell_what_was_left_out(struct monitor *monitor)
 {
     const struct tcpevent_event *last = &monitor->last_left_out;
-    char storage[64];
+    char storage[64], user[16] = "unknown";
     struct text destination = TEXT_IN(storage);
 
     if (monitor->left_out == 0)
         return;
+    if (last->known & TCPEVENT_KNOWN_UID)
+        snprintf(user, sizeof user, "%" PRIu32, last->uid);
     put_endpoint(&destination, last->family, last->remote_addr, last->remote_port);
     log_notice(&monitor->log, LOG_WARNING,
-               "left out %" PRIu64 " lines (--log-rate %u); the last one: user %" PRIu32 ", pid %" PRIu32
+               "left out %" PRIu64 " lines (--log-rate %u); the last one: user %s, pid %" PRIu32
                ", command %.*s, to %s",
-               monitor->left_out, monitor->options.log_rate, last->uid, last->pid, (int)sizeof last->comm, last->comm,
+               monitor->left_out, monitor->options.log_rate, user, last->pid, (int)sizeof last->comm, last->comm,
                destination.data);
     monitor->left_out = 0;
 }
@@ -185,7 +187,7 @@ static int open_watch(struct monitor *monitor)
     char *filter = options_filter(&monitor->options);
     struct tcpevent_options options = {
         .size = sizeof options,
-        .events = TCPEVENT_STATES,
+        .events = TCPEVENT_EVENTS_STATES,
         .queue_slots = QUEUE_SLOTS,
         .filter = filter,
         .log = take_library_message,

@@ -22,10 +22,10 @@ static void put_json_error(struct text *text, int error, bool unknown)
 }
 
 /* null where the kernel has not told: 0 would say that there was nothing. */
-static void put_count(struct text *text, const char *name, bool known, uint64_t count)
+static void put_number(struct text *text, const char *name, bool known, uint64_t number)
 {
     if (known)
-        put_format(text, ",\"%s\":%" PRIu64, name, count);
+        put_format(text, ",\"%s\":%" PRIu64, name, number);
     else
         put_format(text, ",\"%s\":null", name);
 }
@@ -39,8 +39,8 @@ static void put_state_json(struct text *text, const struct tcpevent_event *event
 {
     put(text, "{\"time\":\"");
     put_time(text, event->time_ns);
-    put_format(text, "\",\"time_ns\":%" PRIu64 ",\"kind\":\"state\",\"pid\":%" PRIu32 ",\"uid\":%" PRIu32,
-               event->time_ns, event->pid, event->uid);
+    put_format(text, "\",\"time_ns\":%" PRIu64 ",\"kind\":\"state\",\"pid\":%" PRIu32, event->time_ns, event->pid);
+    put_number(text, "uid", (event->known & TCPEVENT_KNOWN_UID) != 0, event->uid);
     put(text, ",\"command\":");
     put_json(text, event->comm, sizeof event->comm);
     put_format(text,
@@ -49,16 +49,16 @@ static void put_state_json(struct text *text, const struct tcpevent_event *event
                tcpevent_state_name(event->old_state), tcpevent_state_name(event->new_state),
                event->family == AF_INET6 ? 6 : 4, local, event->local_port, remote, event->remote_port, event->cookie);
     if (event->kind == TCPEVENT_KIND_CLOSE) {
-        bool counted = (event->flags & TCPEVENT_UNCOUNTED) == 0;
+        bool counted = (event->known & TCPEVENT_KNOWN_COUNTERS) != 0;
 
         put_format(text, ",\"age_ms\":%.3f", (double)event->age_ns / 1e6);
-        put_count(text, "sent", counted, event->payload_sent);
-        put_count(text, "received", counted, event->payload_received);
-        put_count(text, "retransmitted_bytes", counted, event->bytes_retransmitted);
+        put_number(text, "sent", counted, event->payload_sent);
+        put_number(text, "received", counted, event->payload_received);
+        put_number(text, "retransmitted_bytes", counted, event->bytes_retransmitted);
         put(text, ",\"error\":");
         put_json_error(text, event->error, error_is_unknown(event));
-        put_format(text, ",\"failed\":%s,\"given_up\":%s", boolean((event->flags & TCPEVENT_FAILED) != 0),
-                   boolean((event->flags & TCPEVENT_GIVEN_UP) != 0));
+        put_format(text, ",\"failed\":%s,\"given_up\":%s", boolean((event->flags & TCPEVENT_FLAG_FAILED) != 0),
+                   boolean((event->flags & TCPEVENT_FLAG_GIVEN_UP) != 0));
     }
     put(text, "}\n");
 }

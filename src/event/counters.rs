@@ -46,7 +46,7 @@ pub struct Counters {
     /// Records that could not be decoded.
     pub undecoded: AtomicU64,
     /// Closes without an owner that is known for sure.
-    pub guesses: AtomicU64,
+    pub unowned: AtomicU64,
 }
 
 /// The values of all counters at one moment.
@@ -62,7 +62,7 @@ pub struct Statistics {
     pub skipped_runs: u64,
     pub recovered: u64,
     pub undecoded: u64,
-    pub guesses: u64,
+    pub unowned: u64,
     /// Events that the full queue dropped or refused.
     pub shed: Shed,
 }
@@ -94,7 +94,7 @@ impl Counters {
             skipped_runs: value(&self.skipped_runs).saturating_add(kernel.skipped_runs),
             recovered: value(&self.recovered).saturating_add(kernel.recovered),
             undecoded: value(&self.undecoded),
-            guesses: value(&self.guesses),
+            unowned: value(&self.unowned),
             shed,
         }
     }
@@ -105,7 +105,7 @@ impl std::fmt::Display for Statistics {
         write!(
             f,
             "closes={} snapshots={} sweeps={} lost_records={} lost_owners={} skipped_runs={} recovered={} \
-             undecoded={} guesses={} shed_closes={} shed_snapshots={}",
+             undecoded={} unowned={} shed_closes={} shed_snapshots={}",
             self.closes,
             self.snapshots,
             self.sweeps,
@@ -114,7 +114,7 @@ impl std::fmt::Display for Statistics {
             self.skipped_runs,
             self.recovered,
             self.undecoded,
-            self.guesses,
+            self.unowned,
             self.shed.closes,
             self.shed.snapshots
         )

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use super::endpoint::normal_form;
 use crate::error::Error;
-use crate::event::{Event, Failure};
+use crate::event::{Event, Failure, NO_USER};
 use crate::sys::files;
 use crate::sys::one_line::shortened;
 
@@ -111,7 +111,7 @@ impl Filter {
             "dport" => self.remote_ports.get_or_insert_default().add(value)?,
             "family" => once(&mut self.family, family(value)?)?,
             "pid" => once(&mut self.pid, value.parse().ok().filter(|pid| *pid != 0)?)?,
-            "uid" => once(&mut self.uid, value.parse().ok()?)?,
+            "uid" => once(&mut self.uid, value.parse().ok().filter(|uid| *uid != NO_USER)?)?,
             "netns" => once(&mut self.netns, netns(value)?)?,
             _ => once(&mut self.cgroup, cgroup(value)?)?,
         }
@@ -393,6 +393,7 @@ mod tests {
             ("pid 0", 2, "0"),
             ("pid 1,2", 2, "2"),
             ("uid -1", 2, "-1"),
+            ("uid 4294967295", 2, "4294967295"),
             ("netns /nowhere", 2, "/nowhere"),
             ("cgroup /proc/self/comm", 2, "/proc/self/comm"),
             ("failed yes", 2, "yes"),

@@ -6,6 +6,7 @@ pub mod filter;
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::BitOr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What an event stands for.
@@ -20,12 +21,12 @@ pub enum Kind {
     Snapshot = 3,
 }
 
-/// How the owner of an endpoint was found.
+/// How the owner of an endpoint was found: by which act of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Origin {
-    /// No process was seen to act on the endpoint: the likeliest one, or none (pid 0).
-    Guess = 0,
+pub enum OwnerBy {
+    /// No process was seen to act on the endpoint, nor to hold it: pid is 0.
+    Unknown = 0,
     /// It called connect.
     Connect = 1,
     /// It called accept.
@@ -73,7 +74,47 @@ pub enum Failure {
 /// Bytes that a command takes at most, without a terminating NUL.
 pub const COMM_LEN: usize = 16;
 
-/// An event, with all that is known. What is not known is 0.
+/// Which groups of an event's fields are known. The numbers are those of `tcpevent.h`, which says more of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known(u32);
+
+impl Known {
+    /// `pid`, `comm` and `owner_by`.
+    pub const OWNER: Self = Self(1);
+    /// `uid`.
+    pub const UID: Self = Self(2);
+    /// `error`.
+    pub const ERROR: Self = Self(4);
+    /// `payload_received` and the other counters.
+    pub const COUNTERS: Self = Self(8);
+    /// `netns` and `cgroup`.
+    pub const PLACE: Self = Self(16);
+    /// `age_ns`, `establish_ns` and `direction`.
+    pub const TIMES: Self = Self(32);
+
+    /// All of them, or-ed.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Whether these are among them.
+    pub const fn contains(self, groups: Self) -> bool {
+        self.0 & groups.0 == groups.0
+    }
+}
+
+impl BitOr for Known {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The user of an endpoint of which no user is known: no user has this ID (kernel: INVALID_UID).
+pub const NO_USER: u32 = u32::MAX;
+
+/// An event. [`Self::known`] says which fields tell something; those that do not are 0, and `uid` is [`NO_USER`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Wall clock, nanoseconds since 1970.
@@ -122,22 +163,22 @@ pub struct Event {
     pub netns: u32,
     /// Owner: thread group ID.
     pub pid: u32,
-    /// Owner: user ID.
+    /// Owner: user ID. That of the socket where no owner is known.
     pub uid: u32,
     /// Why the kernel has ended the connection: errno, positive.
     pub error: i32,
     /// Whether this is the end of an attempt that failed.
     pub failure: Failure,
     /// `error` is 0 for want of knowledge.
-    pub error_unknown: bool,
+    pub(crate) error_unknown: bool,
     /// The connection's counters are not known.
-    pub uncounted: bool,
+    pub(crate) uncounted: bool,
     /// Whether the connection's begin was seen.
     pub begin: Begin,
     /// What the event stands for.
     pub kind: Kind,
     /// How the owner was found.
-    pub origin: Origin,
+    pub owner_by: OwnerBy,
     /// Who opened the connection.
     pub direction: Direction,
     /// The state before (include/net/tcp_states.h).
@@ -159,6 +200,23 @@ pub struct Event {
 }
 
 impl Event {
+    /// Which of the fields tell something.
+    pub fn known(&self) -> Known {
+        let is_close = self.kind == Kind::Close;
+        let is_listener = self.old_state == state::LISTEN || self.new_state == state::LISTEN;
+        [
+            (self.owner_by != OwnerBy::Unknown, Known::OWNER),
+            (self.uid != NO_USER, Known::UID),
+            (is_close && !self.error_unknown, Known::ERROR),
+            (self.kind == Kind::Snapshot || (is_close && !self.uncounted), Known::COUNTERS),
+            (self.netns != 0, Known::PLACE),
+            (self.kind != Kind::Snapshot && self.begin == Begin::Seen && !is_listener, Known::TIMES),
+        ]
+        .into_iter()
+        .filter(|(is_known, _)| *is_known)
+        .fold(Known(0), |known, (_, groups)| known | groups)
+    }
+
     /// The address and port of this end.
     pub fn local(&self) -> SocketAddr {
         SocketAddr::new(self.address(&self.local_addr), self.local_port)
@@ -214,14 +272,14 @@ impl Event {
             min_rtt_us: 0,
             netns: 0,
             pid: 0,
-            uid: 0,
+            uid: NO_USER,
             error: 0,
             failure: Failure::None,
             error_unknown: false,
             uncounted: false,
             begin: Begin::Seen,
             kind,
-            origin: Origin::Guess,
+            owner_by: OwnerBy::Unknown,
             direction: Direction::Unknown,
             old_state: 0,
             new_state: 0,
@@ -232,6 +290,21 @@ impl Event {
             remote_addr: [0; 16],
             comm: [0; COMM_LEN],
         }
+    }
+
+    /// Takes over what a connection has carried, payload aside.
+    pub fn take_counters(&mut self, from: &Self) {
+        self.bytes_received = from.bytes_received;
+        self.bytes_acked = from.bytes_acked;
+        self.bytes_sent = from.bytes_sent;
+        self.bytes_retransmitted = from.bytes_retransmitted;
+        self.segs_out = from.segs_out;
+        self.segs_in = from.segs_in;
+        self.data_segs_out = from.data_segs_out;
+        self.data_segs_in = from.data_segs_in;
+        self.segs_retransmitted = from.segs_retransmitted;
+        self.srtt_us = from.srtt_us;
+        self.min_rtt_us = from.min_rtt_us;
     }
 
     /// The table of owners has been full: what is not in it need not be older than the probe.
@@ -256,4 +329,49 @@ pub mod state {
     pub const LAST_ACK: u8 = 9;
     pub const LISTEN: u8 = 10;
     pub const CLOSING: u8 = 11;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A close of which everything is known.
+    fn close() -> Event {
+        Event { owner_by: OwnerBy::Connect, uid: 0, netns: 1, new_state: state::CLOSE, ..Event::of(Kind::Close) }
+    }
+
+    const ALL: Known = Known(63);
+
+    #[test]
+    fn each_group_is_known_or_not_by_itself() {
+        for (event, unknown) in [
+            (close(), 0),
+            (Event { owner_by: OwnerBy::Unknown, ..close() }, Known::OWNER.bits()),
+            (Event { uid: NO_USER, ..close() }, Known::UID.bits()),
+            (Event { error_unknown: true, ..close() }, Known::ERROR.bits()),
+            (Event { uncounted: true, ..close() }, Known::COUNTERS.bits()),
+            (Event { netns: 0, ..close() }, Known::PLACE.bits()),
+            (Event { begin: Begin::Older, ..close() }, Known::TIMES.bits()),
+            (Event { begin: Begin::Unknown, ..close() }, Known::TIMES.bits()),
+            (Event { kind: Kind::State, ..close() }, (Known::ERROR | Known::COUNTERS).bits()),
+            (Event { kind: Kind::Snapshot, ..close() }, (Known::ERROR | Known::TIMES).bits()),
+            (
+                Event { kind: Kind::State, old_state: state::LISTEN, ..close() },
+                (Known::ERROR | Known::COUNTERS | Known::TIMES).bits(),
+            ),
+        ] {
+            assert_eq!(event.known().bits(), ALL.bits() & !unknown, "{event:#?}");
+        }
+        assert!(ALL.contains(Known::OWNER | Known::TIMES));
+        assert!(!Known::OWNER.contains(Known::OWNER | Known::TIMES));
+    }
+
+    #[test]
+    fn nothing_is_known_of_what_nothing_was_told() {
+        assert_eq!(Event::of(Kind::State).known(), Known::TIMES);
+        let mut event = Event { begin: Begin::Older, ..Event::of(Kind::State) };
+        assert_eq!(event.known().bits(), 0);
+        event.doubt_begin();
+        assert_eq!(event.begin, Begin::Unknown);
+    }
 }

@@ -8,7 +8,7 @@ use super::held;
 use super::record::{Decoded, LetGo, decode};
 use crate::event::counters::Counters;
 use crate::event::filter::Filter;
-use crate::event::{COMM_LEN, Event, Kind, Origin};
+use crate::event::{COMM_LEN, Event, Kind, OwnerBy};
 use crate::queue::sink::Sink;
 use crate::sockets::holders::{self, HolderIterator, Owners};
 use crate::sys::clock::{self, WallClock};
@@ -108,17 +108,17 @@ impl<'run> Completer<'run> {
     pub fn queue_held(&mut self, mut close: Decoded, owners: &Owners, clock: &WallClock) {
         let event = &mut close.event;
         let holder = owners.holder(event.inode);
-        let is_known = event.origin != Origin::Guess;
+        let is_known = event.owner_by != OwnerBy::Unknown;
         // Where they are just those that were known, any other may hold it.
         let may_be_another = holder.is_none() && event.inode != 0 && !owners.are_all();
         let other = holder.filter(|pid| !is_known || *pid != event.pid);
         if let Some((pid, (comm, uid))) = other.and_then(|pid| Some((pid, holders::read_identity(pid)?))) {
             held::own(event, pid, uid, comm);
         } else if is_known && holder.is_none() && event.pid != 0 && (may_be_another || !holders::lives(event.pid)) {
-            (event.pid, event.comm, event.origin) = (0, [0; COMM_LEN], Origin::Guess);
+            (event.pid, event.comm, event.owner_by) = (0, [0; COMM_LEN], OwnerBy::Unknown);
         }
         let inode = if may_be_another { event.inode } else { 0 };
-        close.unowned_inode = (event.origin == Origin::Guess).then_some(inode);
+        close.unowned_inode = (event.owner_by == OwnerBy::Unknown).then_some(inode);
         self.queue(close, clock);
     }
 
@@ -129,9 +129,9 @@ impl<'run> Completer<'run> {
             event.pid = pid;
             event.uid = uid;
             event.comm = comm;
-            event.origin = Origin::Inode;
+            event.owner_by = OwnerBy::Inode;
         } else if event.kind == Kind::Close {
-            self.completion.counters.guesses.fetch_add(1, Ordering::Relaxed);
+            self.completion.counters.unowned.fetch_add(1, Ordering::Relaxed);
         }
     }
 

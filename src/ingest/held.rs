@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::event::{COMM_LEN, Event, Origin};
+use crate::event::{COMM_LEN, Event, OwnerBy};
 use crate::ingest::record::{Decoded, LetGo};
 
 /// A close waits this long for its process to let go. Most do so within a millisecond: the end of the connection has woken them.
@@ -115,17 +115,17 @@ impl HeldCloses {
 /// Who has let go of the socket is the owner, unless that was no act of a process: then it is who was known before.
 fn name(close: &mut Decoded, let_go: &LetGo) {
     let event = &mut close.event;
-    let is_known = event.pid == let_go.pid && let_go.pid != 0 && event.origin != Origin::Guess;
+    let is_known = event.pid == let_go.pid && let_go.pid != 0 && event.owner_by != OwnerBy::Unknown;
     if let_go.by_process != 0 && !is_known {
         own(event, let_go.pid, let_go.uid, let_go.comm);
     }
     // It is not held any more.
-    close.unowned_inode = (event.origin == Origin::Guess).then_some(0);
+    close.unowned_inode = (event.owner_by == OwnerBy::Unknown).then_some(0);
 }
 
 /// The process that holds an endpoint's socket, or has held it last, is its owner.
 pub fn own(event: &mut Event, pid: u32, uid: u32, comm: [u8; COMM_LEN]) {
-    (event.pid, event.uid, event.comm, event.origin) = (pid, uid, comm, Origin::Inode);
+    (event.pid, event.uid, event.comm, event.owner_by) = (pid, uid, comm, OwnerBy::Inode);
 }
 
 #[cfg(test)]
@@ -134,8 +134,8 @@ mod tests {
     use crate::event::Kind;
 
     fn close(time: u64, pid: u32) -> Decoded {
-        let origin = if pid == 0 { Origin::Guess } else { Origin::Accept };
-        let event = Event { monotonic_ns: time, pid, origin, inode: time + 1, ..Event::of(Kind::Close) };
+        let owner_by = if pid == 0 { OwnerBy::Unknown } else { OwnerBy::Accept };
+        let event = Event { monotonic_ns: time, pid, owner_by, inode: time + 1, ..Event::of(Kind::Close) };
         Decoded { unowned_inode: (pid == 0).then_some(event.inode), event, fin_received: false, held: true }
     }
 
@@ -157,7 +157,7 @@ mod tests {
             assert_eq!(held.wait(close(1, accepter), now), None);
             assert_eq!(held.wait(close(2, accepter), now), None);
             let Decoded { event, unowned_inode, .. } = held.let_go(&let_go(2, 200)).unwrap();
-            assert_eq!((event.monotonic_ns, event.pid, event.uid, event.origin), (2, 200, 7, Origin::Inode));
+            assert_eq!((event.monotonic_ns, event.pid, event.uid, event.owner_by), (2, 200, 7, OwnerBy::Inode));
             assert_eq!((&event.comm[..6], unowned_inode), (b"child\0".as_slice(), None));
             assert_eq!(held.let_go(&let_go(2, 200)), None);
             assert_eq!(held.let_go(&let_go(1, 300)).unwrap().event.pid, 300);

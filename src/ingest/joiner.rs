@@ -163,27 +163,12 @@ fn add_counters(close: &mut Decoded, destroyed: &Destroyed) {
     let event = &mut close.event;
     // No process reads what comes after its close; so that can only be a FIN.
     let fin_received = close.fin_received || (event.old_state == state::FIN_WAIT2 && destroyed.not_read > 0);
-    *event = Event {
-        // Where the probe could not tell one family from the other.
-        family: from.family,
-        local_addr: from.local_addr,
-        remote_addr: from.remote_addr,
-        cookie: from.cookie,
-        bytes_received: from.bytes_received,
-        bytes_acked: from.bytes_acked,
-        bytes_sent: from.bytes_sent,
-        bytes_retransmitted: from.bytes_retransmitted,
-        segs_out: from.segs_out,
-        segs_in: from.segs_in,
-        data_segs_out: from.data_segs_out,
-        data_segs_in: from.data_segs_in,
-        segs_retransmitted: from.segs_retransmitted,
-        srtt_us: from.srtt_us,
-        min_rtt_us: from.min_rtt_us,
-        payload_received: from.bytes_received.saturating_sub(fin_received.into()),
-        payload_sent: from.payload_sent,
-        ..event.clone()
-    };
+    // Where the probe could not tell one family from the other.
+    (event.family, event.local_addr, event.remote_addr) = (from.family, from.local_addr, from.remote_addr);
+    event.cookie = from.cookie;
+    event.take_counters(from);
+    event.payload_received = from.bytes_received.saturating_sub(fin_received.into());
+    event.payload_sent = from.payload_sent;
     let sequence = Sequence {
         acked: 0u32.wrapping_sub(destroyed.not_acked),
         sent: 0u32.wrapping_sub(destroyed.not_sent),

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::perf_buffer::{Entry, PerfBuffer};
 use crate::config::ProbeSettings;
 use crate::event::filter::Filter;
-use crate::event::{Begin, Kind, Origin, state};
+use crate::event::{Begin, Kind, OwnerBy, state};
 use crate::ingest::complete::{Completer, Completion, Record, add};
 use crate::ingest::held::HeldCloses;
 use crate::ingest::joiner::{Joiner, LONGEST_WAIT};
@@ -284,7 +284,7 @@ impl Reader<'_> {
         if namespace != Namespace::Ambiguous {
             self.older.complete(&mut decoded.event, namespace == Namespace::Own);
         }
-        if decoded.event.origin != Origin::Guess {
+        if decoded.event.owner_by != OwnerBy::Unknown {
             decoded.unowned_inode = None;
         }
         let ready = if decoded.held { self.held.wait(decoded, now) } else { Some(decoded) };

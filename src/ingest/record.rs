@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use crate::event::{Begin, COMM_LEN, Direction, Event, Failure, Kind, Origin, state};
+use crate::event::{Begin, COMM_LEN, Direction, Event, Failure, Kind, OwnerBy, state};
 
 /// `struct tcp_record` of `bpf/tcp_event.h`.
 #[repr(C)]
@@ -120,12 +120,12 @@ pub struct Sequence {
 /// Decodes one record, of either kind. `None` where it is too short or holds what no probe of this library writes.
 pub fn decode(bytes: &[u8]) -> Option<Decoded> {
     let (record, rest) = Record::read_from_prefix(bytes).ok()?;
-    let origin = match record.origin & !HELD {
-        0 => Origin::Guess,
-        1 => Origin::Connect,
-        2 => Origin::Accept,
-        3 => Origin::Close,
-        4 => Origin::Inode,
+    let owner_by = match record.origin & !HELD {
+        0 => OwnerBy::Unknown,
+        1 => OwnerBy::Connect,
+        2 => OwnerBy::Accept,
+        3 => OwnerBy::Close,
+        4 => OwnerBy::Inode,
         _ => return None,
     };
     if i32::from(record.family) != libc::AF_INET && i32::from(record.family) != libc::AF_INET6 {
@@ -141,7 +141,7 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         pid: record.pid,
         uid: record.uid,
         begin: if record.birth_ns == 0 { Begin::Older } else { Begin::Seen },
-        origin,
+        owner_by,
         old_state: record.old_state,
         new_state: state::CLOSE,
         family: record.family,
@@ -159,7 +159,7 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         add_detail(&mut event, record.birth_ns, &detail)?;
         fin_received = detail.flags & FIN_RECEIVED != 0;
     }
-    Some(Decoded { unowned_inode: (origin == Origin::Guess).then_some(record.inode), event, fin_received, held })
+    Some(Decoded { unowned_inode: (owner_by == OwnerBy::Unknown).then_some(record.inode), event, fin_received, held })
 }
 
 /// `None` where there is no such direction.
@@ -182,7 +182,7 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     // No process has it in its hands: it has neither connected, nor accepted it before the handshake was over (Fast Open).
     let aborted_handshake = event.old_state == state::SYN_RECV
         && event.direction != Direction::Connected
-        && event.origin == Origin::Guess
+        && event.owner_by == OwnerBy::Unknown
         && event.inode == 0;
     if event.new_state != state::CLOSE || event.old_state == state::LISTEN || aborted_handshake {
         event.kind = Kind::State;
@@ -260,6 +260,7 @@ pub fn payload_acked(event: &Event, sequence: &Sequence, failed: bool) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Known, NO_USER};
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
@@ -298,7 +299,7 @@ mod tests {
         assert_eq!(event.local_addr[..4], [127, 0, 0, 1]);
         assert_eq!(event.remote_addr[..4], [10, 0, 0, 2]);
         assert_eq!(event.comm, *b"curl\0\0\0\0\0\0\0\0\0\0\0\0");
-        assert_eq!((event.kind, event.origin), (Kind::Close, Origin::Connect));
+        assert_eq!((event.kind, event.owner_by), (Kind::Close, OwnerBy::Connect));
         assert_eq!((event.old_state, event.new_state), (state::LAST_ACK, state::CLOSE));
     }
 
@@ -309,7 +310,17 @@ mod tests {
         bytes[62] = 0;
         let closed = decode(&bytes).unwrap();
         assert_eq!(closed.unowned_inode, Some(4711));
-        assert_eq!(closed.event.origin, Origin::Guess);
+        assert_eq!(closed.event.owner_by, OwnerBy::Unknown);
+    }
+
+    #[test]
+    fn nobody_is_not_root() {
+        let mut bytes = sample();
+        bytes[52..56].fill(0xff);
+        let event = decode(&bytes).unwrap().event;
+        assert!(event.uid == NO_USER && !event.known().contains(Known::UID), "{event:#?}");
+        bytes[52..56].fill(0);
+        assert!(decode(&bytes).unwrap().event.known().contains(Known::UID));
     }
 
     #[test]

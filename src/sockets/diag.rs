@@ -13,7 +13,7 @@ use netlink_packet_sock_diag::inet::{
 use netlink_packet_utils::Parseable;
 use netlink_packet_utils::nla::{NLA_HEADER_SIZE as ATTRIBUTE_HEADER_LEN, NlasIterator};
 
-use crate::event::{Event, Kind, Origin, state};
+use crate::event::{Event, Kind, OwnerBy, state};
 
 /// Bytes of `struct nlmsghdr`.
 const NETLINK_HEADER_LEN: usize = 16;
@@ -256,7 +256,7 @@ fn event_of(header: &InetResponseHeader, info: &[u8], cgroup: Option<&[u8]>) -> 
         srtt_us: word(tcp_info::RTT),
         min_rtt_us: if min_rtt_us == u32::MAX { 0 } else { min_rtt_us },
         uid: header.uid,
-        origin: Origin::Inode,
+        owner_by: OwnerBy::Inode,
         old_state: header.state,
         new_state: header.state,
         family: u16::from(header.family),

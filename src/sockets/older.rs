@@ -11,7 +11,7 @@ use super::diag::{self, Families, Reply};
 use super::holders::{self, HolderIterator, Owners};
 use super::socket::{BUFFER_LEN, REPLY_TIME, open_socket, receive, retry};
 use crate::event::endpoint::Endpoint;
-use crate::event::{Begin, COMM_LEN, Event, Kind, Origin, state};
+use crate::event::{Begin, COMM_LEN, Event, Kind, OwnerBy, state};
 use crate::sys::log::{self, Level};
 use crate::sys::own_fd::Guarded;
 use crate::sys::wake::{Sleeper, Woken};
@@ -97,9 +97,9 @@ impl<'run> OlderEndpoints<'run> {
         } else {
             self.by_endpoint.insert(endpoint, Listed { state: event.new_state, ..listed });
         }
-        if event.origin == Origin::Guess {
+        if event.owner_by == OwnerBy::Unknown {
             let Listed { pid, uid, comm, .. } = listed;
-            (event.pid, event.uid, event.comm, event.origin) = (pid, uid, comm, Origin::Inode);
+            (event.pid, event.uid, event.comm, event.owner_by) = (pid, uid, comm, OwnerBy::Inode);
         }
     }
 
@@ -261,6 +261,6 @@ mod tests {
         assert_eq!(event.pid, 0);
         event.begin = Begin::Older;
         older.complete(&mut event, true);
-        assert_eq!((event.pid, event.origin), (std::process::id(), Origin::Inode));
+        assert_eq!((event.pid, event.owner_by), (std::process::id(), OwnerBy::Inode));
     }
 }

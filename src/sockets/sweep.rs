@@ -14,7 +14,7 @@ use super::holders::{self, HolderIterator, Owners};
 use super::socket::{BUFFER_LEN, REPLY_TIME, open_socket, receive, retry};
 use crate::event::counters::Counters;
 use crate::event::filter::Filter;
-use crate::event::{COMM_LEN, Event, Origin};
+use crate::event::{COMM_LEN, Event, OwnerBy};
 use crate::queue::sink::Sink;
 use crate::sys::clock;
 use crate::sys::descriptors::StandardStreams;
@@ -304,7 +304,7 @@ impl Sweeper<'_> {
                 event.uid = identity.uid.unwrap_or(event.uid);
             }
             _ if naming == Naming::CommandLine => return Some(()),
-            _ => event.origin = Origin::Guess,
+            _ => event.owner_by = OwnerBy::Unknown,
         }
         if self.settings.filter.fits(&event) {
             // IPv4 comes first.

@@ -83,10 +83,10 @@ static struct tcpevent_options options(void)
 	return all_default;
 }
 
-static struct tcpevent *open_one(void)
+static struct tcpevent_watch *open_one(void)
 {
 	struct tcpevent_options opened = options();
-	struct tcpevent *handle = NULL;
+	struct tcpevent_watch *handle = NULL;
 
 	CHECK(tcpevent_open(&opened, &handle) == 0);
 	CHECK(handle != NULL);
@@ -112,8 +112,8 @@ static void take_line(void *context, int level, const char *text)
 
 static void refuse_options(void)
 {
-	struct tcpevent *const before = (struct tcpevent *)&before;
-	struct tcpevent *handle = before;
+	struct tcpevent_watch *const before = (struct tcpevent_watch *)&before;
+	struct tcpevent_watch *handle = before;
 	struct tcpevent_options tried;
 
 #define REFUSED_WITH(field, value, word)                                                                               \
@@ -135,7 +135,7 @@ static void refuse_options(void)
 	REFUSED_WITH(size, SIZE_MAX, "size");
 
 	REFUSED_WITH(events, 8, "events");
-	REFUSED_WITH(events, TCPEVENT_CLOSES | 0x80000000u, "events");
+	REFUSED_WITH(events, TCPEVENT_EVENTS_CLOSES | 0x80000000u, "events");
 	REFUSED_WITH(events, UINT32_MAX, "events");
 	REFUSED_WITH(probe, 4, "probe");
 	REFUSED_WITH(probe, UINT32_MAX, "probe");
@@ -183,7 +183,7 @@ static void refuse_long_filters(void)
 	const size_t size = 1 << 20;
 	char *text = malloc(size + 1);
 	struct tcpevent_options tried = options();
-	struct tcpevent *handle = NULL;
+	struct tcpevent_watch *handle = NULL;
 
 	CHECK(text != NULL);
 	for (size_t i = 0; i < sizeof patterns / sizeof patterns[0]; i++) {
@@ -218,8 +218,8 @@ static void open_with_other_structures(void)
 		size_t size;
 		uint32_t events;
 		uint32_t later; /* is not looked at */
-	} shorter = {sizeof(size_t) + sizeof(uint32_t), TCPEVENT_STATES, UINT32_MAX};
-	struct tcpevent *handle = NULL;
+	} shorter = {sizeof(size_t) + sizeof(uint32_t), TCPEVENT_EVENTS_STATES, UINT32_MAX};
+	struct tcpevent_watch *handle = NULL;
 
 	if (chosen_probe() == TCPEVENT_PROBE_AUTO) {
 		CHECK(tcpevent_open((struct tcpevent_options *)(void *)&shorter, &handle) == 0);
@@ -246,7 +246,7 @@ static void open_at_the_limits(void)
 {
 	struct tcpevent_options tried = options();
 	struct tcpevent_statistics statistics = {.size = sizeof statistics};
-	struct tcpevent *handle = NULL;
+	struct tcpevent_watch *handle = NULL;
 
 	if (chosen_probe() == TCPEVENT_PROBE_AUTO) {
 		CHECK(tcpevent_open(NULL, &handle) == 0);
@@ -258,7 +258,7 @@ static void open_at_the_limits(void)
 
 	tried.queue_slots = 1;
 	tried.snapshot_interval_ms = 100;
-	tried.events = TCPEVENT_STATES | TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS;
+	tried.events = TCPEVENT_EVENTS_STATES | TCPEVENT_EVENTS_CLOSES | TCPEVENT_EVENTS_SNAPSHOTS;
 	tried.filter = " \t\n ";
 	CHECK(tcpevent_open(&tried, &handle) == 0);
 	CHECK(tcpevent_get_statistics(handle, &statistics) == 0);
@@ -276,7 +276,7 @@ static void open_at_the_limits(void)
 
 /* ---- Handles that are none ---------------------------------------------------------------------------------- */
 
-static void refuse_handle(struct tcpevent *handle)
+static void refuse_handle(struct tcpevent_watch *handle)
 {
 	struct tcpevent_statistics statistics;
 	struct tcpevent_event event;
@@ -295,14 +295,14 @@ static void refuse_handle(struct tcpevent *handle)
 	CHECK(statistics.states == 0x5a5a5a5a5a5a5a5a && event.cookie == 0x5a5a5a5a5a5a5a5a);
 }
 
-static struct tcpevent *at(uintptr_t number)
+static struct tcpevent_watch *at(uintptr_t number)
 {
-	return (struct tcpevent *)number;
+	return (struct tcpevent_watch *)number;
 }
 
 static void refuse_handles(void)
 {
-	struct tcpevent *first = open_one(), *second;
+	struct tcpevent_watch *first = open_one(), *second;
 	uintptr_t number = (uintptr_t)first;
 	unsigned bit;
 
@@ -310,7 +310,7 @@ static void refuse_handles(void)
 	refuse_handle(NULL);
 	refuse_handle(at(1));
 	refuse_handle(at(UINTPTR_MAX));
-	refuse_handle((struct tcpevent *)&first);
+	refuse_handle((struct tcpevent_watch *)&first);
 	for (bit = 0; bit < 8 * sizeof number; bit++)
 		if ((number ^ (uintptr_t)1 << bit) != 0)
 			refuse_handle(at(number ^ (uintptr_t)1 << bit));
@@ -352,7 +352,7 @@ static void connect_once(void)
 	CHECK(close(fd) == 0);
 }
 
-static void read_into_all_sizes(struct tcpevent *handle)
+static void read_into_all_sizes(struct tcpevent_watch *handle)
 {
 	enum { LONGER = sizeof(struct tcpevent_event) + 40, COUNT = 3, SECONDS = 60 };
 	static unsigned char room[(COUNT + 1) * LONGER];
@@ -406,7 +406,7 @@ static void read_into_all_sizes(struct tcpevent *handle)
 	CHECK(tcpevent_read(handle, events, sizeof *events, 1, 0) == 0);
 }
 
-static void get_statistics_of_all_sizes(struct tcpevent *handle)
+static void get_statistics_of_all_sizes(struct tcpevent_watch *handle)
 {
 	struct {
 		struct tcpevent_statistics known;
@@ -452,7 +452,7 @@ static void check_names(void)
 	static const char *const states[] = {"ESTABLISHED", "SYN_SENT",  "SYN_RECV", "FIN_WAIT1",
 					     "FIN_WAIT2",   "TIME_WAIT", "CLOSE",    "CLOSE_WAIT",
 					     "LAST_ACK",    "LISTEN",    "CLOSING",  "NEW_SYN_RECV"};
-	static const char *const origins[] = {"guess", "connect", "accept", "close", "inode"};
+	static const char *const ways[] = {"unknown", "connect", "accept", "close", "inode"};
 	static const int others[] = {-1, 13, 14, 255, 256, INT32_MAX, INT32_MIN};
 	const char *version = tcpevent_version();
 
@@ -460,11 +460,11 @@ static void check_names(void)
 		CHECK(strcmp(tcpevent_state_name(i + 1), states[i]) == 0);
 	CHECK(strcmp(tcpevent_state_name(0), "UNKNOWN") == 0);
 	for (int i = 0; i < 5; i++)
-		CHECK(strcmp(tcpevent_origin_name(i), origins[i]) == 0);
-	CHECK(strcmp(tcpevent_origin_name(5), "unknown") == 0);
+		CHECK(strcmp(tcpevent_owner_by_name(i), ways[i]) == 0);
+	CHECK(strcmp(tcpevent_owner_by_name(5), "unknown") == 0);
 	for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
 		CHECK(strcmp(tcpevent_state_name(others[i]), "UNKNOWN") == 0);
-		CHECK(strcmp(tcpevent_origin_name(others[i]), "unknown") == 0);
+		CHECK(strcmp(tcpevent_owner_by_name(others[i]), "unknown") == 0);
 	}
 	CHECK(strchr(version, '.') != NULL && version == tcpevent_version());
 }
@@ -536,12 +536,12 @@ static void each_thread_has_its_own_error(void)
 
 /* ---- api closes --------------------------------------------------------------------------------------------- */
 
-static _Atomic(struct tcpevent *) current;
+static _Atomic(struct tcpevent_watch *) current;
 static atomic_ulong uses;
 
 static void *use_until_closed(void *number)
 {
-	struct tcpevent *handle = atomic_load(&current);
+	struct tcpevent_watch *handle = atomic_load(&current);
 	bool waits = *(int *)number % 2 == 0;
 
 	for (;;) {
@@ -593,7 +593,7 @@ int main(int argc, char **argv)
 		close_in_use(strtoul(argv[2], NULL, 10));
 	} else if (argc == 2 && strcmp(argv[1], "arguments") == 0) {
 		struct tcpevent_options own = options();
-		struct tcpevent *handle = NULL;
+		struct tcpevent_watch *handle = NULL;
 		char filter[32];
 
 		CHECK(*tcpevent_last_error() == '\0');

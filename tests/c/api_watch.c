@@ -46,8 +46,8 @@
 
 enum { MOST_HANDLES = 80, BATCH = 256 };
 
-static struct tcpevent *handles[MOST_HANDLES];
-static struct tcpevent *volatile handled; /* what the handler of SIGUSR1 wakes */
+static struct tcpevent_watch *handles[MOST_HANDLES];
+static struct tcpevent_watch *volatile handled; /* what the handler of SIGUSR1 wakes */
 
 static void fail(const char *what)
 {
@@ -96,24 +96,10 @@ static void put_bytes(FILE *out, const void *bytes, size_t count)
 static void print_event(int number, int thread, const struct tcpevent_event *e)
 {
 	flockfile(stdout);
-	printf("event\t%d\t%d\t%" PRIu32 "\t%u\t%s\t%s\t%u", number, thread, e->size, e->kind,
-	       tcpevent_state_name(e->old_state), tcpevent_state_name(e->new_state), e->direction);
-	printf("\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, e->time_ns, e->monotonic_ns, e->cookie,
-	       e->cgroup, e->inode);
-	printf("\t%" PRIu32 "\t%" PRIu32 "\t%" PRIu32 "\t%" PRIu32 "\t%" PRId32, e->netns, e->pid, e->uid, e->flags,
-	       e->error);
-	printf("\t%u\t%u\t%u\t%s", e->family, e->local_port, e->remote_port, tcpevent_origin_name(e->origin));
-	put_bytes(stdout, e->reserved, sizeof e->reserved);
-	put_bytes(stdout, e->local_addr, sizeof e->local_addr);
-	put_bytes(stdout, e->remote_addr, sizeof e->remote_addr);
-	put_bytes(stdout, e->comm, sizeof e->comm);
-	printf("\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, e->age_ns, e->establish_ns,
-	       e->payload_received, e->payload_sent, e->payload_acked);
-	printf("\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, e->bytes_received, e->bytes_acked, e->bytes_sent,
-	       e->bytes_retransmitted);
-	printf("\t%" PRIu32 "\t%" PRIu32 "\t%" PRIu32 "\t%" PRIu32 "\t%" PRIu32, e->segs_retransmitted, e->segs_out,
-	       e->segs_in, e->data_segs_out, e->data_segs_in);
-	printf("\t%" PRIu32 "\t%" PRIu32 "\t%" PRIu32 "\n", e->srtt_us, e->min_rtt_us, e->reserved2);
+	printf("event\t%d\t%d\t%s\t%s\t%s", number, thread, tcpevent_state_name(e->old_state),
+	       tcpevent_state_name(e->new_state), tcpevent_owner_by_name(e->owner_by));
+	put_bytes(stdout, e, sizeof *e);
+	putchar('\n');
 	funlockfile(stdout);
 }
 
@@ -285,7 +271,7 @@ static void print_statistics(int number)
 	PUT(skipped_runs);
 	PUT(recovered);
 	PUT(undecoded);
-	PUT(guesses);
+	PUT(unowned);
 	PUT(tracked);
 	PUT(tracked_most);
 #undef PUT
@@ -346,7 +332,7 @@ static void install(int signal_number, void (*handler)(int), int flags)
 }
 
 /* Every function must say that the parent's handle is not open. */
-static int is_closed(struct tcpevent *handle)
+static int is_closed(struct tcpevent_watch *handle)
 {
 	struct tcpevent_statistics statistics = {.size = sizeof statistics};
 	struct tcpevent_event event;
@@ -372,7 +358,7 @@ static void fork_child(void)
 		fail("fork");
 	if (child == 0) {
 		struct tcpevent_options options = {.size = sizeof options, .probe = default_probe()};
-		struct tcpevent *own = NULL;
+		struct tcpevent_watch *own = NULL;
 
 		close(release[1]);
 		for (int i = 0; i < MOST_HANDLES; i++)

@@ -17,12 +17,12 @@
 #include "check.h"
 #include "tcpevent.h"
 
-static struct tcpevent *opened;
+static struct tcpevent_watch *opened;
 
-static struct tcpevent *open_with(const char *filter, uint32_t events)
+static struct tcpevent_watch *open_with(const char *filter, uint32_t events)
 {
 	struct tcpevent_options options = {};
-	struct tcpevent *handle;
+	struct tcpevent_watch *handle;
 
 	options.size = sizeof(options);
 	options.events = events;
@@ -31,7 +31,7 @@ static struct tcpevent *open_with(const char *filter, uint32_t events)
 	return handle;
 }
 
-static void read_one(struct tcpevent *handle)
+static void read_one(struct tcpevent_watch *handle)
 {
 	unsigned port = connect_once();
 	struct tcpevent_event event;
@@ -54,7 +54,7 @@ static void call_all(void)
 	struct tcpevent_statistics statistics = {};
 	struct tcpevent_event event;
 	const unsigned char address[4] = {127, 0, 0, 1};
-	struct tcpevent *handle;
+	struct tcpevent_watch *handle;
 	pthread_t thread;
 	char text[64];
 
@@ -84,7 +84,7 @@ static void call_all(void)
 	handle = open_with(NULL, 0);
 	read_one(handle);
 	CHECK(tcpevent_close(handle) == 0);
-	CHECK(!strcmp(tcpevent_state_name(1), "ESTABLISHED") && tcpevent_version()[0] && tcpevent_origin_name(1)[0]);
+	CHECK(!strcmp(tcpevent_state_name(1), "ESTABLISHED") && tcpevent_version()[0] && tcpevent_owner_by_name(1)[0]);
 	CHECK(tcpevent_format_address(AF_INET, address, text, sizeof(text)) == 0 && !strcmp(text, "127.0.0.1"));
 }
 
@@ -183,7 +183,7 @@ static sem_t in_call;
 static void *stay_in_call(void *unused)
 {
 	struct tcpevent_event event;
-	struct tcpevent *handle;
+	struct tcpevent_watch *handle;
 	int before;
 
 	if (asynchronous)

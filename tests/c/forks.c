@@ -14,7 +14,7 @@
 #include "event.h"
 #include "tcpevent.h"
 
-static struct tcpevent *shared;
+static struct tcpevent_watch *shared;
 static atomic_ulong calls;
 
 static void *dequeue(void *unused)
@@ -35,8 +35,9 @@ static void *read_shared(void *unused)
 
 static void *open_and_close(void *unused)
 {
-	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_STATES | TCPEVENT_SNAPSHOTS};
-	struct tcpevent *handle;
+	struct tcpevent_options options = {.size = sizeof(options),
+					   .events = TCPEVENT_EVENTS_STATES | TCPEVENT_EVENTS_SNAPSHOTS};
+	struct tcpevent_watch *handle;
 
 	for (;; atomic_fetch_add(&calls, 1)) {
 		CHECK(tcpevent_open(&options, &handle) == 0);
@@ -84,11 +85,12 @@ static void *connect_for_ever(void *unused)
 
 static void use_all(void)
 {
-	struct tcpevent_options options = {.size = sizeof(options), .events = TCPEVENT_STATES | TCPEVENT_CLOSES};
+	struct tcpevent_options options = {.size = sizeof(options),
+					   .events = TCPEVENT_EVENTS_STATES | TCPEVENT_EVENTS_CLOSES};
 	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
 	struct tcpevent_event event;
 	struct tcp_event_t close;
-	struct tcpevent *handle;
+	struct tcpevent_watch *handle;
 	char filter[32];
 	unsigned port;
 

@@ -52,7 +52,7 @@ static void memory(unsigned slots)
 		CHECK(child >= 0);
 		if (child == 0) {
 			struct tcpevent_options options = {.size = sizeof(options), .queue_slots = slots};
-			struct tcpevent *handle;
+			struct tcpevent_watch *handle;
 			int result;
 
 			limit(RLIMIT_AS, taken_bytes() + more);
@@ -119,7 +119,7 @@ static long data_bytes(void)
 	return kib * 1024;
 }
 
-static uint64_t sweeps_of(struct tcpevent *handle)
+static uint64_t sweeps_of(struct tcpevent_watch *handle)
 {
 	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
 
@@ -127,7 +127,7 @@ static uint64_t sweeps_of(struct tcpevent *handle)
 	return statistics.sweeps;
 }
 
-static void await_sweeps(struct tcpevent *handle, uint64_t count)
+static void await_sweeps(struct tcpevent_watch *handle, uint64_t count)
 {
 	time_t until = time(NULL) + 3 * patience_s();
 
@@ -138,14 +138,14 @@ static void await_sweeps(struct tcpevent *handle, uint64_t count)
 static void sweeps(void)
 {
 	struct tcpevent_options options = {.size = sizeof(options),
-					   .events = TCPEVENT_SNAPSHOTS,
+					   .events = TCPEVENT_EVENTS_SNAPSHOTS,
 					   .queue_slots = 16,
 					   .snapshot_interval_ms = 100,
 					   .log = take_line};
 	struct rlimit files = {SOCKETS + 100, SOCKETS + 100}, before, little;
 	struct sockaddr_in6 any = {.sin6_family = AF_INET6};
 	static int sockets[SOCKETS];
-	struct tcpevent *handle;
+	struct tcpevent_watch *handle;
 	int i;
 
 	CHECK(!setrlimit(RLIMIT_NOFILE, &files));
@@ -188,11 +188,11 @@ static sem_t cleaned_up;
 static void *call_all(void *unused)
 {
 	struct tcpevent_options options = {.size = sizeof(options),
-					   .events = TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS,
+					   .events = TCPEVENT_EVENTS_CLOSES | TCPEVENT_EVENTS_SNAPSHOTS,
 					   .filter = "dst 127.0.0.0/8 family inet"};
 	struct tcpevent_statistics statistics = {.size = sizeof(statistics)};
 	struct tcpevent_event event;
-	struct tcpevent *handle;
+	struct tcpevent_watch *handle;
 	char text[64];
 
 	start();
@@ -212,7 +212,7 @@ static void *call_all(void *unused)
 	CHECK(tcpevent_close(handle) == 0);
 	options.filter = "dst no.address";
 	CHECK(tcpevent_open(&options, &handle) == -EINVAL && tcpevent_last_error()[0]);
-	CHECK(tcpevent_version()[0] && tcpevent_state_name(1)[0] && tcpevent_origin_name(1)[0]);
+	CHECK(tcpevent_version()[0] && tcpevent_state_name(1)[0] && tcpevent_owner_by_name(1)[0]);
 	return unused;
 }
 
@@ -288,10 +288,11 @@ static void own_files_are_untouched(void)
 
 static void closed(const char *what)
 {
-	struct tcpevent_options options = {
-		.size = sizeof(options), .events = TCPEVENT_STATES | TCPEVENT_SNAPSHOTS, .snapshot_interval_ms = 100};
+	struct tcpevent_options options = {.size = sizeof(options),
+					   .events = TCPEVENT_EVENTS_STATES | TCPEVENT_EVENTS_SNAPSHOTS,
+					   .snapshot_interval_ms = 100};
 	struct tcpevent_event events[64];
-	struct tcpevent *handle = NULL;
+	struct tcpevent_watch *handle = NULL;
 	int result, status;
 	time_t until;
 	pid_t child;

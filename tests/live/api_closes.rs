@@ -1,4 +1,4 @@
-//! TCPEVENT_CLOSES: what a connection has carried, how long it took and why it ended.
+//! TCPEVENT_EVENTS_CLOSES: what a connection has carried, how long it took and why it ended.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -17,8 +17,8 @@ use crate::api_traffic::{
     refused, set_option, settled_tcp_info, tcp_info, tcp_socket, wait_for_state,
 };
 use crate::api_watcher::{
-    CLOSES, Direction, ERROR_UNKNOWN, Event, FAILED, GIVEN_UP, Kind, OLDER, STATES, STATES_AND_CLOSES, UNCOUNTED,
-    Watcher, states,
+    CLOSES, COUNTERS, Direction, ERROR, Event, FAILED, GIVEN_UP, Kind, OLDER, OWNER, STATES, STATES_AND_CLOSES, TIMES,
+    UID, Watcher, states, told_place,
 };
 use crate::consumer::{is_beyond_the_rung, lacks_cookies, patience, rung_is_tracepoint, turn};
 use crate::traffic::{Connection, V4, V6, closed_port, own_comm, set_linger_0};
@@ -68,6 +68,8 @@ fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
                 assert_eq!(payload_but_fin(&server, up), [up, down, down], "end {number}: {server:#?}");
                 for event in [&client, &server] {
                     assert_eq!((event.flags, event.error), (0, 0), "{event:#?}");
+                    let known = OWNER | UID | ERROR | COUNTERS | TIMES;
+                    assert_eq!(event.known, known | told_place(), "{event:#?}");
                     assert_eq!((event.segs_retransmitted, event.bytes_retransmitted), (0, 0), "{event:#?}");
                     assert_eq!((event.pid, event.comm.clone()), (process::id(), own_comm()), "{event:#?}");
                 }
@@ -461,8 +463,8 @@ fn an_attempt_that_its_program_gives_up_says_so_however_that_is_done() {
 
 fn check_given_up(close: &Event, pid: u32, how: &str) {
     assert_eq!((close.old_state.as_str(), close.kind), ("SYN_SENT", Kind::Close), "{how}: {close:#?}");
-    let unknown = if rung_is_tracepoint() { ERROR_UNKNOWN | UNCOUNTED } else { 0 };
-    assert_eq!((close.flags, close.error), (FAILED | GIVEN_UP | unknown, 0), "{how}: {close:#?}");
+    assert_eq!((close.flags, close.error), (FAILED | GIVEN_UP, 0), "{how}: {close:#?}");
+    assert_eq!(close.knows_end(), [!rung_is_tracepoint(); 2], "{how}: {close:#?}");
     assert_eq!((close.pid, close.payload(), close.establish_ns), (pid, [0; 3], 0), "{how}: {close:#?}");
 }
 
@@ -566,13 +568,14 @@ fn a_connection_older_than_the_probe_says_so_and_has_its_payload_all_the_same() 
         let [of_client, of_server] = ends.map(|ports| events.iter().find(|event| event.ports() == ports).unwrap());
         for event in [of_client, of_server] {
             assert_eq!((event.flags, event.direction), (OLDER, Direction::Unknown), "{event:#?}");
+            assert!(event.knows(OWNER | UID | ERROR) && !event.knows(TIMES), "{event:#?}");
             assert_eq!((event.age_ns, event.establish_ns), (0, 0), "{event:#?}");
         }
         // Of who has not acted since, the process is known and not the thread.
-        for (event, origin, comm) in [(of_client, "close", own_comm()), (of_server, "inode", own_process_comm())] {
+        for (event, owner_by, comm) in [(of_client, "close", own_comm()), (of_server, "inode", own_process_comm())] {
             assert_eq!(
-                (event.pid, event.comm.clone(), event.origin.as_str()),
-                (process::id(), comm, origin),
+                (event.pid, event.comm.clone(), event.owner_by.as_str()),
+                (process::id(), comm, owner_by),
                 "{event:#?}"
             );
         }

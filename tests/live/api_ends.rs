@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::api_network::Network;
 use crate::api_traffic::{begin_connect, set_option, tcp_socket};
-use crate::api_watcher::{CLOSES, ERROR_UNKNOWN, Event, FAILED, GIVEN_UP, UNCOUNTED, Watcher};
+use crate::api_watcher::{CLOSES, COUNTERS, ERROR, Event, FAILED, GIVEN_UP, Watcher};
 use crate::consumer::{is_beyond_the_rung, patience, pipe, rung_is_tracepoint, turn};
 use crate::traffic::{Connection, V4, set_linger_0};
 
@@ -118,11 +118,11 @@ fn a_message_of_before_is_not_what_a_program_has_reset_its_connection_for() {
     drop(server);
     let [of_client, of_server] = both_closes(&mut watcher, ports);
     // A plain tracepoint has its counters from a socket that the kernel has cleared by then.
-    let unknown = if rung_is_tracepoint() { UNCOUNTED } else { 0 };
-    assert_eq!((of_client.error, of_client.flags), (0, unknown), "{of_client:#?}");
+    assert_eq!((of_client.error, of_client.flags), (0, 0), "{of_client:#?}");
+    assert_eq!(of_client.knows_end(), [true, !rung_is_tracepoint()], "{of_client:#?}");
     assert_eq!(of_client.pid, process::id(), "{of_client:#?}");
     if !rung_is_tracepoint() {
-        assert_eq!(of_client.origin, "close", "{of_client:#?}");
+        assert_eq!(of_client.owner_by, "close", "{of_client:#?}");
     }
     assert_eq!((of_server.error, of_server.flags), (libc::ECONNRESET, 0), "{of_server:#?}");
 }
@@ -150,8 +150,8 @@ fn an_attempt_that_is_given_up_after_a_routers_answer_tells_that() {
         drop(socket);
         let event = end_of_attempt(&mut watcher, to);
         if rung_is_tracepoint() {
-            let flags = FAILED | GIVEN_UP | ERROR_UNKNOWN | UNCOUNTED;
-            assert_eq!((event.flags, event.error), (flags, 0), "{route:?}: {event:#?}");
+            assert_eq!((event.flags, event.error), (FAILED | GIVEN_UP, 0), "{route:?}: {event:#?}");
+            assert_eq!(event.knows_end(), [false, false], "{route:?}: {event:#?}");
         } else {
             assert_eq!((event.flags, event.error), (FAILED | GIVEN_UP, error), "{route:?}: {event:#?}");
         }
@@ -192,7 +192,7 @@ fn an_attempt_that_a_firewalls_answer_ends_was_not_given_up() {
         assert_eq!(socket.take_error().unwrap().and_then(|error| error.raw_os_error()), Some(error), "code {code}");
         drop(socket);
         if rung_is_tracepoint() {
-            assert_eq!((event.error, event.flags & ERROR_UNKNOWN), (0, ERROR_UNKNOWN), "code {code}: {event:#?}");
+            assert_eq!((event.error, event.knows(ERROR)), (0, false), "code {code}: {event:#?}");
         } else {
             assert_eq!((event.flags, event.error), (FAILED, error), "code {code}: {event:#?}");
         }
@@ -218,7 +218,8 @@ fn an_attempt_that_ends_within_10_ms_is_not_said_to_be_given_up_by_a_plain_trace
             return;
         }
         if was_quick {
-            assert_eq!((event.flags, event.error), (FAILED | ERROR_UNKNOWN | UNCOUNTED, 0), "{event:#?}");
+            assert_eq!((event.flags, event.error), (FAILED, 0), "{event:#?}");
+            assert_eq!(event.knows_end(), [false, false], "{event:#?}");
             return;
         }
     }
@@ -248,8 +249,8 @@ fn an_attempt_whose_local_port_is_taken_was_not_given_up() {
     let is_its = |event: &&Event| event.remote == to && event.old_state == "SYN_SENT";
     let events = watcher.events_until(0, "its end", |events| events.iter().any(|event| is_its(&event)));
     let event = events.iter().find(is_its).unwrap();
-    let unknown = if rung_is_tracepoint() { ERROR_UNKNOWN | UNCOUNTED } else { 0 };
-    assert_eq!((event.flags, event.error), (FAILED | unknown, 0), "{event:#?}");
+    assert_eq!((event.flags, event.error), (FAILED, 0), "{event:#?}");
+    assert_eq!(event.knows_end(), [!rung_is_tracepoint(); 2], "{event:#?}");
 }
 
 #[test]
@@ -268,7 +269,8 @@ fn a_plain_tracepoint_says_that_it_does_not_know_why_a_connect_has_failed() {
     let events = watcher.events_until(0, "its end", |events| events.iter().any(|event| is_its(&event)));
     let event = events.iter().find(is_its).unwrap();
     if rung_is_tracepoint() {
-        assert_eq!((event.flags, event.error), (FAILED | ERROR_UNKNOWN | UNCOUNTED, 0), "{event:#?}");
+        assert_eq!((event.flags, event.error), (FAILED, 0), "{event:#?}");
+        assert_eq!(event.knows_end(), [false, false], "{event:#?}");
     } else {
         assert_eq!((event.flags, event.error), (FAILED, libc::ETIMEDOUT), "{event:#?}");
     }
@@ -278,10 +280,10 @@ fn a_plain_tracepoint_says_that_it_does_not_know_why_a_connect_has_failed() {
 
 /// What was sent is told, or it is told that this is not known.
 fn check_sent(event: &Event, sent: u64) {
-    if event.flags & UNCOUNTED != 0 && rung_is_tracepoint() {
+    if !event.knows(COUNTERS) && rung_is_tracepoint() {
         assert_eq!(event.payload(), [0; 3], "{event:#?}");
     } else {
-        assert_eq!((event.payload_sent, event.flags & UNCOUNTED), (sent, 0), "{event:#?}");
+        assert_eq!((event.payload_sent, event.knows(COUNTERS)), (sent, true), "{event:#?}");
     }
 }
 

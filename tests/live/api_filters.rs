@@ -15,7 +15,9 @@ use crate::api_network::Network;
 use crate::api_places::{Cgroup, Cgroups, Server, id_of};
 use crate::api_traffic::{cookie, cookies_of, own_netns, refused, tcp_socket};
 use crate::api_watcher::{Event, FAILED, Kind, Watcher, states};
-use crate::consumer::{Consumer, is_beyond_the_rung, lacks_cookies, patience, sees_accepts, slowness, turn};
+use crate::consumer::{
+    Consumer, is_beyond_the_rung, lacks_cookies, patience, rung_is_tracepoint, sees_accepts, slowness, turn,
+};
 use crate::traffic::{Connection, DUAL, Peer, V4, V6, closed_port, set_linger_0};
 
 const PEER_UID: u32 = 1002;
@@ -281,6 +283,24 @@ fn changes_of_state_come_as_soon_as_they_fit() {
     assert!(events.iter().all(|event| event.flags & FAILED != 0), "{events:#?}");
     assert!(events.iter().all(|event| event.kind == Kind::Close), "{events:#?}");
     assert_eq!(events.iter().filter(|event| event.cookie == failed).count(), 1);
+}
+
+#[test]
+fn uid_0_does_not_mean_a_user_that_is_not_known() {
+    let _turn = turn();
+    let mut watcher = Watcher::idle();
+    watcher.open_handle(0, "events=3 filter=uid 0");
+    let connection = Connection::open(V4(), V4());
+    let cookies = cookies_of(&connection);
+    connection.close_client_first();
+    // A plain tracepoint does not know whose an end is that nobody has accepted yet.
+    let accepted_end = match (rung_is_tracepoint(), sees_accepts()) {
+        (false, _) => "SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE",
+        (true, true) => "ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE",
+        (true, false) => "CLOSE_WAIT LAST_ACK CLOSE",
+    };
+    let expected = ["CLOSE SYN_SENT ESTABLISHED FIN_WAIT1 FIN_WAIT2 CLOSE", accepted_end];
+    assert_eq!(watcher.lives(0, cookies).map(|life| states(&life)), expected);
 }
 
 /// A child that is about to execute a program has a copy of each socket for a moment, and may be the last to have one.

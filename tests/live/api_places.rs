@@ -49,9 +49,9 @@ fn each_end_is_of_the_process_that_has_acted_on_it_last() {
         ends.iter().all(|ports| events.iter().any(|event| event.ports() == *ports))
     });
     let [a, b, c, d] = ends.map(|ports| events.iter().find(|event| event.ports() == ports).unwrap());
-    for (event, owner, origin) in [(a, &own, "close"), (b, &its, "accept"), (c, &own, "close"), (d, &its, "close")] {
+    for (event, owner, owner_by) in [(a, &own, "close"), (b, &its, "accept"), (c, &own, "close"), (d, &its, "close")] {
         assert_eq!((event.pid, event.uid, event.comm.clone()), *owner, "{event:#?}");
-        assert_eq!(event.origin, origin, "{event:#?}");
+        assert_eq!(event.owner_by, owner_by, "{event:#?}");
     }
     assert_eq!(c.cookie, idle_cookie);
 }
@@ -70,7 +70,7 @@ fn an_end_that_does_nothing_but_connect_has_its_owner_from_there() {
     drop(server);
     client.read(&mut [0]).expect_err("it was reset");
     let [client, server] = watcher.closes(0, cookies);
-    assert_eq!([client.origin.as_str(), server.origin.as_str()], ["connect", "close"]);
+    assert_eq!([client.owner_by.as_str(), server.owner_by.as_str()], ["connect", "close"]);
     assert_eq!([client.pid, server.pid], [process::id(); 2]);
 }
 

@@ -1,4 +1,4 @@
-//! TCPEVENT_SNAPSHOTS: what an open connection is like just now.
+//! TCPEVENT_EVENTS_SNAPSHOTS: what an open connection is like just now.
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpListener};
@@ -9,7 +9,7 @@ use crate::api_places::{Cgroups, id_of};
 use crate::api_traffic::{
     FIN_WAIT2, Moment, cookie, cookies_of, inode, own_netns, own_process_comm, settled_tcp_info, wait_for_state,
 };
-use crate::api_watcher::{Direction, Event, Kind, SNAPSHOTS, Watcher};
+use crate::api_watcher::{COUNTERS, Direction, Event, Kind, OWNER, PLACE, SNAPSHOTS, UID, Watcher};
 use crate::consumer::{slowness, turn};
 use crate::traffic::{Connection, DUAL, V4, V6};
 
@@ -36,11 +36,12 @@ fn an_open_connection_comes_with_the_figures_of_tcp_info() {
             assert_eq!((event.old_state.as_str(), event.new_state.as_str()), state, "{event:#?}");
             assert_eq!(event.local, end.local_addr().unwrap(), "{event:#?}");
             assert_eq!(event.remote, end.peer_addr().unwrap(), "{event:#?}");
-            assert_eq!((event.pid, event.uid, event.origin.as_str()), (process::id(), 0, "inode"), "{event:#?}");
+            assert_eq!((event.pid, event.uid, event.owner_by.as_str()), (process::id(), 0, "inode"), "{event:#?}");
             assert_eq!(event.comm, own_process_comm(), "{event:#?}");
             assert_eq!((event.inode, event.cgroup), (inode(end), cgroup), "{event:#?}");
             assert_eq!(event.netns, own_netns(), "{event:#?}");
             assert_eq!((event.flags, event.error), (0, 0), "{event:#?}");
+            assert_eq!(event.known, OWNER | UID | COUNTERS | PLACE, "{event:#?}");
             assert_eq!(event.payload(), payload, "{event:#?}");
             assert_eq!(event.bytes_received, info.tcpi_bytes_received, "{event:#?}");
             assert_eq!(event.bytes_acked, info.tcpi_bytes_acked, "{event:#?}");

@@ -1,4 +1,4 @@
-//! TCPEVENT_STATES: each change of each endpoint's state once and in order, from its first to its last.
+//! TCPEVENT_EVENTS_STATES: each change of each endpoint's state once and in order, from its first to its last.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,10 @@ use std::process;
 use crate::api_traffic::{
     FIN_WAIT2, Moment, cookie, cookies_of, disconnect, own_netns, refused, self_connected, tcp_socket, wait_for_state,
 };
-use crate::api_watcher::{CLOSES, Direction, Event, Kind, OLDER, STATES, STATES_AND_CLOSES, Watcher, states};
+use crate::api_watcher::{
+    CLOSES, COUNTERS, Direction, ERROR, Event, Kind, NO_USER, OLDER, OWNER, STATES, STATES_AND_CLOSES, TIMES, UID,
+    Watcher, states, told_place,
+};
 use crate::consumer::{is_beyond_the_rung, lacks_cookies, rung_is_tracepoint, sees_accepts, turn};
 use crate::traffic::{Connection, DUAL, V4, V6, closed_port, own_comm, set_linger_0};
 
@@ -40,16 +43,23 @@ fn check_life(life: &[Event], local: SocketAddr, remote: SocketAddr, began: Mome
         assert_eq!(event.local.port(), if is_early { 0 } else { local.port() }, "{event:#?}");
         assert_eq!(event.remote, remote, "{event:#?}");
         assert_eq!(event.family, if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, "{event:#?}");
-        assert_eq!((event.netns, event.uid), (told_netns(), 0), "{event:#?}");
+        assert_eq!(event.netns, told_netns(), "{event:#?}");
         // Nobody has accepted it yet.
         let is_accepted = event.direction == Direction::Accepted;
-        let is_unseen = is_accepted && !sees_accepts() && event.origin == "guess";
+        let is_unseen = is_accepted && !sees_accepts() && event.owner_by == "unknown";
         let owner = if (event.old_state == "SYN_RECV" && is_accepted) || is_unseen {
             (0, String::new())
         } else {
             (process::id(), own_comm())
         };
         assert_eq!((event.pid, event.comm.clone()), owner, "{event:#?}");
+        let is_owned = event.pid != 0;
+        // The socket's own user is told elsewhere.
+        let has_user = is_owned || !rung_is_tracepoint();
+        assert_eq!(event.uid, if has_user { 0 } else { NO_USER }, "{event:#?}");
+        let known = [(is_owned, OWNER), (has_user, UID), (true, TIMES | told_place())];
+        let known = known.iter().filter(|(is_known, _)| *is_known).map(|(_, group)| group).sum::<u32>();
+        assert_eq!(event.known & !(ERROR | COUNTERS), known, "{event:#?}");
     }
 }
 
@@ -190,6 +200,7 @@ fn a_listener_begins_and_ends_without_being_a_connection() {
         assert_eq!(states(&life), "CLOSE LISTEN CLOSE");
         for event in &life {
             assert_eq!((event.kind, event.direction, event.flags), (Kind::State, Direction::Unknown, 0), "{event:#?}");
+            assert_eq!(event.known, OWNER | UID | told_place(), "{event:#?}");
             assert_eq!((event.local, event.remote.port()), (local, 0), "{event:#?}");
             assert!(event.remote.ip().is_unspecified(), "{event:#?}");
             assert_eq!((event.pid, event.uid, event.netns), (process::id(), 0, told_netns()), "{event:#?}");

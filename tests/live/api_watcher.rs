@@ -2,9 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::process::Command;
 use std::str::{FromStr, Split};
 use std::time::{Duration, Instant};
+
+use tcpEvent::internals::handles::{
+    TCPEVENT_DIRECTION_ACCEPTED, TCPEVENT_DIRECTION_CONNECTED, TCPEVENT_DIRECTION_UNKNOWN, TCPEVENT_KIND_CLOSE,
+    TCPEVENT_KIND_SNAPSHOT, TCPEVENT_KIND_STATE, tcpevent_event,
+};
 
 use crate::api_traffic::{cookie_at, cookies_of};
 use crate::consumer::{Consumer, c_program, patience, rung_is_tracepoint};
@@ -18,9 +24,20 @@ pub const SNAPSHOTS: &str = "events=4";
 pub const FAILED: u32 = 1;
 pub const GIVEN_UP: u32 = 2;
 pub const OLDER: u32 = 4;
-pub const ERROR_UNKNOWN: u32 = 8;
-pub const UNCOUNTED: u32 = 16;
-pub const BEGIN_UNKNOWN: u32 = 32;
+
+/// Bits of `known`.
+pub use tcpEvent::internals::handles::{
+    TCPEVENT_KNOWN_COUNTERS as COUNTERS, TCPEVENT_KNOWN_ERROR as ERROR, TCPEVENT_KNOWN_OWNER as OWNER,
+    TCPEVENT_KNOWN_PLACE as PLACE, TCPEVENT_KNOWN_TIMES as TIMES, TCPEVENT_KNOWN_UID as UID,
+};
+
+/// PLACE where it can be known.
+pub fn told_place() -> u32 {
+    if rung_is_tracepoint() { 0 } else { PLACE }
+}
+
+/// `uid` where it is not known.
+pub const NO_USER: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -36,7 +53,7 @@ pub enum Direction {
     Accepted,
 }
 
-/// A `struct tcpevent_event` as the process got it.
+/// A `struct tcpevent_event` as the process got it: what is not here is in `raw`, and by that a field of this one too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub handle: u32,
@@ -45,37 +62,20 @@ pub struct Event {
     pub old_state: String,
     pub new_state: String,
     pub direction: Direction,
-    pub time_ns: u64,
-    pub monotonic_ns: u64,
-    pub cookie: u64,
-    pub cgroup: u64,
-    pub inode: u64,
-    pub netns: u32,
-    pub pid: u32,
-    pub uid: u32,
-    pub flags: u32,
-    pub error: i32,
     pub family: i32,
     pub local: SocketAddr,
     pub remote: SocketAddr,
-    pub origin: String,
+    pub owner_by: String,
     pub comm: String,
-    pub age_ns: u64,
-    pub establish_ns: u64,
-    pub payload_received: u64,
-    pub payload_sent: u64,
-    pub payload_acked: u64,
-    pub bytes_received: u64,
-    pub bytes_acked: u64,
-    pub bytes_sent: u64,
-    pub bytes_retransmitted: u64,
-    pub segs_retransmitted: u32,
-    pub segs_out: u32,
-    pub segs_in: u32,
-    pub data_segs_out: u32,
-    pub data_segs_in: u32,
-    pub srtt_us: u32,
-    pub min_rtt_us: u32,
+    raw: tcpevent_event,
+}
+
+impl Deref for Event {
+    type Target = tcpevent_event;
+
+    fn deref(&self) -> &tcpevent_event {
+        &self.raw
+    }
 }
 
 fn next<'a>(columns: &mut Split<'a, char>) -> &'a str {
@@ -93,8 +93,7 @@ fn bytes(columns: &mut Split<'_, char>) -> Vec<u8> {
 }
 
 /// The 16 bytes of an address, of which those that its family has no use for are 0.
-fn address(family: i32, bytes: &[u8]) -> IpAddr {
-    let bytes: [u8; 16] = bytes.try_into().unwrap();
+fn address(family: i32, bytes: [u8; 16]) -> IpAddr {
     match family {
         libc::AF_INET => {
             assert_eq!(bytes[4..], [0; 12], "behind an IPv4 address");
@@ -107,43 +106,31 @@ fn address(family: i32, bytes: &[u8]) -> IpAddr {
 
 impl Event {
     fn parse(line: &str) -> Self {
-        /// sizeof(struct tcpevent_event); `tests/abi.rs` has it too.
-        const SIZE: u32 = 232;
-
         let columns = &mut line.split('\t');
         assert_eq!(next(columns), "event", "{line:?}");
         let (handle, thread) = (number(columns), number(columns));
-        assert_eq!(number::<u32>(columns), SIZE, "the size of {line:?}");
-        let kind = match next(columns) {
-            "1" => Kind::State,
-            "2" => Kind::Close,
-            "3" => Kind::Snapshot,
-            _ => panic!("no kind: {line:?}"),
+        let [old_state, new_state, owner_by] = std::array::from_fn(|_| next(columns).to_owned());
+        let bytes = bytes(columns);
+        assert_eq!(columns.next(), None, "the end of {line:?}");
+        assert_eq!(bytes.len(), size_of::<tcpevent_event>(), "{line:?}");
+        // SAFETY: so many bytes, of which any are such a structure.
+        let raw = unsafe { bytes.as_ptr().cast::<tcpevent_event>().read_unaligned() };
+        assert_eq!((raw.size as usize, raw.reserved, raw.reserved2), (bytes.len(), 0, 0), "{raw:#?}");
+        let kind = match raw.kind {
+            TCPEVENT_KIND_STATE => Kind::State,
+            TCPEVENT_KIND_CLOSE => Kind::Close,
+            TCPEVENT_KIND_SNAPSHOT => Kind::Snapshot,
+            _ => panic!("no kind: {raw:#?}"),
         };
-        let (old_state, new_state) = (next(columns).to_owned(), next(columns).to_owned());
-        let direction = match next(columns) {
-            "0" => Direction::Unknown,
-            "1" => Direction::Connected,
-            "2" => Direction::Accepted,
-            _ => panic!("no direction: {line:?}"),
+        let direction = match raw.direction {
+            TCPEVENT_DIRECTION_UNKNOWN => Direction::Unknown,
+            TCPEVENT_DIRECTION_CONNECTED => Direction::Connected,
+            TCPEVENT_DIRECTION_ACCEPTED => Direction::Accepted,
+            _ => panic!("no direction: {raw:#?}"),
         };
-        let [time_ns, monotonic_ns, cookie, cgroup, inode] = std::array::from_fn(|_| number(columns));
-        let [netns, pid, uid, flags] = std::array::from_fn(|_| number(columns));
-        let error = number(columns);
-        let family = number(columns);
-        let [local_port, remote_port] = std::array::from_fn(|_| number(columns));
-        let origin = next(columns).to_owned();
-        assert_eq!(next(columns), "0000000000", "reserved bytes of {line:?}");
-        let [local, remote] =
-            [local_port, remote_port].map(|port| SocketAddr::new(address(family, &bytes(columns)), port));
-        let comm = bytes(columns);
+        let family = i32::from(raw.family);
+        let comm = raw.comm.map(|byte| byte.to_ne_bytes()[0]);
         let length = comm.iter().position(|byte| *byte == 0).expect("comm ends with a NUL");
-        let [age_ns, establish_ns, payload_received, payload_sent, payload_acked] =
-            std::array::from_fn(|_| number(columns));
-        let [bytes_received, bytes_acked, bytes_sent, bytes_retransmitted] = std::array::from_fn(|_| number(columns));
-        let [segs_retransmitted, segs_out, segs_in, data_segs_out, data_segs_in, srtt_us, min_rtt_us, reserved2] =
-            std::array::from_fn(|_| number::<u32>(columns));
-        assert_eq!((reserved2, columns.next()), (0, None), "the end of {line:?}");
         Self {
             handle,
             thread,
@@ -151,38 +138,23 @@ impl Event {
             old_state,
             new_state,
             direction,
-            time_ns,
-            monotonic_ns,
-            cookie,
-            cgroup,
-            inode,
-            netns,
-            pid,
-            uid,
-            flags,
-            error,
             family,
-            local,
-            remote,
-            origin,
+            local: SocketAddr::new(address(family, raw.local_addr), raw.local_port),
+            remote: SocketAddr::new(address(family, raw.remote_addr), raw.remote_port),
+            owner_by,
             comm: String::from_utf8_lossy(&comm[..length]).into_owned(),
-            age_ns,
-            establish_ns,
-            payload_received,
-            payload_sent,
-            payload_acked,
-            bytes_received,
-            bytes_acked,
-            bytes_sent,
-            bytes_retransmitted,
-            segs_retransmitted,
-            segs_out,
-            segs_in,
-            data_segs_out,
-            data_segs_in,
-            srtt_us,
-            min_rtt_us,
+            raw,
         }
+    }
+
+    /// Whether these groups of fields are known.
+    pub fn knows(&self, groups: u32) -> bool {
+        self.known & groups == groups
+    }
+
+    /// Of a close: whether its error and its counters are known.
+    pub fn knows_end(&self) -> [bool; 2] {
+        [self.knows(ERROR), self.knows(COUNTERS)]
     }
 
     /// Payload received, sent and acknowledged.
@@ -391,7 +363,7 @@ impl Watcher {
             // Cookies may be asked for later than their events have come.
             if rung_is_tracepoint() {
                 events.iter_mut().filter(|event| event.cookie == 0).for_each(|event| {
-                    event.cookie = cookie_at(event.local, event.remote).unwrap_or(0);
+                    event.raw.cookie = cookie_at(event.local, event.remote).unwrap_or(0);
                 });
             }
         }

@@ -240,7 +240,7 @@ fn the_api_has_the_ids_of_the_consumers_namespace() {
     let events = watcher.events_until(0, "the close", |events| events.iter().any(|event| event.ports() == ports));
     let event = events.iter().find(|event| event.ports() == ports).unwrap();
     assert_eq!((event.pid, event.uid, event.comm.clone()), (0, 0, own_comm()), "{event:#?}");
-    assert_eq!(event.origin, "close");
+    assert_eq!(event.owner_by, "close");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::mem::size_of;
 
 use crate::api::classic::abi::{TEXT_LEN, tcp_event_t};
 use crate::api::inet::inet_ntop;
-use crate::event::{COMM_LEN, Event, Kind};
+use crate::event::{COMM_LEN, Event, Kind, NO_USER};
 use crate::queue::Queued;
 
 /// An event in the classic queue. Addresses are formatted when it is dequeued, by [`tcp_event_t::from`].
@@ -63,7 +63,8 @@ impl From<&Event> for ClassicEvent {
             segs_out: if snapshot { event.segs_out } else { event.data_segs_out },
             segs_in: if snapshot { event.segs_in } else { event.data_segs_in },
             pid: event.pid,
-            uid: event.uid,
+            // The structure has no way to say that it is not known.
+            uid: if event.uid == NO_USER { 0 } else { event.uid },
             family: event.family,
             local_port: event.local_port,
             remote_port: event.remote_port,

@@ -12,10 +12,10 @@ use std::os::fd::RawFd;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-use super::convert::read_options;
+use super::options::read_options;
 use super::sized::{self, FIRST_EVENT_SIZE, FIRST_STATISTICS_SIZE, MOST_STRUCT_SIZE};
 use super::table::{self, InUse, Waiting};
-use super::types::{tcpevent, tcpevent_event, tcpevent_options, tcpevent_statistics};
+use super::types::{tcpevent_event, tcpevent_options, tcpevent_statistics, tcpevent_watch};
 use super::watch::{ReadEnd, Watch};
 use crate::api::boundary::guard;
 use crate::api::classic;
@@ -40,7 +40,7 @@ use crate::sys::per_thread;
 ///     src, dst      local, remote addresses or prefixes. An IPv4 one fits the ::ffff: form too, ::/0 no IPv4
 ///     sport, dport  local, remote ports, or ranges as in 8000-8999
 ///     family        inet or inet6
-///     pid, uid      one process ID, user ID, of the owner. While no owner is known, that is 0 and the socket's
+///     pid, uid      one process ID, user ID, of the owner; without one, uid is the socket's. Unknown ones fit none
 ///     netns         one network namespace: its inode number, self, or a path such as /run/netns/NAME
 ///     cgroup        one cgroup: its ID, or its folder below /sys/fs/cgroup. Those in it do not count
 ///     failed        (alone) only closes of connections that were never established
@@ -61,7 +61,10 @@ use crate::sys::per_thread;
 /// `options` is NULL or valid for the bytes that its `size` says, its pointers are NULL or valid, and `handle` is NULL or
 /// valid for a pointer.
 #[unsafe(no_mangle)]
-pub unsafe extern "C-unwind" fn tcpevent_open(options: *const tcpevent_options, handle: *mut *mut tcpevent) -> c_int {
+pub unsafe extern "C-unwind" fn tcpevent_open(
+    options: *const tcpevent_options,
+    handle: *mut *mut tcpevent_watch,
+) -> c_int {
     call("tcpevent_open", || {
         if handle.is_null() {
             return Err(Error::argument("handle is NULL: it must point to where the handle is to go"));
@@ -82,7 +85,7 @@ pub unsafe extern "C-unwind" fn tcpevent_open(options: *const tcpevent_options, 
 ///
 /// Thread-safe; not for signal handlers, nor for `tcpevent_options.log`.
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn tcpevent_close(handle: *mut tcpevent) -> c_int {
+pub extern "C-unwind" fn tcpevent_close(handle: *mut tcpevent_watch) -> c_int {
     call("tcpevent_close", || table::remove(handle.addr()).map(|()| 0))
 }
 
@@ -94,7 +97,7 @@ pub extern "C-unwind" fn tcpevent_close(handle: *mut tcpevent) -> c_int {
 ///
 /// Thread-safe; not for signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn tcpevent_fd(handle: *mut tcpevent) -> c_int {
+pub extern "C-unwind" fn tcpevent_fd(handle: *mut tcpevent_watch) -> c_int {
     call("tcpevent_fd", || Ok(table::get(handle.addr())?.fd()))
 }
 
@@ -117,7 +120,7 @@ pub extern "C-unwind" fn tcpevent_fd(handle: *mut tcpevent) -> c_int {
 /// `events` is NULL or valid for `count` times `event_size` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn tcpevent_read(
-    handle: *mut tcpevent,
+    handle: *mut tcpevent_watch,
     events: *mut tcpevent_event,
     event_size: usize,
     count: usize,
@@ -233,7 +236,7 @@ impl ReadEnd {
 ///
 /// Thread-safe, and safe in signal handlers; errno stays as it was.
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn tcpevent_wake(handle: *mut tcpevent) -> c_int {
+pub extern "C-unwind" fn tcpevent_wake(handle: *mut tcpevent_watch) -> c_int {
     // Neither guard nor error text: both take memory. Nothing here can panic.
     held_off(|| match table::get_in_handler(handle.addr()) {
         Some(watch) => {
@@ -257,7 +260,7 @@ pub extern "C-unwind" fn tcpevent_wake(handle: *mut tcpevent) -> c_int {
 /// `statistics` is NULL or valid for the bytes that its `size` says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn tcpevent_get_statistics(
-    handle: *mut tcpevent,
+    handle: *mut tcpevent_watch,
     statistics: *mut tcpevent_statistics,
 ) -> c_int {
     call("tcpevent_get_statistics", || {
@@ -350,12 +353,12 @@ pub extern "C-unwind" fn tcpevent_state_name(state: c_int) -> *const c_char {
     name(&NAMES, state, c"UNKNOWN")
 }
 
-/// The name of an origin: "guess", "connect", "accept", "close" or "inode"; "unknown" where there is no such origin. Static.
+/// The name of how an owner was found: "connect", "accept", "close" or "inode"; else "unknown". Static.
 ///
 /// Thread-safe, and safe in signal handlers.
 #[unsafe(no_mangle)]
-pub extern "C-unwind" fn tcpevent_origin_name(origin: c_int) -> *const c_char {
-    name(&[c"guess", c"connect", c"accept", c"close", c"inode"], origin, c"unknown")
+pub extern "C-unwind" fn tcpevent_owner_by_name(owner_by: c_int) -> *const c_char {
+    name(&[c"unknown", c"connect", c"accept", c"close", c"inode"], owner_by, c"unknown")
 }
 
 /// Writes an address of an event as inet_ntop(3) does, NUL-terminated.

@@ -1,7 +1,7 @@
 //! The functions of `tcpevent.h`, and what is behind a handle.
 
-mod convert;
 pub mod functions;
+mod options;
 mod sized;
 pub(super) mod table;
 pub mod types;

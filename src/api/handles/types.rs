@@ -1,20 +1,25 @@
-//! The constants and structures of `include/tcpevent.h`, which is generated from this file and from `functions.rs`.
+//! The constants and structures of `include/tcpevent.h`, which is generated from this file and from `functions.rs`; and how those
+//! that a program reads are filled.
 #![allow(non_camel_case_types)]
 
 use std::ffi::{c_char, c_int, c_void};
 
-use crate::event::{Direction, Kind, Origin};
+use std::mem::size_of;
+
+use crate::api::engine::WatchStatistics;
+use crate::config::Rung;
+use crate::event::{Begin, Direction, Event, Failure, Kind, Known, OwnerBy};
 
 /// A watch on the TCP connections of this host: what `tcpevent_open` gives and `tcpevent_close` ends. Opaque, and no
 /// memory address: a handle that is closed, or none at all, is told from an open one (-EBADF).
-pub struct tcpevent(());
+pub struct tcpevent_watch(());
 
-/// Events: every change of a connection's state (kernel: tcp_set_state), closes among them, and of listening sockets.
-pub const TCPEVENT_STATES: u32 = 1;
-/// Events: connections that end, each with its totals.
-pub const TCPEVENT_CLOSES: u32 = 2;
-/// Events: all open sockets of this network namespace, again and again (kernel: sock_diag).
-pub const TCPEVENT_SNAPSHOTS: u32 = 4;
+/// What to watch: every change of a connection's state (kernel: tcp_set_state), closes among them, and of listening sockets.
+pub const TCPEVENT_EVENTS_STATES: u32 = 1;
+/// What to watch: connections that end, each with its totals.
+pub const TCPEVENT_EVENTS_CLOSES: u32 = 2;
+/// What to watch: all open sockets of this network namespace, again and again (kernel: sock_diag).
+pub const TCPEVENT_EVENTS_SNAPSHOTS: u32 = 4;
 
 /// The probe: the first of the others that works.
 pub const TCPEVENT_PROBE_AUTO: u32 = 0;
@@ -25,50 +30,60 @@ pub const TCPEVENT_PROBE_TP_BTF: u32 = 2;
 /// The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see docs/kernels.md.
 pub const TCPEVENT_PROBE_TRACEPOINT: u32 = 3;
 
-/// An event's kind: a state has changed.
+/// A state has changed.
 pub const TCPEVENT_KIND_STATE: u8 = 1;
-/// An event's kind: a connection, or the attempt at one, has ended.
+/// A connection, or the attempt at one, has ended.
 pub const TCPEVENT_KIND_CLOSE: u8 = 2;
-/// An event's kind: a socket was found open.
+/// A socket was found open.
 pub const TCPEVENT_KIND_SNAPSHOT: u8 = 3;
 
-/// A connection's direction is not known: it is older than the probe, or had no place in the table of owners.
+/// Who opened the connection is not known: it is older than the probe, or had no place in the table of owners. In snapshots
+/// and of listening sockets, too.
 pub const TCPEVENT_DIRECTION_UNKNOWN: u8 = 0;
 /// This end has called connect.
 pub const TCPEVENT_DIRECTION_CONNECTED: u8 = 1;
 /// This end was listening.
 pub const TCPEVENT_DIRECTION_ACCEPTED: u8 = 2;
 
-/// The owner is not known for sure: pid is 0, or that of the likeliest process.
-pub const TCPEVENT_ORIGIN_GUESS: u8 = 0;
+/// The owner is not known, or there is none: `pid` is 0.
+pub const TCPEVENT_OWNER_BY_UNKNOWN: u8 = 0;
 /// The owner has called connect.
-pub const TCPEVENT_ORIGIN_CONNECT: u8 = 1;
+pub const TCPEVENT_OWNER_BY_CONNECT: u8 = 1;
 /// The owner has called accept.
-pub const TCPEVENT_ORIGIN_ACCEPT: u8 = 2;
+pub const TCPEVENT_OWNER_BY_ACCEPT: u8 = 2;
 /// The owner has called shutdown or close, or has exited.
-pub const TCPEVENT_ORIGIN_CLOSE: u8 = 3;
+pub const TCPEVENT_OWNER_BY_CLOSE: u8 = 3;
 /// The owner holds the socket open, or was the last to hold it: the connection was ended by others.
-pub const TCPEVENT_ORIGIN_INODE: u8 = 4;
+pub const TCPEVENT_OWNER_BY_INODE: u8 = 4;
 
-/// A flag of closes: the connection was never established (SYN_SENT to CLOSE). `error` has the reason; 0 with neither
-/// TCPEVENT_GIVEN_UP nor TCPEVENT_ERROR_UNKNOWN is one that the kernel could not even begin (no local port was free).
-pub const TCPEVENT_FAILED: u32 = 1;
-/// A flag beside TCPEVENT_FAILED: the program has given up, by close, shutdown or exit. `error` is what the network had
-/// answered until then (an ICMP message that does not end an attempt by itself), or 0.
-pub const TCPEVENT_GIVEN_UP: u32 = 2;
-/// A flag: the connection is older than the probe, so that its age and time to establish are not known.
-pub const TCPEVENT_OLDER: u32 = 4;
-/// A flag of closes: `error` is 0 because it is not known. With a plain tracepoint, which tells resets that have been
-/// received and nothing else. With it an attempt that ends within 10 ms is not said to be given up.
-pub const TCPEVENT_ERROR_UNKNOWN: u32 = 8;
-/// A flag of closes: what the connection has carried is not known, and 0. With a plain tracepoint: the kernel tells it
-/// later, and not of attempts that failed, of sockets that a process still holds, of other network namespaces, and not
-/// surely where several connections have had the same addresses and ports.
-pub const TCPEVENT_UNCOUNTED: u32 = 16;
-/// A flag: the connection is older than the probe, or the table of owners had no place for it (`lost_owners`): its age, its
-/// time to establish and its direction are not known, nor which of the two it is. In place of TCPEVENT_OLDER, from the
-/// first such loss on.
-pub const TCPEVENT_BEGIN_UNKNOWN: u32 = 32;
+/// `pid`, `comm` and `owner_by` are those of the endpoint's owner. If `pid` is 0 all the same, the process cannot be seen from
+/// this PID namespace.
+pub const TCPEVENT_KNOWN_OWNER: u32 = 1;
+/// `uid` is the owner's, or without an owner the socket's. Unset, `uid` is UINT32_MAX.
+pub const TCPEVENT_KNOWN_UID: u32 = 2;
+/// `error` is how the connection has ended: in closes only. The plain tracepoint knows received resets and no other error.
+pub const TCPEVENT_KNOWN_ERROR: u32 = 4;
+/// `payload_received` and all fields behind it are what the connection has carried: in closes and snapshots. The plain
+/// tracepoint learns them a little later, and never those of attempts that failed, of sockets that a process still holds, and
+/// of other network namespaces; nor can it always tell connections with the same addresses and ports apart.
+pub const TCPEVENT_KNOWN_COUNTERS: u32 = 8;
+/// `netns` is the socket's network namespace. `cgroup` is its cgroup; 0 if that is none of version 2, and in snapshots before
+/// Linux 5.7. Of states and closes the plain tracepoint knows neither.
+pub const TCPEVENT_KNOWN_PLACE: u32 = 16;
+/// The begin of the connection was seen, so that `age_ns` and `establish_ns` are right. Unset in snapshots, for listening
+/// sockets, for connections older than the probe, and for those that had no place in the table of owners (`lost_owners`).
+pub const TCPEVENT_KNOWN_TIMES: u32 = 32;
+
+/// In closes: the connection was never established (it went from SYN_SENT to CLOSE). `error` has the reason. If that is known
+/// to be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
+pub const TCPEVENT_FLAG_FAILED: u32 = 1;
+/// With TCPEVENT_FLAG_FAILED: the program gave up, by close, shutdown or exit, before the network answered. A program's own time
+/// limit looks like this. `error` is what the network had reported so far (an ICMP message that does not end an attempt by
+/// itself), or 0. The plain tracepoint does not say it of attempts that end within 10 ms.
+pub const TCPEVENT_FLAG_GIVEN_UP: u32 = 2;
+/// The connection is older than the probe. No longer set once the table of owners has been full (`lost_owners`): an endpoint
+/// that is not in it may have begun since.
+pub const TCPEVENT_FLAG_OLDER: u32 = 4;
 
 /// The least important lines that `tcpevent_options.log` gets: what was lost, or is not as asked for.
 pub const TCPEVENT_LOG_WARN: c_int = 1;
@@ -89,7 +104,7 @@ pub struct tcpevent_options {
     /// sizeof(struct tcpevent_options): so the library knows which fields there are. A greater one than the library
     /// knows is taken where all the rest is 0.
     pub size: usize,
-    /// TCPEVENT_STATES, TCPEVENT_CLOSES and TCPEVENT_SNAPSHOTS, or-ed; 0 for TCPEVENT_CLOSES.
+    /// TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES and TCPEVENT_EVENTS_SNAPSHOTS, or-ed; 0 for TCPEVENT_EVENTS_CLOSES.
     pub events: u32,
     /// TCPEVENT_PROBE_AUTO, or the only probe to try.
     pub probe: u32,
@@ -114,85 +129,89 @@ pub struct tcpevent_options {
 
 /// An event. It stands for an endpoint: of a connection between two processes of one host, each end gives its own.
 ///
-/// Numbers are in host byte order, ports too; addresses are in network byte order. What is not known is 0.
+/// Numbers are in host byte order, ports too; addresses are in network byte order. `known` says which groups of fields are
+/// known. A field that is not known, or not of this kind of event, is 0, but for `uid`.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct tcpevent_event {
     /// Bytes of this structure that the library has filled: at most what `tcpevent_read` was told.
     pub size: u32,
-    /// TCPEVENT_KIND_STATE, _CLOSE or _SNAPSHOT.
+    /// What has happened: TCPEVENT_KIND_STATE, _CLOSE or _SNAPSHOT.
     pub kind: u8,
-    /// The state before (include/net/tcp_states.h, `tcpevent_state_name`). In a snapshot the same as `new_state`.
+    /// The state before (kernel: include/net/tcp_states.h), which `tcpevent_state_name` names. In a snapshot it is the same
+    /// as `new_state`.
     pub old_state: u8,
     /// The state from now on.
     pub new_state: u8,
-    /// TCPEVENT_DIRECTION_CONNECTED, _ACCEPTED or _UNKNOWN. Not known in snapshots, and 0 for listening sockets.
+    /// Who opened the connection: TCPEVENT_DIRECTION_CONNECTED, _ACCEPTED or _UNKNOWN.
     pub direction: u8,
     /// Wall-clock time, in nanoseconds since 1970-01-01 UTC.
     pub time_ns: u64,
-    /// The same moment by CLOCK_MONOTONIC, in nanoseconds: for distances between events.
+    /// The same moment by CLOCK_MONOTONIC, in nanoseconds: for the time between events.
     pub monotonic_ns: u64,
-    /// The kernel's own number of the socket (SO_COOKIE), the same in all events of an endpoint, never used twice until
-    /// the next boot. 0 where the kernel had given none: with a kprobe, for connections older than the probe; before Linux
-    /// 5.12, or with a kprobe by a BTF file, as long as nobody has asked for it.
+    /// The kernel's own number of the socket (SO_COOKIE), the same in all events of an endpoint, and not used again before
+    /// the next boot. 0 if the kernel had assigned none: with a kprobe, for connections older than the probe; before Linux
+    /// 5.12, or with a kprobe and a BTF file, until a program asks for it.
     pub cookie: u64,
-    /// ID of the cgroup (version 2) that the socket was made in; the inode number of its folder.
+    /// ID of the cgroup (version 2) in which the socket was created: the inode number of its directory.
     pub cgroup: u64,
     /// Inode number of the socket, as in /proc/PID/fd; 0 once or while no process holds it.
     pub inode: u64,
     /// Inode number of the network namespace, as in /proc/PID/ns/net.
     pub netns: u32,
-    /// The owner's process ID (thread group), as the watching process sees it: in its own PID namespace. 0 where there is
-    /// none, or none yet, or the owner cannot be seen from there; comm and uid are told all the same.
+    /// The owner's process ID (thread group), as the watching process sees it, in its own PID namespace. 0 if there is no
+    /// owner, none yet, or it cannot be seen from there; `comm` and `uid` are filled in even then.
     pub pid: u32,
-    /// The owner's real user ID: of a set-user-ID program that of who has started it. Where there is no owner, that of the
-    /// socket (of who made it, with the effective rights).
+    /// The owner's real user ID: for a set-user-ID program, that of the user who started it. Without an owner, that of the
+    /// socket: of its creator, with effective rights. UINT32_MAX, which is no user's, if neither is known.
     pub uid: u32,
-    /// TCPEVENT_FAILED and the others, or-ed.
+    /// Which of the other fields are known: TCPEVENT_KNOWN_OWNER and the others, or-ed.
+    pub known: u32,
+    /// TCPEVENT_FLAG_FAILED and the others, or-ed.
     pub flags: u32,
-    /// On close: why the kernel has ended the connection, as a positive errno: ECONNREFUSED, ETIMEDOUT, ECONNRESET,
-    /// EHOSTUNREACH ... (sock.sk_err); 0 for an orderly end, one by the program itself, and with TCPEVENT_ERROR_UNKNOWN.
+    /// In closes: why the kernel has ended the connection, as a positive errno such as ECONNREFUSED, ETIMEDOUT, ECONNRESET or
+    /// EHOSTUNREACH (sock.sk_err); 0 for an orderly end, or one by the program itself.
     pub error: i32,
     /// AF_INET or AF_INET6.
     pub family: u16,
-    /// Local port; 0 where none is chosen yet (at the state SYN_SENT).
+    /// Local port; 0 before one is chosen (at SYN_SENT).
     pub local_port: u16,
     /// Remote port; 0 for a listening socket.
     pub remote_port: u16,
-    /// How the owner was found: TCPEVENT_ORIGIN_CONNECT and the others.
-    pub origin: u8,
+    /// How the owner was found: TCPEVENT_OWNER_BY_CONNECT or another of those.
+    pub owner_by: u8,
     /// 0.
-    pub reserved: [u8; 5],
+    pub reserved: u8,
     /// Local address in network byte order; an IPv4 address fills the first 4 bytes.
     pub local_addr: [u8; 16],
-    /// Remote address, likewise.
+    /// Remote address, in the same form.
     pub remote_addr: [u8; 16],
-    /// Name (comm) of the owner's thread that acted, NUL-terminated. Any bytes: it is the process's own choice.
+    /// Name (comm) of the owner's thread that acted, NUL-terminated. A process chooses its own name: it may contain any
+    /// bytes.
     pub comm: [c_char; 16],
-    /// On close: time since connect was called, or since the handshake was complete for an accepted connection, in
-    /// nanoseconds.
+    /// In closes: nanoseconds since the call of connect, or for an accepted connection since the end of the handshake.
     pub age_ns: u64,
-    /// From SYN_SENT to ESTABLISHED in nanoseconds, from that on; 0 for an accepted connection.
+    /// From ESTABLISHED on: nanoseconds from SYN_SENT to ESTABLISHED; 0 for an accepted connection.
     pub establish_ns: u64,
-    /// Payload received, in order, in bytes: without SYN and FIN. This and all that follows: on close and in snapshots.
+    /// Payload received in order, in bytes, without SYN and FIN. This and all fields behind it: in closes and snapshots.
     pub payload_received: u64,
-    /// Payload sent, in bytes: without SYN, FIN and what was sent again.
+    /// Payload sent, in bytes, without SYN, FIN and retransmissions.
     pub payload_sent: u64,
     /// Payload that the peer has acknowledged, in bytes.
     pub payload_acked: u64,
     /// The kernel's own count (tcp_sock.bytes_received): with the peer's FIN.
     pub bytes_received: u64,
-    /// Likewise (tcp_sock.bytes_acked): with the opener's SYN and this end's FIN.
+    /// The kernel's own count (tcp_sock.bytes_acked): with the initiator's SYN and this end's FIN.
     pub bytes_acked: u64,
-    /// Likewise (tcp_sock.bytes_sent): with what was sent again. 0 before Linux 4.19.
+    /// The kernel's own count (tcp_sock.bytes_sent): with retransmissions. 0 before Linux 4.19.
     pub bytes_sent: u64,
     /// Payload sent again, in bytes (tcp_sock.bytes_retrans). 0 before Linux 4.19.
     pub bytes_retransmitted: u64,
-    /// Segments sent again, SYNs among them (tcp_sock.total_retrans).
+    /// Segments sent again, SYNs included (tcp_sock.total_retrans).
     pub segs_retransmitted: u32,
-    /// Segments sent, all of them (tcp_sock.segs_out).
+    /// All segments sent (tcp_sock.segs_out).
     pub segs_out: u32,
-    /// Segments received, all of them (tcp_sock.segs_in).
+    /// All segments received (tcp_sock.segs_in).
     pub segs_in: u32,
     /// Segments sent that carried data (tcp_sock.data_segs_out).
     pub data_segs_out: u32,
@@ -200,7 +219,7 @@ pub struct tcpevent_event {
     pub data_segs_in: u32,
     /// Smoothed round-trip time, in microseconds (tcp_sock.srtt_us / 8).
     pub srtt_us: u32,
-    /// The least round-trip time of late, in microseconds (tcp_sock.rtt_min).
+    /// Recent minimum of the round-trip time, in microseconds (tcp_sock.rtt_min).
     pub min_rtt_us: u32,
     /// 0.
     pub reserved2: u32,
@@ -237,7 +256,7 @@ pub struct tcpevent_statistics {
     /// Events that found the ring between kernel and library full.
     pub lost_records: u64,
     /// Endpoints that found the table of owners full: their owner is looked up by inode, their age is not known
-    /// (TCPEVENT_BEGIN_UNKNOWN).
+    /// (no TCPEVENT_KNOWN_TIMES).
     pub lost_owners: u64,
     /// Runs of the probe that the kernel skipped, because it was running already on the same CPU.
     pub skipped_runs: u64,
@@ -245,13 +264,103 @@ pub struct tcpevent_statistics {
     pub recovered: u64,
     /// Records that could not be decoded.
     pub undecoded: u64,
-    /// Closes without an owner that is known for sure.
-    pub guesses: u64,
+    /// Closes without an owner that is known.
+    pub unowned: u64,
     /// Endpoints in the table of owners now.
     pub tracked: u64,
     /// Endpoints that the table has places for; `tracked` is never more. Where it is one of sets (Linux 6.2 on), some sets are full
     /// before all are: from two thirds of this number on.
     pub tracked_most: u64,
+}
+
+impl tcpevent_event {
+    /// An event for a caller whose structure has `room` bytes.
+    pub fn from_event(event: &Event, room: usize) -> Self {
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let mut comm = [0; 16];
+        // The last byte stays 0: the kernel's names are shorter.
+        for (to, from) in comm[..15].iter_mut().zip(event.comm) {
+            *to = c_char::from_ne_bytes([from]);
+        }
+        Self {
+            size: u32::try_from(room.min(size_of::<Self>())).unwrap_or(0),
+            kind: event.kind as u8,
+            old_state: event.old_state,
+            new_state: event.new_state,
+            direction: event.direction as u8,
+            time_ns: event.time_ns,
+            monotonic_ns: event.monotonic_ns,
+            cookie: event.cookie,
+            cgroup: event.cgroup,
+            inode: event.inode,
+            netns: event.netns,
+            pid: event.pid,
+            uid: event.uid,
+            known: event.known().bits(),
+            flags: flag(event.failure != Failure::None, TCPEVENT_FLAG_FAILED)
+                | flag(event.failure == Failure::GivenUp, TCPEVENT_FLAG_GIVEN_UP)
+                | flag(event.begin == Begin::Older, TCPEVENT_FLAG_OLDER),
+            error: event.error,
+            family: event.family,
+            local_port: event.local_port,
+            remote_port: event.remote_port,
+            owner_by: event.owner_by as u8,
+            reserved: 0,
+            local_addr: event.local_addr,
+            remote_addr: event.remote_addr,
+            comm,
+            age_ns: event.age_ns,
+            establish_ns: event.establish_ns,
+            payload_received: event.payload_received,
+            payload_sent: event.payload_sent,
+            payload_acked: event.payload_acked,
+            bytes_received: event.bytes_received,
+            bytes_acked: event.bytes_acked,
+            bytes_sent: event.bytes_sent.unwrap_or(0),
+            bytes_retransmitted: event.bytes_retransmitted,
+            segs_retransmitted: event.segs_retransmitted,
+            segs_out: event.segs_out,
+            segs_in: event.segs_in,
+            data_segs_out: event.data_segs_out,
+            data_segs_in: event.data_segs_in,
+            srtt_us: event.srtt_us,
+            min_rtt_us: event.min_rtt_us,
+            reserved2: 0,
+        }
+    }
+}
+
+impl From<WatchStatistics> for tcpevent_statistics {
+    fn from(of: WatchStatistics) -> Self {
+        let counters = of.counters;
+        Self {
+            size: size_of::<Self>(),
+            probe: match of.rung {
+                None => TCPEVENT_PROBE_AUTO,
+                Some(Rung::Kprobe) => TCPEVENT_PROBE_KPROBE,
+                Some(Rung::TpBtf) => TCPEVENT_PROBE_TP_BTF,
+                Some(Rung::Tracepoint) => TCPEVENT_PROBE_TRACEPOINT,
+            },
+            queue_slots: u32::try_from(of.queue_slots).unwrap_or(u32::MAX),
+            queued: of.queued as u64,
+            delivered: of.delivered,
+            states: counters.states,
+            closes: counters.closes,
+            snapshots: counters.snapshots,
+            sweeps: counters.sweeps,
+            shed_states: counters.shed.states,
+            shed_closes: counters.shed.closes,
+            shed_snapshots: counters.shed.snapshots,
+            lost_records: counters.lost_records,
+            lost_owners: counters.lost_owners,
+            skipped_runs: counters.skipped_runs,
+            recovered: counters.recovered,
+            undecoded: counters.undecoded,
+            unowned: counters.unowned,
+            tracked: of.tracked,
+            tracked_most: of.most_tracked,
+        }
+    }
 }
 
 // The header has numbers, and so have the library's own types: they are the same, or this does not compile.
@@ -262,9 +371,15 @@ const _: () = {
     assert!(TCPEVENT_DIRECTION_UNKNOWN == Direction::Unknown as u8);
     assert!(TCPEVENT_DIRECTION_CONNECTED == Direction::Connected as u8);
     assert!(TCPEVENT_DIRECTION_ACCEPTED == Direction::Accepted as u8);
-    assert!(TCPEVENT_ORIGIN_GUESS == Origin::Guess as u8);
-    assert!(TCPEVENT_ORIGIN_CONNECT == Origin::Connect as u8);
-    assert!(TCPEVENT_ORIGIN_ACCEPT == Origin::Accept as u8);
-    assert!(TCPEVENT_ORIGIN_CLOSE == Origin::Close as u8);
-    assert!(TCPEVENT_ORIGIN_INODE == Origin::Inode as u8);
+    assert!(TCPEVENT_OWNER_BY_UNKNOWN == OwnerBy::Unknown as u8);
+    assert!(TCPEVENT_OWNER_BY_CONNECT == OwnerBy::Connect as u8);
+    assert!(TCPEVENT_OWNER_BY_ACCEPT == OwnerBy::Accept as u8);
+    assert!(TCPEVENT_OWNER_BY_CLOSE == OwnerBy::Close as u8);
+    assert!(TCPEVENT_OWNER_BY_INODE == OwnerBy::Inode as u8);
+    assert!(TCPEVENT_KNOWN_OWNER == Known::OWNER.bits());
+    assert!(TCPEVENT_KNOWN_UID == Known::UID.bits());
+    assert!(TCPEVENT_KNOWN_ERROR == Known::ERROR.bits());
+    assert!(TCPEVENT_KNOWN_COUNTERS == Known::COUNTERS.bits());
+    assert!(TCPEVENT_KNOWN_PLACE == Known::PLACE.bits());
+    assert!(TCPEVENT_KNOWN_TIMES == Known::TIMES.bits());
 };

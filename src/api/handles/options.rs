@@ -1,24 +1,21 @@
-//! Between the structures of `tcpevent.h` and the library's own.
+//! Reads `struct tcpevent_options`.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::mem::{self, size_of};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::sized::{self, MOST_STRUCT_SIZE};
 use super::types::{
-    TCPEVENT_BEGIN_UNKNOWN, TCPEVENT_CLOSES, TCPEVENT_ERROR_UNKNOWN, TCPEVENT_FAILED, TCPEVENT_GIVEN_UP,
-    TCPEVENT_LOG_DEBUG, TCPEVENT_LOG_INFO, TCPEVENT_LOG_WARN, TCPEVENT_OLDER, TCPEVENT_PROBE_AUTO,
-    TCPEVENT_PROBE_KPROBE, TCPEVENT_PROBE_TP_BTF, TCPEVENT_PROBE_TRACEPOINT, TCPEVENT_SNAPSHOTS, TCPEVENT_STATES,
-    TCPEVENT_UNCOUNTED, tcpevent_event, tcpevent_options, tcpevent_statistics,
+    TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_SNAPSHOTS, TCPEVENT_EVENTS_STATES, TCPEVENT_LOG_DEBUG, TCPEVENT_LOG_INFO,
+    TCPEVENT_LOG_WARN, TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE, TCPEVENT_PROBE_TP_BTF, TCPEVENT_PROBE_TRACEPOINT,
+    tcpevent_options,
 };
 use super::watch::Options;
-use crate::api::engine::WatchStatistics;
 use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL, SWEEP_INTERVALS};
 use crate::error::Error;
 use crate::event::filter::Filter;
-use crate::event::{Begin, Event, Failure};
 use crate::sys::files;
 use crate::sys::log::{Level, Logger};
 use crate::sys::one_line::shortened;
@@ -56,12 +53,12 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         unsafe { sized::read(options.cast(), size)? }
     };
 
-    let most_events = TCPEVENT_STATES | TCPEVENT_CLOSES | TCPEVENT_SNAPSHOTS;
+    let most_events = TCPEVENT_EVENTS_STATES | TCPEVENT_EVENTS_CLOSES | TCPEVENT_EVENTS_SNAPSHOTS;
     let events = match options.events {
-        0 => TCPEVENT_CLOSES,
+        0 => TCPEVENT_EVENTS_CLOSES,
         events if events & !most_events == 0 => events,
         events => {
-            let takes = "TCPEVENT_STATES, TCPEVENT_CLOSES and TCPEVENT_SNAPSHOTS, or-ed";
+            let takes = "TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES and TCPEVENT_EVENTS_SNAPSHOTS, or-ed";
             return Err(Error::option("options->events", &events, takes));
         }
     };
@@ -133,11 +130,11 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
             unsafe { log(context.get(), level, line.as_ptr()) };
         }
     };
-    let states = events & TCPEVENT_STATES != 0;
-    let closes = states || events & TCPEVENT_CLOSES != 0;
+    let states = events & TCPEVENT_EVENTS_STATES != 0;
+    let closes = states || events & TCPEVENT_EVENTS_CLOSES != 0;
     Ok(Options {
         probe: ProbeSettings { rung, btf, filter: Arc::new(filter), detailed: true, states, closes },
-        sweep_interval: (events & TCPEVENT_SNAPSHOTS != 0).then_some(sweep_interval),
+        sweep_interval: (events & TCPEVENT_EVENTS_SNAPSHOTS != 0).then_some(sweep_interval),
         queue_slots,
         logger: Arc::new(most.map_or(Logger::Silent, |most| Logger::Up(most, Box::new(write)))),
     })
@@ -155,96 +152,4 @@ unsafe fn text<'text>(name: &'static str, from: *const c_char) -> Result<Option<
     // SAFETY: the caller's promise.
     let text = unsafe { CStr::from_ptr(from) };
     text.to_str().map(Some).map_err(|_| Error::option(name, "no UTF-8", "text"))
-}
-
-impl tcpevent_event {
-    /// An event for a caller whose structure has `room` bytes.
-    pub fn from_event(event: &Event, room: usize) -> Self {
-        let flag = |is_set, flag| if is_set { flag } else { 0 };
-        let mut comm = [0; 16];
-        // The last byte stays 0: the kernel's names are shorter.
-        for (to, from) in comm[..15].iter_mut().zip(event.comm) {
-            *to = c_char::from_ne_bytes([from]);
-        }
-        Self {
-            size: u32::try_from(room.min(size_of::<Self>())).unwrap_or(0),
-            kind: event.kind as u8,
-            old_state: event.old_state,
-            new_state: event.new_state,
-            direction: event.direction as u8,
-            time_ns: event.time_ns,
-            monotonic_ns: event.monotonic_ns,
-            cookie: event.cookie,
-            cgroup: event.cgroup,
-            inode: event.inode,
-            netns: event.netns,
-            pid: event.pid,
-            uid: event.uid,
-            flags: flag(event.failure != Failure::None, TCPEVENT_FAILED)
-                | flag(event.failure == Failure::GivenUp, TCPEVENT_GIVEN_UP)
-                | flag(event.begin == Begin::Older, TCPEVENT_OLDER)
-                | flag(event.error_unknown, TCPEVENT_ERROR_UNKNOWN)
-                | flag(event.uncounted, TCPEVENT_UNCOUNTED)
-                | flag(event.begin == Begin::Unknown, TCPEVENT_BEGIN_UNKNOWN),
-            error: event.error,
-            family: event.family,
-            local_port: event.local_port,
-            remote_port: event.remote_port,
-            origin: event.origin as u8,
-            reserved: [0; 5],
-            local_addr: event.local_addr,
-            remote_addr: event.remote_addr,
-            comm,
-            age_ns: event.age_ns,
-            establish_ns: event.establish_ns,
-            payload_received: event.payload_received,
-            payload_sent: event.payload_sent,
-            payload_acked: event.payload_acked,
-            bytes_received: event.bytes_received,
-            bytes_acked: event.bytes_acked,
-            bytes_sent: event.bytes_sent.unwrap_or(0),
-            bytes_retransmitted: event.bytes_retransmitted,
-            segs_retransmitted: event.segs_retransmitted,
-            segs_out: event.segs_out,
-            segs_in: event.segs_in,
-            data_segs_out: event.data_segs_out,
-            data_segs_in: event.data_segs_in,
-            srtt_us: event.srtt_us,
-            min_rtt_us: event.min_rtt_us,
-            reserved2: 0,
-        }
-    }
-}
-
-impl From<WatchStatistics> for tcpevent_statistics {
-    fn from(of: WatchStatistics) -> Self {
-        let counters = of.counters;
-        Self {
-            size: size_of::<Self>(),
-            probe: match of.rung {
-                None => TCPEVENT_PROBE_AUTO,
-                Some(Rung::Kprobe) => TCPEVENT_PROBE_KPROBE,
-                Some(Rung::TpBtf) => TCPEVENT_PROBE_TP_BTF,
-                Some(Rung::Tracepoint) => TCPEVENT_PROBE_TRACEPOINT,
-            },
-            queue_slots: u32::try_from(of.queue_slots).unwrap_or(u32::MAX),
-            queued: of.queued as u64,
-            delivered: of.delivered,
-            states: counters.states,
-            closes: counters.closes,
-            snapshots: counters.snapshots,
-            sweeps: counters.sweeps,
-            shed_states: counters.shed.states,
-            shed_closes: counters.shed.closes,
-            shed_snapshots: counters.shed.snapshots,
-            lost_records: counters.lost_records,
-            lost_owners: counters.lost_owners,
-            skipped_runs: counters.skipped_runs,
-            recovered: counters.recovered,
-            undecoded: counters.undecoded,
-            guesses: counters.guesses,
-            tracked: of.tracked,
-            tracked_most: of.most_tracked,
-        }
-    }
 }
