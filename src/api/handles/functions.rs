@@ -28,33 +28,31 @@ use crate::sys::log::{self, Logger};
 use crate::sys::one_line::OneLine;
 use crate::sys::per_thread;
 
-/// Starts watching. Returns when every connection from then on is seen, or with the error.
+/// Starts watching. Returns once every connection from then on is seen, or with an error.
 ///
-/// `options`: read during the call only; NULL for closes of all connections. `handle`: gets the handle, to be ended by
-/// `tcpevent_close`. Each handle has a probe, a queue and threads of its own; a process can have 64.
+/// `options`: what to watch, and how; NULL for the closes of all connections. `handle`: receives the handle; `tcpevent_close`
+/// ends it. Each handle has its own probe, queue and threads. A process can have 64.
 ///
-/// `options->filter` is a text of words, `dst 10.0.0.0/8,2001:db8::/32 dport 443 failed` for example. An event must
-/// fit all that is named; of several values, with commas between them or the word given again, any one will do:
+/// `options->filter` is a list of words, such as `dst 10.0.0.0/8,2001:db8::/32 dport 443 failed`. An event must match every key
+/// that is given. Several values for one key, separated by commas or by repeating the key, are alternatives:
 ///
 /// ```text
-///     src, dst      local, remote addresses or prefixes. An IPv4 one fits the ::ffff: form too, ::/0 no IPv4
-///     sport, dport  local, remote ports, or ranges as in 8000-8999
+///     src, dst      local, remote addresses or prefixes. An IPv4 one matches the ::ffff: form too, ::/0 no IPv4
+///     sport, dport  local, remote ports, or ranges such as 8000-8999
 ///     family        inet or inet6
-///     pid, uid      one process ID, user ID, of the owner; without one, uid is the socket's. Unknown ones fit none
-///     netns         one network namespace: its inode number, self, or a path such as /run/netns/NAME
-///     cgroup        one cgroup: its ID, or its folder below /sys/fs/cgroup. Those in it do not count
-///     failed        (alone) only closes of connections that were never established
+///     pid, uid      process ID, user ID of the owner; without an owner, uid is the socket's. Unknown ones never match
+///     netns         a network namespace: its inode number, self, or a path such as /run/netns/NAME
+///     cgroup        a cgroup: its ID, or its directory below /sys/fs/cgroup. Cgroups inside it do not match
+///     failed        (no value) only closes of connections that were never established
 /// ```
 ///
-/// The kernel leaves out what does not fit, so that it costs next to nothing; but for snapshots, and for owners that are
-/// found by inode.
+/// The kernel drops events that do not match, so they cost next to nothing; except snapshots, and owners found by inode.
 ///
-/// Returns 0, or a negative errno; `tcpevent_last_error` has the text, with the remedy: -EINVAL (an option or the filter,
-/// the text says which word), -E2BIG (options that this version does not know), -EPERM (a missing capability), -EOPNOTSUPP
-/// (the kernel has no probe that works), -EMFILE (handles or descriptors are used up), -EAGAIN (no thread to be had),
-/// -ENOMEM.
+/// Returns 0, or a negative errno: -EINVAL (an option or the filter; the text names the offending word), -E2BIG (options
+/// unknown to this version), -EPERM (a capability is missing), -EOPNOTSUPP (the kernel has no probe that works), -EMFILE (no
+/// handle or descriptor left), -EAGAIN (no thread), -ENOMEM.
 ///
-/// Thread-safe; not for signal handlers. Does not read the environment. In a forked child all handles are closed.
+/// Thread-safe; not for signal handlers. Does not read the environment. A forked child starts without handles.
 ///
 /// # Safety
 ///
@@ -78,10 +76,10 @@ pub unsafe extern "C-unwind" fn tcpevent_open(
     })
 }
 
-/// Ends a handle: detaches the probe, stops the threads, frees the queue with all events in it. A `tcpevent_read` that
-/// waits in another thread returns -EBADF. Returns once all is over, some 100 ms later.
+/// Closes a handle: detaches the probe, stops the threads, frees the queue and the events in it. A `tcpevent_read` that waits
+/// in another thread returns -EBADF. Takes some 100 ms.
 ///
-/// Returns 0, or -EBADF: `handle` is not open (a second close does no harm).
+/// Returns 0, or -EBADF: `handle` is not open (closing twice is harmless).
 ///
 /// Thread-safe; not for signal handlers, nor for `tcpevent_options.log`.
 #[unsafe(no_mangle)]
@@ -89,11 +87,9 @@ pub extern "C-unwind" fn tcpevent_close(handle: *mut tcpevent_watch) -> c_int {
     call("tcpevent_close", || table::remove(handle.addr()).map(|()| 0))
 }
 
-/// A descriptor for poll, select, epoll: readable while there are events, and after `tcpevent_wake`. It may now and then be
-/// so without one: read with a timeout of 0. It stays the library's: do not read or close it. Not valid after
-/// `tcpevent_close`.
-///
-/// Returns the descriptor, or -EBADF.
+/// Returns a descriptor for poll, select or epoll, or -EBADF. It is readable while there are events, and after
+/// `tcpevent_wake`. It may occasionally be readable without an event: read with a timeout of 0. It belongs to the library: do
+/// not read or close it. Invalid after `tcpevent_close`.
 ///
 /// Thread-safe; not for signal handlers.
 #[unsafe(no_mangle)]
@@ -103,17 +99,17 @@ pub extern "C-unwind" fn tcpevent_fd(handle: *mut tcpevent_watch) -> c_int {
 
 /// Takes up to `count` events from the queue, oldest first.
 ///
-/// `events`: an array of `count` structures of `event_size` bytes each, sizeof(struct tcpevent_event): a program that was
-/// compiled with a shorter or longer one gets as much as fits, and 0 behind that. `timeout_ms`: how long to wait for the
-/// first event; 0: not at all, -1: for ever.
+/// `events`: an array of `count` structures of `event_size` bytes each. `event_size`: sizeof(struct tcpevent_event). A program
+/// compiled with a smaller structure gets the fields that fit; in a larger one, the rest is 0. `timeout_ms`: how long to wait
+/// for the first event; 0: not at all, -1: indefinitely.
 ///
-/// Returns the number of events; 0 when the time is over. -EINTR: `tcpevent_wake` was called, or a signal handler has run
-/// while it waited. -EBADF: `handle` is not open, or was closed meanwhile. -EINVAL: an argument. -EIO: the probe has failed,
-/// or the program has closed descriptors of the handle (close_range, say), and all events before that were read.
+/// Returns the number of events; 0 after a timeout. -EINTR: `tcpevent_wake` was called, or a signal handler ran during the
+/// wait. -EBADF: `handle` is not open, or was closed during the wait. -EINVAL: an invalid argument. -EIO: the probe failed, or
+/// the program has closed descriptors of the handle (with close_range, say); all earlier events have been read.
 ///
-/// Thread-safe: each event goes to one reader. Not for signal handlers. While it waits it is a cancellation point
-/// (pthread_cancel), and a signal handler may end its thread (pthread_exit) or jump out of it (siglongjmp): the handle stays
-/// usable, but after a jump `tcpevent_close` takes 2 seconds more, and its memory stays taken.
+/// Thread-safe: each event goes to one reader. Not for signal handlers. A cancellation point while it waits (pthread_cancel). A
+/// signal handler may end the thread (pthread_exit) or jump out of the wait (siglongjmp): the handle stays usable, but after a
+/// jump `tcpevent_close` takes 2 seconds longer and does not free its memory.
 ///
 /// # Safety
 ///
@@ -230,11 +226,11 @@ impl ReadEnd {
     }
 }
 
-/// Makes one `tcpevent_read` return -EINTR: one that waits, or else the next one. Each call is good for one.
+/// Makes one `tcpevent_read` return -EINTR: one that is waiting, or else the next. Each call wakes one.
 ///
 /// Returns 0, or -EBADF: `handle` is not open.
 ///
-/// Thread-safe, and safe in signal handlers; errno stays as it was.
+/// Thread-safe and async-signal-safe; leaves errno alone.
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn tcpevent_wake(handle: *mut tcpevent_watch) -> c_int {
     // Neither guard nor error text: both take memory. Nothing here can panic.
@@ -247,13 +243,13 @@ pub extern "C-unwind" fn tcpevent_wake(handle: *mut tcpevent_watch) -> c_int {
     })
 }
 
-/// Reads all counters, those of the kernel's side as they are now.
+/// Reads all counters, including the current ones of the BPF programs.
 ///
-/// `statistics`: its `size` must be set. Fields that the library does not know become 0.
+/// `statistics`: set its `size` first. Fields unknown to the library become 0.
 ///
 /// Returns 0, -EBADF or -EINVAL.
 ///
-/// Thread-safe; not for signal handlers. Counting the tracked endpoints takes some milliseconds on a host with many.
+/// Thread-safe; not for signal handlers. On a host with many connections, counting those tracked takes some milliseconds.
 ///
 /// # Safety
 ///
@@ -270,11 +266,10 @@ pub unsafe extern "C-unwind" fn tcpevent_get_statistics(
     })
 }
 
-/// The same counters of the six classic functions (`AddProbe` and the others, see event.h), over all their probes in this
-/// process: how many events `DequeuePerfEvent` has returned, and every way in which one can be lost. All are 0 before the
-/// first call of one of them.
+/// Reads the same counters for the six classic functions (`AddProbe` and the others, see event.h), summed over all their probes
+/// in this process. `delivered` counts what `DequeuePerfEvent` has returned. All are 0 before the first classic call.
 ///
-/// `statistics`: as for `tcpevent_get_statistics`. `probe` is that of the last start, 0 before one has succeeded.
+/// `statistics`: as for `tcpevent_get_statistics`. `probe` is that of the last start; 0 before one has succeeded.
 ///
 /// Returns 0 or -EINVAL.
 ///
@@ -313,8 +308,8 @@ unsafe fn write_statistics(
     Ok(0)
 }
 
-/// What was wrong in the last function of this library that failed in this thread, in one line: cause, value, remedy. Empty
-/// where none has. Valid until the next one fails in this thread, and no longer than the thread.
+/// Returns one line about the last function of this library that failed in this thread: cause, value, remedy. Empty if none has
+/// failed. Valid until the next failure in this thread, and no longer than the thread.
 ///
 /// Thread-safe; not for signal handlers.
 #[unsafe(no_mangle)]
@@ -322,17 +317,17 @@ pub extern "C-unwind" fn tcpevent_last_error() -> *const c_char {
     held_off(|| guard("tcpevent_last_error", per_thread::last_error).unwrap_or(c"".as_ptr()))
 }
 
-/// The version of the library, as in "0.1.0". Static.
+/// Returns the version of the library, such as "0.1.0": a static text.
 ///
-/// Thread-safe, and safe in signal handlers.
+/// Thread-safe and async-signal-safe.
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn tcpevent_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// The name of a TCP state, as in "SYN_SENT"; "UNKNOWN" where there is no such state. Static.
+/// Returns the name of a TCP state, such as "SYN_SENT"; "UNKNOWN" for any other number. A static text.
 ///
-/// Thread-safe, and safe in signal handlers.
+/// Thread-safe and async-signal-safe.
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn tcpevent_state_name(state: c_int) -> *const c_char {
     const NAMES: [&CStr; 13] = [
@@ -353,20 +348,20 @@ pub extern "C-unwind" fn tcpevent_state_name(state: c_int) -> *const c_char {
     name(&NAMES, state, c"UNKNOWN")
 }
 
-/// The name of how an owner was found: "connect", "accept", "close" or "inode"; else "unknown". Static.
+/// Returns a name for a value of `owner_by`: "connect", "accept", "close" or "inode"; "unknown" for any other. A static text.
 ///
-/// Thread-safe, and safe in signal handlers.
+/// Thread-safe and async-signal-safe.
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn tcpevent_owner_by_name(owner_by: c_int) -> *const c_char {
     name(&[c"unknown", c"connect", c"accept", c"close", c"inode"], owner_by, c"unknown")
 }
 
-/// Writes an address of an event as inet_ntop(3) does, NUL-terminated.
+/// Writes an address as text, like inet_ntop(3), NUL-terminated.
 ///
-/// `family`: AF_INET or AF_INET6. `address`: 4 or 16 bytes in network byte order. `text`: gets the text; `size` bytes, of
-/// which INET6_ADDRSTRLEN (46) are always enough.
+/// `family`: AF_INET or AF_INET6. `address`: 4 or 16 bytes in network byte order. `text`: receives the text; `size` is its
+/// size in bytes, for which INET6_ADDRSTRLEN (46) is always enough.
 ///
-/// Returns 0; -EAFNOSUPPORT, -ENOSPC, or -EINVAL for NULL, and then an empty text where there is room for it.
+/// Returns 0; -EAFNOSUPPORT, -ENOSPC, or -EINVAL for NULL. After an error the text is empty, if there is room for that.
 ///
 /// Thread-safe; not for signal handlers.
 ///

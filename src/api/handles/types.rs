@@ -10,24 +10,24 @@ use crate::api::engine::WatchStatistics;
 use crate::config::Rung;
 use crate::event::{Begin, Direction, Event, Failure, Kind, Known, OwnerBy};
 
-/// A watch on the TCP connections of this host: what `tcpevent_open` gives and `tcpevent_close` ends. Opaque, and no
-/// memory address: a handle that is closed, or none at all, is told from an open one (-EBADF).
+/// A handle: a watch on the TCP connections of this host, from `tcpevent_open` to `tcpevent_close`. Opaque, and not a memory
+/// address: any value that is not an open handle is recognised as such (-EBADF).
 pub struct tcpevent_watch(());
 
-/// What to watch: every change of a connection's state (kernel: tcp_set_state), closes among them, and of listening sockets.
+/// Every change of a connection's state (kernel: tcp_set_state), closes included, and of listening sockets.
 pub const TCPEVENT_EVENTS_STATES: u32 = 1;
-/// What to watch: connections that end, each with its totals.
+/// Connections that end, each with its totals.
 pub const TCPEVENT_EVENTS_CLOSES: u32 = 2;
-/// What to watch: all open sockets of this network namespace, again and again (kernel: sock_diag).
+/// All open sockets of this network namespace, at regular intervals (kernel: sock_diag).
 pub const TCPEVENT_EVENTS_SNAPSHOTS: u32 = 4;
 
-/// The probe: the first of the others that works.
+/// The first of the following probes that works.
 pub const TCPEVENT_PROBE_AUTO: u32 = 0;
-/// The probe: a kprobe on tcp_set_state.
+/// A kprobe on tcp_set_state.
 pub const TCPEVENT_PROBE_KPROBE: u32 = 1;
-/// The probe: the typed tracepoint inet_sock_set_state.
+/// The typed tracepoint inet_sock_set_state.
 pub const TCPEVENT_PROBE_TP_BTF: u32 = 2;
-/// The probe: the plain tracepoint of the same name, for kernels without type information. It knows less: see docs/kernels.md.
+/// The plain tracepoint of the same name, for kernels without type information. It knows less: see docs/kernels.md.
 pub const TCPEVENT_PROBE_TRACEPOINT: u32 = 3;
 
 /// A state has changed.
@@ -37,100 +37,101 @@ pub const TCPEVENT_KIND_CLOSE: u8 = 2;
 /// A socket was found open.
 pub const TCPEVENT_KIND_SNAPSHOT: u8 = 3;
 
-/// Who opened the connection is not known: it is older than the probe, or had no place in the table of owners. In snapshots
-/// and of listening sockets, too.
+/// Unknown which end opened the connection: it is older than the probe, or had no place in the table of owners. Also in
+/// snapshots, and for listening sockets.
 pub const TCPEVENT_DIRECTION_UNKNOWN: u8 = 0;
-/// This end has called connect.
+/// This end called connect.
 pub const TCPEVENT_DIRECTION_CONNECTED: u8 = 1;
 /// This end was listening.
 pub const TCPEVENT_DIRECTION_ACCEPTED: u8 = 2;
 
-/// The owner is not known, or there is none: `pid` is 0.
+/// There is no owner, or it is not known: `pid` is 0.
 pub const TCPEVENT_OWNER_BY_UNKNOWN: u8 = 0;
-/// The owner has called connect.
+/// The owner called connect.
 pub const TCPEVENT_OWNER_BY_CONNECT: u8 = 1;
-/// The owner has called accept.
+/// The owner called accept.
 pub const TCPEVENT_OWNER_BY_ACCEPT: u8 = 2;
-/// The owner has called shutdown or close, or has exited.
+/// The owner called shutdown or close, or exited.
 pub const TCPEVENT_OWNER_BY_CLOSE: u8 = 3;
-/// The owner holds the socket open, or was the last to hold it: the connection was ended by others.
+/// The owner holds the socket open, or was the last to hold it; others ended the connection.
 pub const TCPEVENT_OWNER_BY_INODE: u8 = 4;
 
-/// `pid`, `comm` and `owner_by` are those of the endpoint's owner. If `pid` is 0 all the same, the process cannot be seen from
-/// this PID namespace.
+/// `pid`, `comm` and `owner_by` describe the endpoint's owner. If `pid` is 0 nevertheless, the process is invisible from this PID
+/// namespace.
 pub const TCPEVENT_KNOWN_OWNER: u32 = 1;
-/// `uid` is the owner's, or without an owner the socket's. Unset, `uid` is UINT32_MAX.
+/// `uid` is the owner's, or without an owner the socket's. Otherwise it is UINT32_MAX.
 pub const TCPEVENT_KNOWN_UID: u32 = 2;
-/// `error` is how the connection has ended: in closes only. The plain tracepoint knows received resets and no other error.
+/// `error` says how the connection ended. Only in closes. The plain tracepoint sees received resets and no other error.
 pub const TCPEVENT_KNOWN_ERROR: u32 = 4;
-/// `payload_received` and all fields behind it are what the connection has carried: in closes and snapshots. The plain
-/// tracepoint learns them a little later, and never those of attempts that failed, of sockets that a process still holds, and
-/// of other network namespaces; nor can it always tell connections with the same addresses and ports apart.
+/// `payload_received` and all fields after it describe what the connection carried. Only in closes and snapshots. The plain
+/// tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of other network
+/// namespaces, and cannot always tell connections with the same addresses and ports apart.
 pub const TCPEVENT_KNOWN_COUNTERS: u32 = 8;
-/// `netns` is the socket's network namespace. `cgroup` is its cgroup; 0 if that is none of version 2, and in snapshots before
-/// Linux 5.7. Of states and closes the plain tracepoint knows neither.
+/// `netns` is the socket's network namespace. `cgroup` is its cgroup; 0 if it has none of version 2, and in snapshots before
+/// Linux 5.7. The plain tracepoint knows neither, except in snapshots.
 pub const TCPEVENT_KNOWN_PLACE: u32 = 16;
-/// The begin of the connection was seen, so that `age_ns` and `establish_ns` are right. Unset in snapshots, for listening
-/// sockets, for connections older than the probe, and for those that had no place in the table of owners (`lost_owners`).
+/// The start of the connection was seen: `age_ns` and `establish_ns` are right. Not in snapshots, nor for listening sockets,
+/// connections older than the probe, and those that had no place in the table of owners (`lost_owners`).
 pub const TCPEVENT_KNOWN_TIMES: u32 = 32;
 
-/// In closes: the connection was never established (it went from SYN_SENT to CLOSE). `error` has the reason. If that is known
-/// to be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
+/// In closes: the connection was never established (it went from SYN_SENT to CLOSE). `error` has the reason. If it is known to
+/// be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
 pub const TCPEVENT_FLAG_FAILED: u32 = 1;
 /// With TCPEVENT_FLAG_FAILED: the program gave up, by close, shutdown or exit, before the network answered. A program's own time
 /// limit looks like this. `error` is what the network had reported so far (an ICMP message that does not end an attempt by
 /// itself), or 0. The plain tracepoint does not say it of attempts that end within 10 ms.
 pub const TCPEVENT_FLAG_GIVEN_UP: u32 = 2;
-/// The connection is older than the probe. No longer set once the table of owners has been full (`lost_owners`): an endpoint
-/// that is not in it may have begun since.
+/// The connection is older than the probe. Not set any more once the table of owners has been full (`lost_owners`): endpoints
+/// missing from it may then be newer.
 pub const TCPEVENT_FLAG_OLDER: u32 = 4;
 
-/// The least important lines that `tcpevent_options.log` gets: what was lost, or is not as asked for.
+/// Log level: warnings, that is loss or degraded operation.
 pub const TCPEVENT_LOG_WARN: c_int = 1;
-/// And what was found and decided.
+/// Log level: also what the library found and decided.
 pub const TCPEVENT_LOG_INFO: c_int = 2;
-/// And everything else, libbpf's own messages included.
+/// Log level: everything, including libbpf's own messages.
 pub const TCPEVENT_LOG_DEBUG: c_int = 3;
 
-/// Takes a line of the library's log: its level (TCPEVENT_LOG_WARN and so on), and its text without a line end, which is
-/// valid during the call. Called on threads of the library; it must return: not by an exception, nor by longjmp or
-/// pthread_exit, which would end the process. It must not call `tcpevent_close`.
+/// Receives a line of the library's log: its level (TCPEVENT_LOG_WARN and so on) and its text without a line end, valid during
+/// the call. Called on the library's threads. It must return normally: an exception, longjmp or pthread_exit would end the
+/// process. It must not call `tcpevent_close`.
 pub type tcpevent_log = Option<unsafe extern "C" fn(context: *mut c_void, level: c_int, text: *const c_char)>;
 
-/// What to watch, and how. Set `size`, and all that is not needed to 0.
+/// What to watch, and how. Set `size`, and everything that you do not need to 0.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct tcpevent_options {
-    /// sizeof(struct tcpevent_options): so the library knows which fields there are. A greater one than the library
-    /// knows is taken where all the rest is 0.
+    /// sizeof(struct tcpevent_options): tells the library which fields there are. A larger structure than it knows is accepted
+    /// if the rest is 0.
     pub size: usize,
     /// TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES and TCPEVENT_EVENTS_SNAPSHOTS, or-ed; 0 for TCPEVENT_EVENTS_CLOSES.
     pub events: u32,
     /// TCPEVENT_PROBE_AUTO, or the only probe to try.
     pub probe: u32,
-    /// Events that the queue holds until they are read, 1 to 1048576; 0 for 1024. One takes some 280 bytes.
+    /// How many unread events the queue holds, 1 to 1048576; 0 for 1024. Each takes some 280 bytes. When it is full, the oldest
+    /// is dropped.
     pub queue_slots: u32,
-    /// From snapshot to snapshot in milliseconds, 100 to 86400000; 0 for 6200.
+    /// Interval between snapshots in milliseconds, 100 to 86400000; 0 for 6200.
     pub snapshot_interval_ms: u32,
-    /// Which connections are of interest, or NULL for all: see `tcpevent_open`.
+    /// Selects connections; NULL for all. See `tcpevent_open`.
     pub filter: *const c_char,
-    /// Path of a BTF file, or of an ELF file with a section .BTF, for a kernel without type information of its own; or NULL.
-    /// One that differs from the kernel's own, or cannot be right, is refused (-EINVAL).
+    /// Path of a BTF file, or of an ELF file with a section .BTF, for kernels without their own type information; or NULL. A file
+    /// that contradicts the kernel's own, or cannot be right, is refused (-EINVAL).
     pub btf_path: *const c_char,
-    /// Takes the library's log, or NULL for none. The library itself writes nowhere.
+    /// Receives the library's log; NULL for none. The library itself never writes anywhere.
     pub log: tcpevent_log,
     /// Passed to `log`.
     pub log_context: *mut c_void,
-    /// The least important level that `log` is called for; 0 for TCPEVENT_LOG_WARN.
+    /// The most verbose level passed to `log`; 0 for TCPEVENT_LOG_WARN.
     pub log_level: c_int,
     /// 0.
     pub reserved: c_int,
 }
 
-/// An event. It stands for an endpoint: of a connection between two processes of one host, each end gives its own.
+/// An event. Each describes one endpoint; a local connection produces two.
 ///
-/// Numbers are in host byte order, ports too; addresses are in network byte order. `known` says which groups of fields are
-/// known. A field that is not known, or not of this kind of event, is 0, but for `uid`.
+/// Numbers, ports included, are in host byte order; addresses are in network byte order. `known` says which groups of fields are
+/// known. A field that is unknown, or that this kind of event does not have, is 0; except `uid`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct tcpevent_event {
@@ -147,7 +148,7 @@ pub struct tcpevent_event {
     pub direction: u8,
     /// Wall-clock time, in nanoseconds since 1970-01-01 UTC.
     pub time_ns: u64,
-    /// The same moment by CLOCK_MONOTONIC, in nanoseconds: for the time between events.
+    /// The same moment by CLOCK_MONOTONIC, in nanoseconds: to measure the time between events.
     pub monotonic_ns: u64,
     /// The kernel's own number of the socket (SO_COOKIE), the same in all events of an endpoint, and not used again before
     /// the next boot. 0 if the kernel had assigned none: with a kprobe, for connections older than the probe; before Linux
@@ -225,51 +226,51 @@ pub struct tcpevent_event {
     pub reserved2: u32,
 }
 
-/// What a handle has seen, and every way in which an event can be lost.
+/// What a handle has seen, and every way it can lose an event.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct tcpevent_statistics {
     /// sizeof(struct tcpevent_statistics), set by the caller. The library sets it to the bytes it has filled.
     pub size: usize,
-    /// The probe in force: TCPEVENT_PROBE_KPROBE, _TP_BTF or _TRACEPOINT; 0 where none is needed (snapshots only).
+    /// The probe in use: TCPEVENT_PROBE_KPROBE, _TP_BTF or _TRACEPOINT; 0 where none is needed (snapshots only).
     pub probe: u32,
     /// Events that the queue can hold.
     pub queue_slots: u32,
-    /// Events that are in it now.
+    /// Events in it now.
     pub queued: u64,
-    /// Events that `tcpevent_read` has handed out.
+    /// Events that `tcpevent_read` has returned.
     pub delivered: u64,
-    /// Changes of state that were queued, or dropped by the full queue.
+    /// State events that were queued, or dropped by the full queue.
     pub states: u64,
-    /// Closes, likewise.
+    /// Closes that were queued, or dropped.
     pub closes: u64,
-    /// Snapshots of sockets, likewise.
+    /// Snapshots of sockets that were queued, or dropped.
     pub snapshots: u64,
     /// Rounds of snapshots.
     pub sweeps: u64,
-    /// Changes of state that the full queue dropped.
+    /// State events that the full queue dropped.
     pub shed_states: u64,
-    /// Closes, likewise.
+    /// Closes that the full queue dropped.
     pub shed_closes: u64,
-    /// Snapshots, likewise.
+    /// Snapshots that the full queue dropped.
     pub shed_snapshots: u64,
-    /// Events that found the ring between kernel and library full.
+    /// Events for which the ring between kernel and library had no room.
     pub lost_records: u64,
-    /// Endpoints that found the table of owners full: their owner is looked up by inode, their age is not known
-    /// (no TCPEVENT_KNOWN_TIMES).
+    /// Endpoints for which the table of owners had no room: their owner is looked up by inode, and their age is unknown (no
+    /// TCPEVENT_KNOWN_TIMES).
     pub lost_owners: u64,
-    /// Runs of the probe that the kernel skipped, because it was running already on the same CPU.
+    /// Runs of the probe that the kernel skipped because it was already running on the same CPU.
     pub skipped_runs: u64,
-    /// Events among those, which a second program saw and reported.
+    /// Events among those that a second program saw and reported.
     pub recovered: u64,
     /// Records that could not be decoded.
     pub undecoded: u64,
-    /// Closes without an owner that is known.
+    /// Closes without a known owner.
     pub unowned: u64,
     /// Endpoints in the table of owners now.
     pub tracked: u64,
-    /// Endpoints that the table has places for; `tracked` is never more. Where it is one of sets (Linux 6.2 on), some sets are full
-    /// before all are: from two thirds of this number on.
+    /// Places in that table; `tracked` never exceeds it. From Linux 6.2 on the table consists of sets, of which some are full before
+    /// others: from about two thirds of this number on.
     pub tracked_most: u64,
 }
 
