@@ -945,10 +945,15 @@ static void io_uring_server_idles(int sync)
 /* By a worker: since Linux 5.12 (and 5.10.162) that is a thread of the process, with a name of its own. */
 static void io_uring_worker_accepts(int sync)
 {
-	int fd = take_by_io_uring(listen_for(sync), IOSQE_ASYNC);
-	DIR *tasks = opendir("/proc/self/task");
+	struct pollfd listener = {.fd = listen_for(sync), .events = POLLIN};
 	struct dirent *task;
+	DIR *tasks;
+	int fd;
 
+	/* A worker that finds no connection leaves the accept to the thread that has asked for it. */
+	MUST(poll(&listener, 1, -1));
+	fd = take_by_io_uring(listener.fd, IOSQE_ASYNC);
+	tasks = opendir("/proc/self/task");
 	if (!tasks)
 		die("/proc/self/task");
 	while ((task = readdir(tasks))) {
