@@ -525,21 +525,21 @@ fn cxx_programs_link_with_the_api_by_its_c_names() {
     let text = "\
 #include <tcpevent.h>
 #include <cstdio>
-int (*open_handle)(const tcpevent_options *, tcpevent **) = tcpevent_open;
-int (*close_handle)(tcpevent *) = tcpevent_close;
-int (*descriptor)(tcpevent *) = tcpevent_fd;
-int (*read_events)(tcpevent *, tcpevent_event *, size_t, size_t, int) = tcpevent_read;
-int (*wake_reader)(tcpevent *) = tcpevent_wake;
-int (*statistics)(tcpevent *, tcpevent_statistics *) = tcpevent_get_statistics;
+int (*open_handle)(const tcpevent_options *, tcpevent_watch **) = tcpevent_open;
+int (*close_handle)(tcpevent_watch *) = tcpevent_close;
+int (*descriptor)(tcpevent_watch *) = tcpevent_fd;
+int (*read_events)(tcpevent_watch *, tcpevent_event *, size_t, size_t, int) = tcpevent_read;
+int (*wake_reader)(tcpevent_watch *) = tcpevent_wake;
+int (*statistics)(tcpevent_watch *, tcpevent_statistics *) = tcpevent_get_statistics;
 int (*classic_statistics)(tcpevent_statistics *) = tcpevent_classic_statistics;
 const char *(*last_error)() = tcpevent_last_error;
 const char *(*version)() = tcpevent_version;
 const char *(*state_name)(int) = tcpevent_state_name;
-const char *(*origin_name)(int) = tcpevent_owner_by_name;
+const char *(*owner_by_name)(int) = tcpevent_owner_by_name;
 int (*format_address)(int, const uint8_t *, char *, size_t) = tcpevent_format_address;
 int main()
 {
-    std::printf(\"%s %s %d\\n\", state_name(10), origin_name(1), wake_reader(nullptr));
+    std::printf(\"%s %s %d\\n\", state_name(10), owner_by_name(1), wake_reader(nullptr));
 }
 ";
     let library = library.display();

@@ -391,7 +391,7 @@ static void read_into_all_sizes(struct tcpevent_watch *handle)
 		memcpy(&event, one, sizeof event);
 		CHECK(event.size == sizeof event);
 		CHECK(event.kind == TCPEVENT_KIND_CLOSE && event.pid == (uint32_t)getpid());
-		CHECK(is_zero(event.reserved, sizeof event.reserved) && event.reserved2 == 0);
+		CHECK(event.reserved == 0 && event.reserved2 == 0);
 		CHECK(is_zero(one + sizeof event, LONGER - sizeof event));
 	}
 	CHECK(room[COUNT * LONGER] == 0xa5);
