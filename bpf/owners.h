@@ -9,6 +9,7 @@
 #ifndef TCPEVENT_OWNERS_H
 #define TCPEVENT_OWNERS_H
 
+#include "cast.h"
 #include "owner.h"
 
 #define SET_BITS 16
