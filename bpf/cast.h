@@ -6,6 +6,8 @@
 #ifndef TCPEVENT_CAST_H
 #define TCPEVENT_CAST_H
 
+#include "tcp_event.h"
+
 /* Set before the programs are loaded, where the kernel has bpf_rdonly_cast() (Linux 6.2): the types' numbers are its own. */
 const volatile bool can_cast = false;
 const volatile __u32 type_of_sock = 0;
@@ -18,8 +20,7 @@ const volatile __u32 type_of_task_struct = 0;
  * The kernel's bpf_rdonly_cast(), which costs nothing when it runs. User space makes it of this call when it loads the
  * program (src/probe/instructions.rs): to look it up by name, libbpf would read all of the kernel's types.
  */
-#define RDONLY_CAST 0x7fffffff
-static void *(*const rdonly_cast)(const void *ptr, __u32 type) = (void *)RDONLY_CAST;
+static void *(*const rdonly_cast)(const void *ptr, __u32 type) = (void *)TCP_RDONLY_CAST;
 
 #define CAST(name, ptr) ((struct name *)rdonly_cast(ptr, type_of_##name))
 

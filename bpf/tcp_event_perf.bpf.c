@@ -40,7 +40,7 @@ static __always_inline void read_current(struct task_struct *task, __u32 *pid, _
 /* Preallocated, and no LRU, for the same reasons as `more_owners` of owners.h. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, TCP_MOST_OWNERS);
 	__type(key, __u64);
 	__type(value, struct owner);
 } owners SEC(".maps");
