@@ -12,6 +12,8 @@ use libbpf_rs::btf::{Btf, BtfKind, BtfType, HasSize, TypeId};
 
 use slim::Object;
 
+#[path = "bpf/shared.rs"]
+mod shared;
 #[path = "bpf/slim.rs"]
 mod slim;
 
@@ -24,26 +26,33 @@ fn main() {
     println!("cargo:rerun-if-env-changed=WERROR");
     let werror = env::var("WERROR").ok().filter(|value| value == "-Werror");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    for (program, instructions) in PROGRAMS {
-        // Kept: types are read from it below, and tests/bpf.rs looks into it.
-        let object = out.join(format!("{program}.bpf.o"));
+    let compile = |name: &str, instructions, object: &Path| {
         let mut builder = SkeletonBuilder::new();
         builder
-            .source(format!("bpf/{program}.bpf.c"))
+            .source(format!("bpf/{name}.bpf.c"))
             .clang_args(
                 [instructions, "-Wall", "-Wextra", "-Wno-unused-parameter", "-Ibpf"]
                     .into_iter()
                     .chain(werror.as_deref()),
             )
-            .obj(&object)
+            .obj(object)
             // None: only the compiler reads the skeleton. A rustup toolchain without rustfmt has a command of that name that fails.
             .rustfmt("");
         builder.build().expect("clang could not compile the BPF program");
+        builder
+    };
+    for (program, instructions) in PROGRAMS {
+        // Kept: types are read from it below, and tests/bpf.rs looks into it.
+        let object = out.join(format!("{program}.bpf.o"));
+        let mut builder = compile(program, instructions, &object);
         let whole = fs::read(&object).expect("the object was written");
         fs::write(&object, Object::slim(whole).expect("the object is ELF of 64 bits, with type information"))
             .expect("OUT_DIR can be written to");
         builder.generate(out.join(format!("{program}.skel.rs"))).expect("the skeleton could not be written");
     }
+    let object = out.join("shared.bpf.o");
+    compile("shared", PROGRAMS[0].1, &object);
+    fs::write(out.join("shared.rs"), shared::rust_of(&object)).expect("OUT_DIR can be written to");
     let relocated = ["tcp_event", "tcp_event_perf"].map(|program| out.join(format!("{program}.bpf.o")));
     let names: BTreeSet<_> = relocated.iter().flat_map(|object| names_of_types(object)).collect();
     fs::write(out.join("types.rs"), format!("&{:?}", Vec::from_iter(names))).expect("OUT_DIR can be written to");

@@ -5,26 +5,15 @@
 #ifndef TCPEVENT_ACCEPTS_H
 #define TCPEVENT_ACCEPTS_H
 
+#include "owner.h"
+#include "socket.h"
+#include "tcp_event.h"
+
 /* It may have closed meanwhile, before the entry was there to be deleted. */
 static __always_inline void forget_if_closed(struct sock *sk)
 {
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		forget_owner(sk);
-}
-
-/*
- * The TCP connection that a process holds by a socket of MPTCP: the first one, which is there from the handshake on. Of any
- * other socket, that itself.
- */
-static __always_inline struct sock *connection_of(struct sock *sk)
-{
-	struct mptcp_sock *msk = (struct mptcp_sock *)sk;
-
-	/* sk_protocol is no bit field where there is MPTCP. */
-	if (bpf_core_field_exists(msk->first) && BPF_CORE_READ(sk, sk_protocol) == IPPROTO_MPTCP)
-		sk = BPF_CORE_READ(msk, first);
-	/* Of one type, for the verifier. */
-	return can_cast ? CAST(sock, sk) : sk;
 }
 
 /*

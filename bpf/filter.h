@@ -5,6 +5,9 @@
 #ifndef TCPEVENT_FILTER_H
 #define TCPEVENT_FILTER_H
 
+#include "socket.h"
+#include "tcp_event.h"
+
 /* Set before the programs are loaded. */
 const volatile __u8 wanted = 0;
 const volatile struct tcp_filter filter = {};

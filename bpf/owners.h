@@ -9,20 +9,19 @@
 #ifndef TCPEVENT_OWNERS_H
 #define TCPEVENT_OWNERS_H
 
+#include "cast.h"
 #include "owner.h"
-
-#define SET_BITS 16
-#define SET_PLACES 4
+#include "tcp_event.h"
 
 /*
  * Keys apart from owners, so that all of a set are in one cache line. (A socket is most often in the first place.) The size
  * is a power of two, so that a set begins with a cache line, and is found by a shift.
  */
 struct owner_set {
-	__u64 keys[SET_PLACES]; /* sockets; 0: a free place; BUSY: one that is being filled */
+	__u64 keys[TCP_SET_PLACES]; /* sockets; 0: a free place; BUSY: one that is being filled */
 	__u32 more; /* of its sockets are in `more_owners`; on a host with many connections some are, of some sets */
 	__u32 pad[7];
-	struct owner owners[SET_PLACES];
+	struct owner owners[TCP_SET_PLACES];
 };
 
 _Static_assert(sizeof(struct owner_set) == 256, "owner_set has no power of two");
@@ -33,7 +32,7 @@ _Static_assert(sizeof(struct owner_set) == 256, "owner_set has no power of two")
 /* Mapped, so that user space can count; and because elements then begin at cache lines. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1 << SET_BITS);
+	__uint(max_entries, 1 << TCP_SET_BITS);
 	__uint(map_flags, BPF_F_MMAPABLE);
 	__type(key, __u32);
 	__type(value, struct owner_set);
@@ -45,7 +44,7 @@ struct {
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 16384);
+	__uint(max_entries, TCP_MORE_OWNERS);
 	__type(key, __u64);
 	__type(value, struct owner);
 } more_owners SEC(".maps");
@@ -76,7 +75,7 @@ static __always_inline __u64 number_of(const struct sock *sk)
 /* Fibonacci hashing: the allocator aligns sockets, so that the lowest bits of their addresses say nothing. */
 static __always_inline struct owner_set *set_of(__u64 number)
 {
-	__u32 index = (__u32)number * 0x9e3779b1u >> (32 - SET_BITS);
+	__u32 index = (__u32)number * 0x9e3779b1u >> (32 - TCP_SET_BITS);
 
 	return bpf_map_lookup_elem(&owner_sets, &index);
 }
@@ -97,15 +96,15 @@ static __always_inline __u64 differ(__u64 a, __u64 b)
 }
 
 /*
- * Where in a set a key is, but for one place; SET_PLACES: nowhere. Without a branch: the verifier would follow all that
+ * Where in a set a key is, but for one place; TCP_SET_PLACES: nowhere. Without a branch: the verifier would follow all that
  * comes after once for each place.
  */
 static __always_inline __u64 place_of(const struct owner_set *set, __u64 key, const bool but_one, __u64 except)
 {
-	__u64 place = SET_PLACES;
+	__u64 place = TCP_SET_PLACES;
 
 #pragma unroll
-	for (__u64 i = 0; i < SET_PLACES; i++) {
+	for (__u64 i = 0; i < TCP_SET_PLACES; i++) {
 		__u64 is_other = differ(*(volatile __u64 *)&set->keys[i], key);
 
 		if (but_one)
@@ -134,7 +133,7 @@ static __always_inline struct owner *owner_of(const struct sock *sk)
 	if (!set)
 		return 0;
 	place = place_of(set, number, false, 0);
-	if (place < SET_PLACES)
+	if (place < TCP_SET_PLACES)
 		return &set->owners[place];
 	return has_more(set) ? bpf_map_lookup_elem(&more_owners, &number) : 0;
 }
@@ -146,7 +145,7 @@ static __always_inline bool put_into_set(struct owner_set *set, __u64 number, co
 {
 	__u64 place = place_of(set, 0, false, 0), other;
 
-	if (place >= SET_PLACES || __sync_val_compare_and_swap(&set->keys[place], 0, BUSY))
+	if (place >= TCP_SET_PLACES || __sync_val_compare_and_swap(&set->keys[place], 0, BUSY))
 		return false;
 	set->owners[place] = *owner;
 	/* A barrier, so that of two who do this at least one sees the other. */
@@ -156,7 +155,7 @@ static __always_inline bool put_into_set(struct owner_set *set, __u64 number, co
 	 * still ends on another processor, and both find no entry. Whoever puts one with BPF_ANY has the last word.
 	 */
 	other = place_of(set, number, true, place);
-	if (other < SET_PLACES) {
+	if (other < TCP_SET_PLACES) {
 		if (flags == BPF_ANY)
 			set->owners[other] = *owner;
 		else
@@ -210,7 +209,7 @@ static __always_inline void forget_owner(const struct sock *sk)
 		return;
 #pragma unroll
 	/* All, where two have put it: see put_into_set(). */
-	for (int i = 0; i < SET_PLACES; i++)
+	for (int i = 0; i < TCP_SET_PLACES; i++)
 		if (*(volatile __u64 *)&set->keys[i] == number)
 			*(volatile __u64 *)&set->keys[i] = 0;
 	if (has_more(set) && !bpf_map_delete_elem(&more_owners, &number))

@@ -6,15 +6,7 @@
 #ifndef TCPEVENT_PERF_OUTPUT_H
 #define TCPEVENT_PERF_OUTPUT_H
 
-/* Keys of `lost`. */
-enum tcp_lost {
-	/* Records for which there was no buffer on this processor. */
-	TCP_LOST_RECORDS = 0,
-	TCP_LOST_OWNERS = 1,
-	/* Records that found the buffer full, as far as the kernel tells the program (before Linux 5.0 it does not). */
-	TCP_LOST_FULL = 2,
-	TCP_LOST_KINDS = 3,
-};
+#include "tcp_event.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
@@ -25,7 +17,7 @@ struct {
 /* What could not be kept: see enum tcp_lost. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, TCP_LOST_KINDS);
+	__uint(max_entries, TCP_LOST_FULL + 1);
 	__type(key, __u32);
 	__type(value, __u64);
 } lost SEC(".maps");

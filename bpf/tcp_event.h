@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * The records that the probe writes and src/ingest/record.rs reads: the plain one, for each endpoint that reached TCP_CLOSE; or
- * the detailed one, for each change of state. Natural alignment without holes, host byte order but for the addresses.
+ * What the programs and the library share. build.rs makes Rust of it (shared.bpf.c): what is here is defined nowhere else.
+ *
+ * First, the records that the programs write and src/ingest/record.rs reads: the plain one, for each endpoint that reached
+ * TCP_CLOSE; or the detailed one, for each change of state. Natural alignment without holes, host byte order but for the
+ * addresses.
  */
 #ifndef TCPEVENT_RECORD_H
 #define TCPEVENT_RECORD_H
@@ -143,6 +146,31 @@ struct tcp_port_set {
 struct tcp_prefix {
 	__u32 length;
 	__u8 addr[16];
+};
+
+/* How many endpoints can have an owner at the same time. */
+enum tcp_capacity {
+	/* Of the table of owners.h: bits of a set's number, and places of a set. */
+	TCP_SET_BITS = 16,
+	TCP_SET_PLACES = 4,
+	/* Of the map for those that the table has no place for. */
+	TCP_MORE_OWNERS = 16384,
+	/* Of the map where there is no table. */
+	TCP_MOST_OWNERS = 131072,
+};
+
+/* Keys of the map of perf_output.h that counts what is lost. */
+enum tcp_lost {
+	/* Records for which there was no buffer on this processor. */
+	TCP_LOST_RECORDS = 0,
+	TCP_LOST_OWNERS = 1,
+	/* Records that found the buffer full, as far as the kernel tells the program (before Linux 5.0 it does not). */
+	TCP_LOST_FULL = 2,
+};
+
+/* Functions that the library puts in the place of a call, by its number: see cast.h. */
+enum tcp_placeholder {
+	TCP_RDONLY_CAST = 0x7fffffff,
 };
 
 #endif

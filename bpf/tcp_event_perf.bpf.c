@@ -11,7 +11,6 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 
-#include "owner.h"
 #include "perf_output.h"
 #include "tcp_event.h"
 
@@ -29,10 +28,19 @@ enum {
 
 #define CAST(name, ptr) ((struct name *)(ptr))
 
+#include "process.h"
+
+static __always_inline void read_current(struct task_struct *task, __u32 *pid, __u32 *uid, char *comm)
+{
+	read_current_by_helpers(pid, uid, comm);
+}
+
+#include "owner.h"
+
 /* Preallocated, and no LRU, for the same reasons as `more_owners` of owners.h. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, TCP_MOST_OWNERS);
 	__type(key, __u64);
 	__type(value, struct owner);
 } owners SEC(".maps");
@@ -84,13 +92,6 @@ static __always_inline void end_owner(const struct sock *sk, __u64 held_ns)
 	forget_owner(sk);
 }
 
-#include "transition.h"
-
-static __always_inline void read_current(struct task_struct *task, __u32 *pid, __u32 *uid, char *comm)
-{
-	read_current_by_helpers(pid, uid, comm);
-}
-
 static __always_inline void *new_record(const __u64 size)
 {
 	__u32 zero = 0;
@@ -121,6 +122,8 @@ static __always_inline bool fits_owner(const struct tcp_record *record)
 {
 	return true;
 }
+
+#include "transition.h"
 
 static __always_inline int entry(void *ctx, struct sock *sk, int new_state, const bool detailed)
 {

@@ -32,7 +32,7 @@ struct endpoint {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
+	__uint(max_entries, TCP_MOST_OWNERS);
 	__type(key, __u64);
 	__type(value, struct endpoint);
 } owners SEC(".maps");

@@ -1,4 +1,5 @@
-//! The folders of `src/` follow the data: imports go one way, and never in a circle.
+//! The folders of `src/` follow the data: imports go one way, and never in a circle. Nor do the includes of `bpf/`, where no
+//! function is declared ahead of its definition.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,7 +11,7 @@ use syn::visit::{self, Visit};
 const FLOORS: [&[&str]; 8] =
     [&["api"], &["ingest"], &["probe", "sockets"], &["queue"], &["config"], &["event"], &["sys"], &["error"]];
 
-/// What each module imports, by the path of the module: `probe::types`.
+/// What each module imports, by the path of the module: `probe::types`. Or what each file of `bpf/` includes.
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
 /// The sources of all modules but `lib.rs`, which has them all.
@@ -157,4 +158,102 @@ fn a_circle_is_found() {
     let imports = [("a", "b"), ("b", "c"), ("c", "b"), ("d", "a")];
     let imports = imports.map(|(from, to)| (from.to_owned(), BTreeSet::from([to.to_owned()])));
     assert_eq!(circle(&imports.into()), Some(vec!["b".to_owned(), "c".to_owned()]));
+}
+
+/// The files of `bpf/` that clang reads, by name.
+fn bpf_sources() -> BTreeMap<String, String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf");
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let of_c = paths.filter(|path| path.extension().is_some_and(|extension| extension == "h" || extension == "c"));
+    of_c.map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(path).unwrap()))
+        .collect()
+}
+
+/// The files beside it that a file includes.
+fn includes(source: &str) -> BTreeSet<String> {
+    let quoted = source.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+    quoted.map(str::to_owned).collect()
+}
+
+/// What a file has outside of braces, parted at its semicolons and at the ends of its functions: no comment, no line of the
+/// preprocessor.
+fn outer_statements(source: &str) -> Vec<String> {
+    let mut code = String::new();
+    let mut rest = source;
+    while let Some((before, behind)) = rest.split_once("/*") {
+        code.push_str(before);
+        rest = behind.split_once("*/").expect("a comment ends").1;
+    }
+    code.push_str(rest);
+
+    let (mut statements, mut statement, mut depth, mut goes_on) = (Vec::new(), String::new(), 0, false);
+    for line in code.lines() {
+        let is_directive = goes_on || line.starts_with('#') || line.starts_with("//");
+        goes_on = is_directive && line.ends_with('\\');
+        if is_directive {
+            continue;
+        }
+        for sign in line.chars() {
+            match sign {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                _ if depth > 0 => continue,
+                _ => {}
+            }
+            statement.push(sign);
+            // `}` may end a structure too, whose name follows: that is no function's.
+            if depth == 0 && (sign == ';' || sign == '}') {
+                statements.push(std::mem::take(&mut statement).trim().to_owned());
+            }
+        }
+        statement.push(' ');
+    }
+    statements
+}
+
+/// The functions that a file declares and does not define there.
+fn declarations(source: &str) -> Vec<String> {
+    // Maps and variables have a section; an initial value may be a call.
+    let is_other = |statement: &String| {
+        ["_Static_assert", "typedef"].iter().any(|word| statement.starts_with(word))
+            || ["SEC(", "="].iter().any(|word| statement.contains(word))
+    };
+    let ends_without_body = |statement: &String| statement.ends_with(';') && statement.contains('(');
+    outer_statements(source).into_iter().filter(|found| ends_without_body(found) && !is_other(found)).collect()
+}
+
+#[test]
+fn no_bpf_file_includes_in_a_circle() {
+    let sources = bpf_sources();
+    let imports: Imports = sources.iter().map(|(name, source)| (name.clone(), includes(source))).collect();
+    assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 30, "includes are found: {imports:#?}");
+    for included in imports.values().flatten() {
+        assert!(sources.contains_key(included), "{included} is there");
+    }
+    assert_eq!(circle(&imports), None);
+}
+
+#[test]
+fn no_bpf_function_is_declared_ahead() {
+    for (name, source) in bpf_sources() {
+        assert!(outer_statements(&source).len() > 1, "{name} has statements");
+        assert_eq!(declarations(&source), Vec::<String>::new(), "{name} declares them");
+    }
+}
+
+#[test]
+fn each_bpf_file_opens_with_what_it_is_for() {
+    for (name, source) in bpf_sources() {
+        let second = source.lines().nth(1);
+        assert!(source.contains("SPDX-License-Identifier") && second == Some("/*"), "{name} begins with {second:?}");
+    }
+}
+
+#[test]
+fn a_declaration_is_found_and_a_definition_is_none() {
+    let source = "#include \"a.h\"\n#define F(x) \\\n\tg(x);\n/* int no(void); */\nstruct { int a; } map SEC(\".maps\");\n\
+        _Static_assert(sizeof(int) == 4, \"int\");\nint (*const pointer)(void) = 0;\nint x;\n\
+        static int defined(int a)\n{\n\tg(a);\n}\nstatic __always_inline int declared(int a,\n\tint b);\n";
+    assert_eq!(declarations(source), ["static __always_inline int declared(int a, \tint b);"]);
+    assert_eq!(includes(source), BTreeSet::from(["a.h".to_owned()]));
 }

@@ -1,6 +1,6 @@
 //! Which events are wanted: a text of words, as `TCPEVENT_FILTER` and `tcpevent_options.filter` take it.
 //!
-//! The BPF program applies it (see `bpf/detailed.h`). Snapshots, and owners that are found by inode, are held against it
+//! The BPF program applies it (see `bpf/filter.h`). Snapshots, and owners that are found by inode, are held against it
 //! here.
 
 use std::net::IpAddr;

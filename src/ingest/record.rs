@@ -1,65 +1,14 @@
 //! Ring record to [`Event`]. Pure: it knows neither libbpf nor the ring, and takes any bytes.
 
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+use zerocopy::FromBytes;
 
-use crate::event::{Begin, COMM_LEN, Direction, Event, Failure, Kind, OwnerBy, state};
-
-/// `struct tcp_record` of `bpf/tcp_event.h`.
-#[repr(C)]
-#[derive(FromBytes, Immutable, KnownLayout)]
-struct Record {
-    time_ns: u64,
-    birth_ns: u64,
-    bytes_received: u64,
-    bytes_acked: u64,
-    inode: u64,
-    data_segs_out: u32,
-    data_segs_in: u32,
-    pid: u32,
-    uid: u32,
-    family: u16,
-    local_port: u16,
-    remote_port: u16,
-    origin: u8,
-    old_state: u8,
-    local_addr: [u8; 16],
-    remote_addr: [u8; 16],
-    comm: [u8; COMM_LEN],
-}
-
-/// What `struct tcp_detailed_record` has behind that.
-#[repr(C)]
-#[derive(FromBytes, Immutable, KnownLayout)]
-struct Detail {
-    established_ns: u64,
-    cookie: u64,
-    cgroup: u64,
-    netns: u32,
-    err: i32,
-    new_state: u8,
-    direction: u8,
-    flags: u8,
-    reserved: [u8; 5],
-    bytes_sent: u64,
-    bytes_retrans: u64,
-    segs_out: u32,
-    segs_in: u32,
-    total_retrans: u32,
-    srtt_us: u32,
-    min_rtt_us: u32,
-    snd_una: u32,
-    snd_nxt: u32,
-    write_seq: u32,
-}
-
-const FIN_RECEIVED: u8 = 1;
-const BEING_CLOSED: u8 = 2;
-const WITHIN_CONNECT: u8 = 4;
-const ERROR_UNKNOWN: u8 = 8;
-const ERROR_SOFT: u8 = 16;
-
-/// `TCP_ORIGIN_HELD`
-const HELD: u8 = 0x80;
+use crate::event::{Begin, Direction, Event, Failure, Kind, OwnerBy, state};
+pub use crate::sys::shared::tcp_let_go as LetGo;
+use crate::sys::shared::{
+    TCP_DIRECTION_ACCEPTED, TCP_DIRECTION_CONNECTED, TCP_DIRECTION_UNKNOWN, TCP_FLAG_BEING_CLOSED, TCP_FLAG_ERROR_SOFT,
+    TCP_FLAG_ERROR_UNKNOWN, TCP_FLAG_FIN_RECEIVED, TCP_FLAG_WITHIN_CONNECT, TCP_ORIGIN_ACCEPT, TCP_ORIGIN_CLOSE,
+    TCP_ORIGIN_CONNECT, TCP_ORIGIN_HELD, TCP_ORIGIN_INODE, TCP_ORIGIN_NONE, tcp_detailed_record, tcp_record,
+};
 
 /// An event, and what is still needed to name its owner.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,23 +23,6 @@ pub struct Decoded {
     pub held: bool,
 }
 
-/// `struct tcp_let_go` of `bpf/tcp_event.h`.
-#[repr(C)]
-#[derive(Clone, Debug, FromBytes, Immutable, KnownLayout, PartialEq, Eq)]
-pub struct LetGo {
-    /// The monotonic time of the close, as its record has it.
-    pub close_ns: u64,
-    /// The process's comm.
-    pub comm: [u8; COMM_LEN],
-    /// Its ID; 0 where this library cannot see it.
-    pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-    /// 0: by none, or by one that has executed a program.
-    pub by_process: u8,
-    reserved: [u8; 7],
-}
-
 impl LetGo {
     /// Reads one. `None` where the bytes are one of the other records.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
@@ -102,10 +34,10 @@ impl LetGo {
 }
 
 /// Bytes of a plain record.
-pub const RECORD_LEN: usize = size_of::<Record>();
+pub const RECORD_LEN: usize = size_of::<tcp_record>();
 
 /// Bytes of a detailed one.
-pub const DETAILED_RECORD_LEN: usize = RECORD_LEN + size_of::<Detail>();
+pub const DETAILED_RECORD_LEN: usize = size_of::<tcp_detailed_record>();
 
 /// Where a connection is that sends.
 pub struct Sequence {
@@ -119,13 +51,13 @@ pub struct Sequence {
 
 /// Decodes one record, of either kind. `None` where it is too short or holds what no probe of this library writes.
 pub fn decode(bytes: &[u8]) -> Option<Decoded> {
-    let (record, rest) = Record::read_from_prefix(bytes).ok()?;
-    let owner_by = match record.origin & !HELD {
-        0 => OwnerBy::Unknown,
-        1 => OwnerBy::Connect,
-        2 => OwnerBy::Accept,
-        3 => OwnerBy::Close,
-        4 => OwnerBy::Inode,
+    let (record, rest) = tcp_record::read_from_prefix(bytes).ok()?;
+    let owner_by = match record.origin & !TCP_ORIGIN_HELD {
+        TCP_ORIGIN_NONE => OwnerBy::Unknown,
+        TCP_ORIGIN_CONNECT => OwnerBy::Connect,
+        TCP_ORIGIN_ACCEPT => OwnerBy::Accept,
+        TCP_ORIGIN_CLOSE => OwnerBy::Close,
+        TCP_ORIGIN_INODE => OwnerBy::Inode,
         _ => return None,
     };
     if i32::from(record.family) != libc::AF_INET && i32::from(record.family) != libc::AF_INET6 {
@@ -152,24 +84,24 @@ pub fn decode(bytes: &[u8]) -> Option<Decoded> {
         comm: record.comm,
         ..Event::of(Kind::Close)
     };
-    let held = record.origin & HELD != 0;
+    let held = record.origin & TCP_ORIGIN_HELD != 0;
     let mut fin_received = false;
     if !rest.is_empty() {
-        let (detail, _) = Detail::read_from_prefix(rest).ok()?;
+        let (detail, _) = tcp_detailed_record::read_from_prefix(bytes).ok()?;
         add_detail(&mut event, record.birth_ns, &detail)?;
-        fin_received = detail.flags & FIN_RECEIVED != 0;
+        fin_received = detail.flags & TCP_FLAG_FIN_RECEIVED != 0;
     }
     Some(Decoded { unowned_inode: (owner_by == OwnerBy::Unknown).then_some(record.inode), event, fin_received, held })
 }
 
 /// `None` where there is no such direction.
-fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
+fn add_detail(event: &mut Event, birth_ns: u64, detail: &tcp_detailed_record) -> Option<()> {
     let has = |flag| detail.flags & flag != 0;
 
     event.direction = match detail.direction {
-        0 => Direction::Unknown,
-        1 => Direction::Connected,
-        2 => Direction::Accepted,
+        TCP_DIRECTION_UNKNOWN => Direction::Unknown,
+        TCP_DIRECTION_CONNECTED => Direction::Connected,
+        TCP_DIRECTION_ACCEPTED => Direction::Accepted,
         _ => return None,
     };
     event.new_state = detail.new_state;
@@ -202,15 +134,16 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
             && detail.established_ns == 0);
     // The kernel sets an error before it ends an attempt by itself, and none where the program does. Within connect()
     // it may end one that could not even begin: without an error too, but the program has not had it yet to give up.
-    let ended_by_error = detail.err != 0 && !has(ERROR_SOFT);
-    let given_up = has(BEING_CLOSED) || (!ended_by_error && !has(WITHIN_CONNECT) && !has(ERROR_UNKNOWN));
+    let ended_by_error = detail.err != 0 && !has(TCP_FLAG_ERROR_SOFT);
+    let given_up = has(TCP_FLAG_BEING_CLOSED)
+        || (!ended_by_error && !has(TCP_FLAG_WITHIN_CONNECT) && !has(TCP_FLAG_ERROR_UNKNOWN));
     event.failure = match (failed, given_up) {
         (false, _) => Failure::None,
         (true, false) => Failure::Network,
         (true, true) => Failure::GivenUp,
     };
     event.error = detail.err;
-    event.error_unknown = has(ERROR_UNKNOWN);
+    event.error_unknown = has(TCP_FLAG_ERROR_UNKNOWN);
 
     event.bytes_sent = Some(detail.bytes_sent);
     event.bytes_retransmitted = detail.bytes_retrans;
@@ -219,7 +152,7 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &Detail) -> Option<()> {
     event.segs_in = detail.segs_in;
     event.srtt_us = detail.srtt_us >> 3;
     event.min_rtt_us = if detail.min_rtt_us == u32::MAX { 0 } else { detail.min_rtt_us };
-    event.payload_received = event.bytes_received.saturating_sub(has(FIN_RECEIVED).into());
+    event.payload_received = event.bytes_received.saturating_sub(has(TCP_FLAG_FIN_RECEIVED).into());
     event.payload_sent = detail.bytes_sent.saturating_sub(detail.bytes_retrans);
     let sequence = Sequence { acked: detail.snd_una, sent: detail.snd_nxt, written: detail.write_seq };
     event.payload_acked = payload_acked(event, &sequence, failed);
@@ -264,26 +197,41 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
+    use std::mem::offset_of;
+    use zerocopy::{FromZeros, IntoBytes};
 
-    const RECORD: usize = size_of::<Record>();
-    const DETAIL: usize = size_of::<Detail>();
+    const RECORD: usize = RECORD_LEN;
+    const DETAIL: usize = DETAILED_RECORD_LEN - RECORD_LEN;
+
+    const FAMILY: usize = offset_of!(tcp_record, family);
+    const ORIGIN: usize = offset_of!(tcp_record, origin);
+    const DIRECTION: usize = offset_of!(tcp_detailed_record, direction);
+
+    /// Each field is named: one that is new to `bpf/tcp_event.h` must be here too, and be looked for below.
+    fn plain() -> tcp_record {
+        tcp_record {
+            time_ns: 111,
+            birth_ns: 22,
+            bytes_received: 70_001,
+            bytes_acked: 5_002,
+            inode: 0,
+            data_segs_out: 4,
+            data_segs_in: 3,
+            pid: 1234,
+            uid: 1000,
+            family: 2,
+            local_port: 8080,
+            remote_port: 443,
+            origin: 1,
+            old_state: 9,
+            local_addr: [127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            remote_addr: [10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            comm: *b"curl\0\0\0\0\0\0\0\0\0\0\0\0",
+        }
+    }
 
     fn sample() -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for word in [111u64, 22, 70_001, 5_002, 0] {
-            bytes.extend(word.to_ne_bytes());
-        }
-        for word in [4u32, 3, 1234, 1000] {
-            bytes.extend(word.to_ne_bytes());
-        }
-        for half in [2u16, 8080, 443] {
-            bytes.extend(half.to_ne_bytes());
-        }
-        bytes.extend([1, 9]);
-        bytes.extend([127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        bytes.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        bytes.extend(*b"curl\0\0\0\0\0\0\0\0\0\0\0\0");
-        bytes
+        plain().as_bytes().to_vec()
     }
 
     #[test]
@@ -305,22 +253,17 @@ mod tests {
 
     #[test]
     fn an_unowned_endpoint_asks_for_its_inode() {
-        let mut bytes = sample();
-        bytes[32..40].copy_from_slice(&4711u64.to_ne_bytes());
-        bytes[62] = 0;
-        let closed = decode(&bytes).unwrap();
+        let closed = decode(tcp_record { inode: 4711, origin: 0, ..plain() }.as_bytes()).unwrap();
         assert_eq!(closed.unowned_inode, Some(4711));
         assert_eq!(closed.event.owner_by, OwnerBy::Unknown);
     }
 
     #[test]
     fn nobody_is_not_root() {
-        let mut bytes = sample();
-        bytes[52..56].fill(0xff);
-        let event = decode(&bytes).unwrap().event;
+        let event = decode(tcp_record { uid: u32::MAX, ..plain() }.as_bytes()).unwrap().event;
         assert!(event.uid == NO_USER && !event.known().contains(Known::UID), "{event:#?}");
-        bytes[52..56].fill(0);
-        assert!(decode(&bytes).unwrap().event.known().contains(Known::UID));
+        let event = decode(tcp_record { uid: 0, ..plain() }.as_bytes()).unwrap().event;
+        assert!(event.known().contains(Known::UID), "{event:#?}");
     }
 
     #[test]
@@ -333,12 +276,8 @@ mod tests {
 
     #[test]
     fn an_unknown_origin_or_family_is_refused() {
-        let mut bytes = sample();
-        bytes[62] = 5;
-        assert_eq!(decode(&bytes), None);
-        let mut bytes = sample();
-        bytes[56..58].copy_from_slice(&1u16.to_ne_bytes());
-        assert_eq!(decode(&bytes), None);
+        assert_eq!(decode(tcp_record { origin: 5, ..plain() }.as_bytes()), None);
+        assert_eq!(decode(tcp_record { family: 1, ..plain() }.as_bytes()), None);
     }
 
     #[test]
@@ -356,16 +295,16 @@ mod tests {
     fn check(bytes: &[u8]) -> Result<(), TestCaseError> {
         let whole = bytes.len() == RECORD || bytes.len() >= RECORD + DETAIL;
         let valid = whole
-            && bytes[62] & !HELD <= 4
-            && [[2, 0], [10, 0]].contains(&[bytes[56], bytes[57]])
-            && (bytes.len() == RECORD || bytes[RECORD + 33] <= 2);
+            && bytes[ORIGIN] & !TCP_ORIGIN_HELD <= 4
+            && [[2, 0], [10, 0]].contains(&[bytes[FAMILY], bytes[FAMILY + 1]])
+            && (bytes.len() == RECORD || bytes[DIRECTION] <= 2);
         let closed = decode(bytes);
         prop_assert_eq!(closed.is_some(), valid);
         if let Some(Decoded { event, unowned_inode, .. }) = closed {
             prop_assert_eq!(&event.monotonic_ns.to_ne_bytes(), &bytes[..8]);
-            prop_assert_eq!(&event.pid.to_ne_bytes(), &bytes[48..52]);
-            prop_assert_eq!(&event.comm, &bytes[96..112]);
-            prop_assert_eq!(unowned_inode.is_some(), bytes[62] & !HELD == 0);
+            prop_assert_eq!(&event.pid.to_ne_bytes(), &bytes[offset_of!(tcp_record, pid)..][..4]);
+            prop_assert_eq!(&event.comm, &bytes[offset_of!(tcp_record, comm)..RECORD]);
+            prop_assert_eq!(unowned_inode.is_some(), bytes[ORIGIN] & !TCP_ORIGIN_HELD == 0);
         }
         Ok(())
     }
@@ -385,9 +324,9 @@ mod tests {
             len in prop_oneof![2 => Just(RECORD + DETAIL), 1 => Just(RECORD), 1 => 0..3 * RECORD],
         ) {
             let mut bytes = values;
-            bytes[56..58].copy_from_slice(&family.to_ne_bytes());
-            bytes[62] = origin;
-            bytes[RECORD + 33] = direction;
+            bytes[FAMILY..][..2].copy_from_slice(&family.to_ne_bytes());
+            bytes[ORIGIN] = origin;
+            bytes[DIRECTION] = direction;
             prop_assert!(decode(&bytes).is_some());
             for (at, to) in flips {
                 *at.get_mut(&mut bytes) = to;
@@ -420,7 +359,7 @@ mod tests {
                 old_state: state::LAST_ACK,
                 new_state: state::CLOSE,
                 direction: 1,
-                flags: FIN_RECEIVED,
+                flags: TCP_FLAG_FIN_RECEIVED,
                 err: 0,
                 bytes_acked: 5_002,
                 // And again.
@@ -433,28 +372,42 @@ mod tests {
 
     impl Sample {
         fn decoded(&self) -> Event {
-            let mut bytes = sample();
-            bytes[8..16].copy_from_slice(&self.birth_ns.to_ne_bytes());
-            bytes[24..32].copy_from_slice(&self.bytes_acked.to_ne_bytes());
-            bytes[63] = self.old_state;
-            for long in [self.established_ns, 4711, 815] {
-                bytes.extend(long.to_ne_bytes());
-            }
-            bytes.extend(4_026_531_840u32.to_ne_bytes());
-            bytes.extend(self.err.to_ne_bytes());
-            bytes.extend([self.new_state, self.direction, self.flags, 0, 0, 0, 0, 0]);
-            for long in self.bytes_sent {
-                bytes.extend(long.to_ne_bytes());
-            }
-            for word in [9, 8, 1, 800, 50] {
-                bytes.extend(u32::to_ne_bytes(word));
-            }
-            for word in self.sequence {
-                bytes.extend(word.to_ne_bytes());
-            }
-            assert_eq!(bytes.len(), RECORD + DETAIL);
-            decode(&bytes).unwrap().event
+            let Self { birth_ns, bytes_acked, old_state, .. } = *self;
+            let [bytes_sent, bytes_retrans] = self.bytes_sent;
+            let [snd_una, snd_nxt, write_seq] = self.sequence;
+            let record = tcp_detailed_record {
+                plain: tcp_record { birth_ns, bytes_acked, old_state, ..plain() },
+                established_ns: self.established_ns,
+                cookie: 4711,
+                cgroup: 815,
+                netns: 4_026_531_840,
+                err: self.err,
+                new_state: self.new_state,
+                direction: self.direction,
+                flags: self.flags,
+                reserved: [0; 5],
+                bytes_sent,
+                bytes_retrans,
+                segs_out: 9,
+                segs_in: 8,
+                total_retrans: 1,
+                srtt_us: 800,
+                min_rtt_us: 50,
+                snd_una,
+                snd_nxt,
+                write_seq,
+            };
+            decode(record.as_bytes()).unwrap().event
         }
+    }
+
+    #[test]
+    fn who_has_let_go_is_told_by_the_size() {
+        let comm = *b"curl\0\0\0\0\0\0\0\0\0\0\0\0";
+        let record = LetGo { close_ns: 111, comm, pid: 1234, uid: 1000, by_process: 1, reserved: [0; 7] };
+        assert_eq!(LetGo::decode(record.as_bytes()), Some(record.clone()));
+        assert_eq!(decode(record.as_bytes()), None);
+        assert_eq!(LetGo::decode(&sample()), None);
     }
 
     #[test]
@@ -525,19 +478,22 @@ mod tests {
             (event.failure, event.error)
         };
         assert_eq!(failure(state::SYN_SENT, libc::ECONNREFUSED, 0, 0), (Failure::Network, libc::ECONNREFUSED));
-        assert_eq!(failure(state::SYN_SENT, 0, BEING_CLOSED, 0), (Failure::GivenUp, 0));
+        assert_eq!(failure(state::SYN_SENT, 0, TCP_FLAG_BEING_CLOSED, 0), (Failure::GivenUp, 0));
         assert_eq!(failure(state::SYN_SENT, 0, 0, 0), (Failure::GivenUp, 0), "shutdown, or connect to AF_UNSPEC");
-        for flags in [BEING_CLOSED, ERROR_SOFT, BEING_CLOSED | ERROR_SOFT] {
+        for flags in [TCP_FLAG_BEING_CLOSED, TCP_FLAG_ERROR_SOFT, TCP_FLAG_BEING_CLOSED | TCP_FLAG_ERROR_SOFT] {
             let expected = (Failure::GivenUp, libc::EHOSTUNREACH);
             assert_eq!(failure(state::SYN_SENT, libc::EHOSTUNREACH, flags, 0), expected, "{flags}");
         }
-        assert_eq!(failure(state::SYN_SENT, 0, ERROR_UNKNOWN, 0), (Failure::Network, 0));
-        assert_eq!(failure(state::SYN_SENT, 0, ERROR_UNKNOWN | BEING_CLOSED, 0), (Failure::GivenUp, 0));
-        assert_eq!(failure(state::SYN_SENT, 0, WITHIN_CONNECT, 0), (Failure::Network, 0));
+        assert_eq!(failure(state::SYN_SENT, 0, TCP_FLAG_ERROR_UNKNOWN, 0), (Failure::Network, 0));
+        assert_eq!(
+            failure(state::SYN_SENT, 0, TCP_FLAG_ERROR_UNKNOWN | TCP_FLAG_BEING_CLOSED, 0),
+            (Failure::GivenUp, 0)
+        );
+        assert_eq!(failure(state::SYN_SENT, 0, TCP_FLAG_WITHIN_CONNECT, 0), (Failure::Network, 0));
         assert_eq!(failure(state::SYN_RECV, libc::ECONNRESET, 0, 0), (Failure::Network, libc::ECONNRESET));
         assert_eq!(failure(state::ESTABLISHED, libc::ECONNRESET, 0, 33), (Failure::None, libc::ECONNRESET));
         // The probe has not seen it begin.
-        assert_eq!(failure(state::ESTABLISHED, 0, BEING_CLOSED, 0), (Failure::None, 0));
+        assert_eq!(failure(state::ESTABLISHED, 0, TCP_FLAG_BEING_CLOSED, 0), (Failure::None, 0));
     }
 
     #[test]
@@ -556,15 +512,11 @@ mod tests {
 
     #[test]
     fn a_handshake_that_no_process_has_in_its_hands_is_no_connection() {
-        let mut bytes = sample();
-        bytes.extend([0; DETAIL]);
-        bytes[63] = state::SYN_RECV;
-        bytes[RECORD + 32] = state::CLOSE;
-        bytes[RECORD + 33] = 2;
         for (origin, inode, kind) in [(0, 0u64, Kind::State), (0, 4711, Kind::Close), (2, 0, Kind::Close)] {
-            bytes[62] = origin;
-            bytes[32..40].copy_from_slice(&inode.to_ne_bytes());
-            let event = decode(&bytes).unwrap().event;
+            let plain = tcp_record { old_state: state::SYN_RECV, origin, inode, ..plain() };
+            let (new_state, direction) = (state::CLOSE, TCP_DIRECTION_ACCEPTED);
+            let record = tcp_detailed_record { plain, new_state, direction, ..FromZeros::new_zeroed() };
+            let event = decode(record.as_bytes()).unwrap().event;
             assert_eq!((event.kind, event.failure), (kind, Failure::None));
         }
     }

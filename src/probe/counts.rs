@@ -8,6 +8,7 @@ use libbpf_rs::{Link, Program, libbpf_sys};
 
 use super::owner_maps;
 use crate::probe::skeletons::core::TcpEventSkel;
+use crate::sys::shared::{TCP_LOST_FULL, TCP_LOST_OWNERS, TCP_LOST_RECORDS, TCP_MOST_OWNERS};
 
 /// The variables of `bpf/tcp_event.bpf.c`. They are shared with the kernel, so they are read and written as atomics only.
 pub struct Variables<'probe> {
@@ -90,21 +91,22 @@ impl ProbeFds {
     /// What a program without variables has lost: records, and owners that found the map full. 0 for others, whose
     /// variables tell.
     pub fn lost(&self) -> (u64, u64) {
-        (self.lost_of(LOST_RECORDS) + self.lost_of(LOST_FULL), self.lost_owners())
+        (self.lost_of(TCP_LOST_RECORDS) + self.lost_of(TCP_LOST_FULL), self.lost_owners())
     }
 
     /// The second of these alone.
     pub fn lost_owners(&self) -> u64 {
-        self.lost_of(LOST_OWNERS)
+        self.lost_of(TCP_LOST_OWNERS)
     }
 
     /// Whether the program itself has counted records that found the buffer full.
     pub fn counts_full(&self) -> bool {
-        self.lost_of(LOST_FULL) > 0
+        self.lost_of(TCP_LOST_FULL) > 0
     }
 
-    fn lost_of(&self, key: u32) -> u64 {
-        let mut count = 0u64;
+    /// `enum tcp_lost`
+    fn lost_of(&self, key: u8) -> u64 {
+        let (key, mut count) = (u32::from(key), 0u64);
         let Some(map) = self.lost else {
             return 0;
         };
@@ -176,18 +178,13 @@ impl ProbeFds {
     }
 }
 
-/// Keys of that map: `enum tcp_lost` of `bpf/perf_output.h`.
-const LOST_RECORDS: u32 = 0;
-const LOST_OWNERS: u32 = 1;
-const LOST_FULL: u32 = 2;
-
 /// A value of the map of owners: the largest one of any program's.
 type Owner = crate::probe::skeletons::tracepoint::types::endpoint;
 
 const _: () = assert!(size_of::<Owner>() >= size_of::<crate::probe::skeletons::core::types::owner>());
 
 /// Endpoints that can have an owner at the same time, where there is no table.
-pub const MOST_TRACKED: u32 = 131_072;
+pub const MOST_TRACKED: u32 = TCP_MOST_OWNERS;
 
 /// What the kernel has to tell of a program or link. All-zero bytes must be a valid `T`.
 fn info<T>(fd: RawFd) -> Option<T> {

@@ -10,9 +10,9 @@ use libbpf_rs::libbpf_sys::{
 };
 
 use crate::sys::once::Once;
+use crate::sys::shared::TCP_RDONLY_CAST;
 
-/// `RDONLY_CAST` of `bpf/tcp_event.bpf.c`.
-const RDONLY_CAST: i32 = 0x7fff_ffff;
+const RDONLY_CAST: i32 = i32::from_ne_bytes(TCP_RDONLY_CAST.to_ne_bytes());
 
 // include/uapi/linux/bpf.h
 const CALL: u8 = 0x85;

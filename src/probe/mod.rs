@@ -9,6 +9,7 @@ mod counts;
 mod fds;
 mod features;
 mod instructions;
+mod kernel_filter;
 mod ladder;
 mod messages;
 mod object;

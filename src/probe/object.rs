@@ -6,6 +6,7 @@ use libbpf_rs::ObjectBuilder;
 
 use super::messages::explain;
 use crate::config::ProbeSettings;
+use crate::sys::shared::{TCP_WANTED_CLOSES, TCP_WANTED_STATES};
 
 /// What `accept` calls for the new socket, in the context of the process.
 pub const ACCEPT_GRAFT: &str = "security_sock_graft";
@@ -22,7 +23,9 @@ pub fn builder(btf: Option<&Path>) -> Result<ObjectBuilder, String> {
     Ok(object)
 }
 
-/// Which events are wanted: `enum tcp_wanted` of `bpf/tcp_event.h`.
+/// Which events are wanted: `enum tcp_wanted`.
 pub fn wanted(settings: &ProbeSettings) -> u8 {
-    u8::from(settings.states) | u8::from(settings.closes) << 1
+    let states = if settings.states { TCP_WANTED_STATES } else { 0 };
+    let closes = if settings.closes { TCP_WANTED_CLOSES } else { 0 };
+    states | closes
 }

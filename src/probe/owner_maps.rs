@@ -12,16 +12,14 @@ use super::types::KERNEL_BTF;
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::core::OpenTcpEventMaps;
 use crate::probe::skeletons::core::types::{owner, owner_set};
+use crate::sys::shared::{TCP_MORE_OWNERS, TCP_SET_BITS, TCP_SET_PLACES};
 use crate::sys::threads::spawn;
 
-/// As in `bpf/owners.h`.
-const OWNER_SETS: u32 = 1 << 16;
-const SET_PLACES: u32 = 4;
-const MORE_OWNERS: u32 = 1 << 14;
+const OWNER_SETS: u32 = 1 << TCP_SET_BITS;
 
 /// Endpoints that have a place in both. Some of the first to find none come when two thirds are taken, some 180,000: the more
 /// there are, the more sets are full.
-pub(super) const PLACES: u64 = (OWNER_SETS * SET_PLACES) as u64 + MORE_OWNERS as u64;
+pub(super) const PLACES: u64 = (OWNER_SETS * TCP_SET_PLACES) as u64 + TCP_MORE_OWNERS as u64;
 
 /// Maps that are being made, on a thread of their own: the kernel clears all of the table's 16 MiB, which takes as long as
 /// a fourth of all else that a start does.
@@ -65,7 +63,7 @@ impl Made {
         let mapped = libbpf_sys::BPF_F_MMAPABLE;
         Some(Self {
             owner_sets: of_owners(MapType::Array, "owner_sets", size_of::<u32>(), set, OWNER_SETS, mapped)?,
-            more_owners: of_owners(MapType::Hash, "more_owners", size_of::<u64>(), owner, MORE_OWNERS, 0)?,
+            more_owners: of_owners(MapType::Hash, "more_owners", size_of::<u64>(), owner, TCP_MORE_OWNERS, 0)?,
         })
     }
 }
@@ -93,21 +91,4 @@ pub(super) fn tracked(fd: RawFd) -> u64 {
     // SAFETY: the mapping is this function's own.
     unsafe { libc::munmap(start, bytes) };
     tracked
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn they_are_as_large_as_the_programs_take_them_for() {
-        let header = include_str!("../../bpf/owners.h");
-        let number = |before| -> u32 {
-            let rest = header.split_once(before).unwrap().1;
-            rest.split([')', '\n']).next().unwrap().parse().unwrap()
-        };
-        assert_eq!(OWNER_SETS, 1 << number("#define SET_BITS "));
-        assert_eq!(SET_PLACES, number("#define SET_PLACES "));
-        assert_eq!(MORE_OWNERS, number("BPF_MAP_TYPE_HASH);\n\t__uint(max_entries, "));
-    }
 }

@@ -10,10 +10,12 @@ use std::sync::atomic::Ordering;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{Iter, IterOpts, Link, MapCore, MapFlags, MapMut, OpenObject, ProgramMut};
+use zerocopy::IntoBytes;
 
 use super::attached::{Own, Probe, Skeleton};
 use super::counts::{MOST_TRACKED, ProbeFds, Variables};
 use super::features::kernel_has_kprobes;
+use super::kernel_filter;
 use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, DESTROY, builder, wanted};
 use super::owner_maps::OwnerMaps;
@@ -261,21 +263,7 @@ fn configure(
         constants.type_of_task_struct,
     ] = types.casts.unwrap_or_default();
     constants.pid_namespace = PidNamespace::find().map_or(0, |namespace| namespace.inode);
-    let lists = [
-        filter.local_ports.is_some(),
-        filter.remote_ports.is_some(),
-        !filter.local_prefixes.is_empty(),
-        !filter.remote_prefixes.is_empty(),
-    ];
-    let of_kernel = &mut constants.filter;
-    of_kernel.cgroup = filter.cgroup.unwrap_or(0);
-    of_kernel.netns = filter.netns.unwrap_or(0);
-    of_kernel.pid = filter.pid.unwrap_or(0);
-    of_kernel.uid = filter.uid.unwrap_or(0);
-    of_kernel.by_uid = filter.uid.is_some().into();
-    of_kernel.family = filter.family.unwrap_or(0);
-    of_kernel.failed_only = filter.failed_only.into();
-    of_kernel.lists = lists.iter().rev().fold(0, |bits, list| bits << 1 | u8::from(*list));
+    constants.filter = kernel_filter::of(filter);
 
     let maps = &mut open.maps;
     if types.casts.is_none() {
@@ -312,10 +300,8 @@ fn fill_lists(skeleton: &mut TcpEventSkel<'_>, filter: &Filter) -> libbpf_rs::Re
 
 fn fill_prefixes(map: &MapMut<'_>, prefixes: &[Prefix]) -> libbpf_rs::Result<()> {
     for prefix in prefixes {
-        let mut key = [0; 20];
-        key[..4].copy_from_slice(&u32::from(prefix.length).to_ne_bytes());
-        key[4..].copy_from_slice(&prefix.addr);
-        map.update(&key, &[prefix.is_for_ipv4().into()], MapFlags::ANY)?;
+        let key = kernel_filter::key_of(prefix);
+        map.update(key.as_bytes(), &[prefix.is_for_ipv4().into()], MapFlags::ANY)?;
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject};
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::attached::{Own, Probe, Skeleton};
 use super::counts::ProbeFds;
@@ -20,37 +20,13 @@ use crate::probe::skeletons::tracepoint::TcpEventTracepointSkelBuilder;
 use crate::probe::tracefs::{Format, TraceFs};
 use crate::sys::log::{self, Level};
 use crate::sys::pid_namespace::PidNamespace;
+use crate::sys::shared::tcp_tracepoint as Layout;
 
 /// Where the changes of state are: the later name first.
 const CHANGES: [(&str, &str); 2] = [("sock", "inet_sock_set_state"), ("tcp", "tcp_set_state")];
 
-/// `struct tcp_tracepoint` of `bpf/tcp_event_tracepoint.h`.
-#[repr(C)]
-#[derive(Debug, Default, PartialEq, Eq, Immutable, IntoBytes)]
-struct Layout {
-    sk: u16,
-    old_state: u16,
-    new_state: u16,
-    local_port: u16,
-    remote_port: u16,
-    local_v4: u16,
-    remote_v4: u16,
-    local_v6: u16,
-    remote_v6: u16,
-    family: u16,
-    protocol: u16,
-    reset_sk: u16,
-    destroyed_sk: u16,
-    protocol_size: u8,
-    wanted: u8,
-    detailed: u8,
-    reserved: [u8; 3],
-    pid_namespace_device: u64,
-    pid_namespace: u64,
-}
-
 impl Layout {
-    /// Where the fields are. The error names the first one that is missing, or has another size than it should.
+    /// Where the fields are; the rest is 0. The error names the first one that is missing, or has another size than it should.
     fn of(format: &Format) -> Result<Self, &'static str> {
         let at = |name: &'static str, size| match format.field(name) {
             Some(field) if field.size == size => Ok(field.offset),
@@ -71,7 +47,13 @@ impl Layout {
             family: at("family", 2).unwrap_or(0),
             protocol: protocol.map_or(0, |field| field.offset),
             protocol_size: protocol.map_or(0, |field| if field.size == 2 { 2 } else { 1 }),
-            ..Self::default()
+            reset_sk: 0,
+            destroyed_sk: 0,
+            wanted: 0,
+            detailed: 0,
+            reserved: [0; 3],
+            pid_namespace_device: 0,
+            pid_namespace: 0,
         })
     }
 }

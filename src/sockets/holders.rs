@@ -11,12 +11,13 @@ use std::str;
 use std::sync::Mutex;
 
 use libbpf_rs::libbpf_sys;
-use zerocopy::{FromBytes, Immutable, KnownLayout};
+use zerocopy::FromBytes;
 
 use crate::event::COMM_LEN;
 use crate::sys::folder;
 use crate::sys::own_fd::OwnFd;
 use crate::sys::pid_namespace;
+use crate::sys::shared::tcp_holder;
 use crate::sys::threads::lock;
 
 /// Process by socket inode, as it was at one moment.
@@ -47,15 +48,6 @@ const PREFERRED: u32 = u32::MAX;
 /// The iterator of a probe, as long as that is attached.
 #[derive(Default)]
 pub struct HolderIterator(Mutex<Option<OwnFd>>);
-
-/// `struct tcp_holder` of `bpf/tcp_event.h`.
-#[repr(C)]
-#[derive(FromBytes, Immutable, KnownLayout)]
-struct Holder {
-    inode: u64,
-    pid: u32,
-    fd: u32,
-}
 
 /// The kernel fills up to 32 KiB at once.
 const HOLDERS_LEN: usize = 1 << 15;
@@ -124,10 +116,10 @@ impl Owners {
                 Err(error) => return Err(error),
             };
             let mut rest = &buffer[..count];
-            while let Ok((holder, behind)) = Holder::read_from_prefix(rest) {
+            while let Ok((holder, behind)) = tcp_holder::read_from_prefix(rest) {
                 let inserted = match holder {
-                    Holder { inode: 0, pid, fd } => self.scan_ring(pid, &format!("/proc/{pid}/fdinfo/{fd}")),
-                    Holder { inode, pid, .. } => self.insert(inode, pid),
+                    tcp_holder { inode: 0, pid, fd } => self.scan_ring(pid, &format!("/proc/{pid}/fdinfo/{fd}")),
+                    tcp_holder { inode, pid, fd: _ } => self.insert(inode, pid),
                 };
                 inserted.ok_or(io::ErrorKind::OutOfMemory)?;
                 rest = behind;

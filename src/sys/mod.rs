@@ -14,5 +14,6 @@ pub mod per_thread;
 pub mod pid_namespace;
 pub mod privilege;
 pub mod semaphore;
+pub mod shared;
 pub mod threads;
 pub mod wake;

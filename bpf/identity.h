@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * Process IDs as the consumer knows them: those of its own PID namespace. Part of tcp_event.bpf.c.
+ * Who the current process is, as the consumer knows it: by IDs of its own PID namespace. Part of tcp_event.bpf.c.
  */
-#ifndef TCPEVENT_PID_NAMESPACE_H
-#define TCPEVENT_PID_NAMESPACE_H
+#ifndef TCPEVENT_IDENTITY_H
+#define TCPEVENT_IDENTITY_H
+
+#include "cast.h"
+#include "process.h"
 
 /* The inode number of the consumer's PID namespace; 0: the initial one, whose IDs the kernel has at hand. */
 const volatile __u32 pid_namespace = 0;
@@ -46,6 +49,29 @@ static __always_inline __u32 current_process_id(void)
 	if (pid_namespace)
 		return id_in_namespace((struct task_struct *)bpf_get_current_task());
 	return bpf_get_current_pid_tgid() >> 32;
+}
+
+/*
+ * Who the current process is. Calls as few helpers as can be: with the usual mitigations a call costs more than all that it
+ * does.
+ */
+static __always_inline void read_current(struct task_struct *task, __u32 *pid, __u32 *uid, char *comm)
+{
+	if (can_cast) {
+		*uid = task->cred->uid.val;
+	} else {
+		/* Since Linux 5.11. */
+		if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
+			read_current_by_helpers(pid, uid, comm);
+			*pid = current_process_id();
+			return;
+		}
+		*uid = bpf_get_current_uid_gid();
+		task = bpf_get_current_task_btf();
+	}
+	*pid = pid_namespace ? id_in_namespace(task) : (__u32)task->tgid;
+	*(__u64 *)comm = *(__u64 *)task->comm;
+	*(__u64 *)(comm + 8) = *(__u64 *)(task->comm + 8);
 }
 
 #endif

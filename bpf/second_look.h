@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/*
+ * The second look. The kernel skips a program that it is running already on the same CPU, and a kprobe for more reasons
+ * than that (kprobes.nmissed). What the first look has left undone is seen by the owner's entry, and done here. Part of
+ * tcp_event.bpf.c.
+ */
+#ifndef TCPEVENT_SECOND_LOOK_H
+#define TCPEVENT_SECOND_LOOK_H
+
+#include "done.h"
+#include "ring_output.h"
+#include "transition.h"
+
+/* Whether another process may be given the CPU while a tracepoint's program runs, and have that skipped (Linux 7.0). */
+const volatile bool is_preemptible = false;
+
+/* For the statistics: changes that only the second look saw. */
+__u64 recovered;
+
+/*
+ * A process lets go of a socket whose connection has been ended by others (tcp_close(), inet_csk_destroy_sock()). Where there is
+ * no room for the record, user space looks for itself who holds it.
+ */
+static __always_inline void report_let_go(struct sock *sk, __u64 close_ns)
+{
+	struct tcp_let_go *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
+
+	if (record) {
+		__builtin_memset(record, 0, sizeof(*record));
+		record->close_ns = close_ns;
+		if (in_owner_context(sk, false) && !is_in_exec()) {
+			read_current(current_task(), &record->pid, &record->uid, record->comm);
+			record->by_process = 1;
+		}
+		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+		wake();
+	}
+	forget_owner(sk);
+}
+
+/*
+ * Where it is not preemptible, the plain program at the tracepoint is skipped in softirq only, over one that a process runs,
+ * and a close is all that it can miss: that is seen where the kernel destroys the socket (tcp_destroy_sock), and where it
+ * tells of the error that ended the connection (inet_sk_error_report), as it may be long until a process lets go of the
+ * socket. One program for both, to be verified once. It reports so rarely that helpers may read what it does. Other programs take
+ * it for who lets go of a socket.
+ */
+SEC("raw_tp")
+int close_at_end(__u64 *args)
+{
+	struct sock *sk = (struct sock *)args[0];
+	struct owner known;
+	__u8 state;
+
+	state = can_cast ? CAST(sock, sk)->__sk_common.skc_state : BPF_CORE_READ(sk, __sk_common.skc_state);
+	if (state != TCP_CLOSE || !copy_owner(&known, sk))
+		return 0;
+	if (known.has_ended) {
+		/* As long as the kernel still tells of an error, the socket is held. */
+		if (!socket_of(sk))
+			report_let_go(sk, known.birth_ns);
+		return 0;
+	}
+	if (!look_at_end)
+		return 0;
+	__sync_fetch_and_add(&recovered, 1);
+	end_owner(sk, report(0, sk, &known, TCP_CLOSE, false));
+	return 0;
+}
+
+/* Whether the second look sees a change that was not reported, by fault or on purpose. */
+static __always_inline bool is_unreported(const struct owner *known, int old_state, int new_state)
+{
+	if (known->state == new_state)
+		return false;
+	if (!is_left_to_second_look(old_state, new_state))
+		__sync_fetch_and_add(&recovered, 1);
+	return true;
+}
+
+/* The others look again at each change, after the main program. */
+static __always_inline bool is_undone(struct sock *sk, int old_state, int new_state, const bool detailed)
+{
+	/* In the context of a process, where a tracepoint's program does not run already unless it was preempted. */
+	bool by_process = (main_is_kprobe || is_preemptible) &&
+			  (new_state == TCP_SYN_SENT || new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK);
+	bool born_passive = new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV;
+	struct owner *known;
+	__u8 origin;
+
+	/* The kernel calls no tcp_set_state() for it. */
+	if (new_state == TCP_LISTEN)
+		return detailed && main_is_kprobe;
+	if (old_state == new_state || is_done(sk, new_state))
+		return false;
+	/* Other changes are nothing to the plain programs: they save the look. */
+	if (!detailed && new_state != TCP_CLOSE && !born_passive && !by_process)
+		return false;
+	known = owner_of(sk);
+	if (new_state == TCP_CLOSE) {
+		/* The entry goes with the close, or says that it was reported. */
+		if (!known || known->has_ended)
+			return false;
+		__sync_fetch_and_add(&recovered, 1);
+		return true;
+	}
+	if (!known)
+		return (born_passive || by_process) && speaks_tcp(sk);
+	/* What is reported twice is wrong; what is noted twice is not. */
+	if (detailed)
+		return is_unreported(known, old_state, new_state);
+	origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
+	return by_process && (known->origin != origin || known->pid != current_process_id());
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
+{
+	return is_undone(sk, old_state, new_state, false) ? transition(ctx, sk, old_state, new_state, true, false) : 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_state_again_detailed, struct sock *sk, int old_state, int new_state)
+{
+	return is_undone(sk, old_state, new_state, true) ? transition_detailed(sk, old_state, new_state) : 0;
+}
+
+#endif
