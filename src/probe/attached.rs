@@ -109,13 +109,19 @@ impl<'obj> Probe<'obj> {
         self.variables.as_ref()
     }
 
+    /// All descriptors that keep it attached, or loaded.
+    pub(super) fn held(&self) -> Vec<RawFd> {
+        let holders = self.holders.as_ref().map(AsRawFd::as_raw_fd);
+        self.link_fds().into_iter().chain(holders).chain(self.object_fds()).collect()
+    }
+
     /// Descriptors of its links, and of the perf events that they close.
-    pub(super) fn link_fds(&self) -> Vec<RawFd> {
+    fn link_fds(&self) -> Vec<RawFd> {
         self.links.iter().map(|link| link.as_fd().as_raw_fd()).chain(self.events.iter().copied()).collect()
     }
 
     /// Descriptors of its programs and maps.
-    pub(super) fn object_fds(&self) -> Vec<RawFd> {
+    fn object_fds(&self) -> Vec<RawFd> {
         let object = self.object();
         let programs = object.progs().map(|program| {
             // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.

@@ -99,6 +99,7 @@ mod tests {
 
     use super::*;
     use crate::ingest::record::{Decoded, LetGo, decode};
+    use crate::probe::fds::MOST_HELD;
 
     /// Whether the peer finds a connection closed, or reset.
     #[derive(Clone, Copy, PartialEq)]
@@ -190,6 +191,25 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(probe.variables().unwrap().get().recovered.load(Ordering::SeqCst) >= expected);
+    }
+
+    /// What a forked child has no place for keeps the probe attached.
+    #[test]
+    fn no_rung_holds_more_descriptors_than_there_are_places_for() {
+        instructions::take_over();
+        for (rung, detailed) in Rung::LADDER.into_iter().flat_map(|rung| [(rung, false), (rung, true)]) {
+            let settings =
+                ProbeSettings { rung: Some(rung), detailed, closes: true, states: true, ..ProbeSettings::default() };
+            let mut places = Places::new();
+            match attach(&settings, &mut places) {
+                Ok(probe) => {
+                    let held = probe.held().len();
+                    println!("{} (detailed: {detailed}): {held}", rung.name());
+                    assert!((5..=MOST_HELD).contains(&held), "{} (detailed: {detailed}): {held}", rung.name());
+                }
+                Err(error) => eprintln!("skipped: {error}"),
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::fds::MOST_OF_START;
 use super::refusal::{Part, Refusal, Stage};
 use super::types::KERNEL_BTF;
 use crate::config::{ProbeSettings, Rung};
@@ -58,7 +59,7 @@ impl Host {
         let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
         let has_types = Path::new(KERNEL_BTF).exists();
         let all = [
-            (Obstacle::FewDescriptors, descriptors::are_few()),
+            (Obstacle::FewDescriptors, descriptors::are_few(MOST_OF_START)),
             (Obstacle::UserNamespace, privilege::in_user_namespace()),
             (Obstacle::NoBpfCapabilities, lacks(&[Capability::BPF, Capability::PERFMON])),
             (Obstacle::SeccompRefusesBpf, privilege::seccomp_refuses(FilteredCall::Bpf)),
