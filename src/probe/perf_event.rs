@@ -1,13 +1,13 @@
 //! Attaches programs to tracepoints, as libbpf does, but without the need that tracefs be mounted.
 
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use libbpf_rs::{Link, ProgramMut};
 
 use super::messages::explain;
 use super::refusal::{Refusal, Stage};
-use crate::probe::tracefs::{TraceFs, owned};
+use crate::probe::tracefs::TraceFs;
 use crate::sys::log::{self, Level};
 
 /// A program that is attached to a tracepoint.
@@ -40,10 +40,9 @@ pub(super) fn attach(
     let attributes = Attributes { kind: PERF_TYPE_TRACEPOINT, size: PERF_ATTR_SIZE_VER0, config: id, rest: [0; 6] };
     // A program sees the tracepoint on all processors, whichever its perf event is for.
     // SAFETY: attributes of the size that they say, and numbers.
-    let event = owned(unsafe {
-        libc::syscall(libc::SYS_perf_event_open, &raw const attributes, -1, 0, -1, PERF_FLAG_FD_CLOEXEC)
-    })
-    .map_err(|error| {
+    let event =
+        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, -1, 0, -1, PERF_FLAG_FD_CLOEXEC) };
+    let event = owned(event).map_err(|error| {
         let what = format!("a perf event for {category}:{name} cannot be opened");
         Refusal::by_system(Stage::PerfEvent, what, &error)
     })?;
@@ -71,4 +70,14 @@ pub(super) fn open_tracefs() -> Result<TraceFs, Refusal> {
 pub(super) fn unreadable(category: &str, name: &str, error: &io::Error) -> Refusal {
     let what = format!("the tracepoint {category}:{name} cannot be read");
     Refusal::by_system(Stage::Tracepoint, what, error)
+}
+
+/// A descriptor that a system call has just given, or the error that it has left.
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given it, to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::process::{Resource, getrlimit};
+
 use super::fds::MOST_OF_START;
 use super::refusal::{Part, Refusal, Stage};
 use super::types::KERNEL_BTF;
@@ -190,11 +192,8 @@ fn error(settings: &ProbeSettings, cause: String, refusals: &[Refusal]) -> Error
 
 /// Below what the maps take.
 fn memlock_is_small() -> bool {
-    const ENOUGH: libc::rlim_t = 64 << 20;
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a valid rlimit to fill.
-    let got = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
-    got == 0 && limit.rlim_cur < ENOUGH
+    const ENOUGH: u64 = 64 << 20;
+    getrlimit(Resource::Memlock).current.is_some_and(|limit| limit < ENOUGH)
 }
 
 /// Accepts are not seen, for these reasons among others. Where the user can do something about it, that is worth a warning.

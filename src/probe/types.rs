@@ -4,11 +4,12 @@ use std::ffi::CString;
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::slice;
 
 use libbpf_rs::libbpf_sys;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::accesses;
 use super::btf_file;
@@ -190,13 +191,7 @@ fn no_file(cause: String, remedy: &'static str) -> Error {
 
 /// A file that is nowhere but in memory.
 fn in_memory(bytes: &[u8]) -> Option<File> {
-    // SAFETY: a NUL-terminated name, for /proc/PID/fd.
-    let fd = unsafe { libc::memfd_create(c"tcpevent-btf".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return None;
-    }
-    // SAFETY: the kernel has just given it, to nobody else.
-    let mut file = unsafe { File::from_raw_fd(fd) };
+    let mut file = File::from(memfd_create("tcpevent-btf", MemfdFlags::CLOEXEC).ok()?);
     file.write_all(bytes).ok()?;
     Some(file)
 }
