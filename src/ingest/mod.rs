@@ -9,14 +9,14 @@ mod perf_buffer;
 pub mod record;
 mod ring;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use self::complete::Completion;
 use crate::config::{ProbeSettings, Rung};
 use crate::error::Error;
 use crate::event::counters::{Counters, KernelCounters};
-use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Variables};
+use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Refusal, SharedVariables};
 use crate::queue::sink::Sink;
 use crate::sockets::holders::HolderIterator;
 use crate::sys::descriptors::StandardStreams;
@@ -41,18 +41,8 @@ struct Kernel {
     fds: Option<ProbeFds>,
     /// What they told last.
     by_fds: KernelCounters,
-    variables: Option<SharedCounters>,
+    variables: Option<Arc<SharedVariables>>,
 }
-
-/// Of the program's variables: mapped for as long as the probe lives.
-struct SharedCounters {
-    lost_records: *const AtomicU64,
-    lost_owners: *const AtomicU64,
-    recovered: *const AtomicU64,
-}
-
-// SAFETY: atomics may be read from any thread, and they are there for as long as this is: see `run`.
-unsafe impl Send for Kernel {}
 
 impl Attached {
     /// Nothing is.
@@ -90,10 +80,7 @@ impl Attached {
 
 impl Kernel {
     fn of(probe: &Probe<'_>) -> Self {
-        let variables = probe.variables().map(|variables| {
-            let Variables { lost_records, lost_owners, recovered, .. } = variables;
-            SharedCounters { lost_records, lost_owners, recovered }
-        });
+        let variables = probe.variables().cloned();
         Self { fds: Some(probe.fds()), by_fds: KernelCounters::default(), variables }
     }
 
@@ -103,11 +90,10 @@ impl Kernel {
             KernelCounters { lost_records, lost_owners, recovered: 0, skipped_runs: fds.skipped_runs() }
         });
         if let Some(variables) = &self.variables {
-            // SAFETY: the probe lives as long as this: see `run`.
-            let value = |counter: *const AtomicU64| unsafe { &*counter }.load(Ordering::Relaxed);
-            counters.lost_records = value(variables.lost_records);
-            counters.lost_owners = value(variables.lost_owners);
-            counters.recovered = value(variables.recovered);
+            let variables = variables.get();
+            counters.lost_records = variables.lost_records.load(Ordering::Relaxed);
+            counters.lost_owners = variables.lost_owners.load(Ordering::Relaxed);
+            counters.recovered = variables.recovered.load(Ordering::Relaxed);
         }
         counters
     }
@@ -127,7 +113,7 @@ pub fn run(
     when_reading: impl FnOnce(Rung),
 ) -> Result<(), Error> {
     let mut places = Places::new();
-    let mut probe = Probe::attach(settings, &mut places)?;
+    let mut probe = probe::attach(settings, &mut places)?;
     attached.fds.note(&probe);
     attached.holders.set(probe.take_holders());
     // Dropped before the probe is.
@@ -154,7 +140,7 @@ pub fn run(
         let run = perf::Run { sleeper, completion: &completion, settings };
         ("perf", run.collect(&mut probe, &attached.fds, when_reading, before_detach))
     };
-    result.map_err(|error| probe::refused(settings, format!("the {buffer} buffer cannot be read: {error}")))?;
+    result.map_err(|error| probe::refused(settings, Refusal::of_buffer(buffer, &error)))?;
     if sleeper.is_lost() {
         return Err(Error::Descriptors { lost: "connections are no longer watched" });
     }

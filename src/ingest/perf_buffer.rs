@@ -393,7 +393,7 @@ mod tests {
             let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
             libc::mmap(ptr::null_mut(), PAGE + BYTES, access, flags, -1, 0)
         };
-        let event = OwnFd::new(crate::sys::wake::new_eventfd(0).unwrap());
+        let event = OwnFd::new(crate::sys::wake::new_eventfd(rustix::event::EventfdFlags::empty()).unwrap());
         let ring = Ring { processor: 0, event, start: NonNull::new(start.cast()).unwrap(), page: PAGE, bytes: BYTES };
         let record = |number: u8| {
             let mut record = [0; 24];

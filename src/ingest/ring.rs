@@ -55,7 +55,7 @@ pub fn collect(
             Next::Sleep => {
                 // The probe looks at the flag after it has committed a record; this looks at the ring after it has
                 // set the flag. One of the two sees the other.
-                let flag = probe.variables().expect("the ring's program has them").reader_sleeps;
+                let flag = probe.variables().expect("the ring's programs have them").get().reader_sleeps;
                 flag.store(1, Ordering::SeqCst);
                 fence(Ordering::SeqCst);
                 let woken = if reader.read(probe) > 0 {
@@ -102,7 +102,8 @@ impl Reader<'_, '_> {
         let found = batch.len();
         if found > 0 {
             let clock = WallClock::now();
-            let lost_owners = probe.variables().map_or(0, |variables| variables.lost_owners.load(Ordering::Relaxed));
+            let lost_owners =
+                probe.variables().map_or(0, |variables| variables.get().lost_owners.load(Ordering::Relaxed));
             for record in batch.drain(..) {
                 let ready = match record {
                     Record::Change(mut change) => {

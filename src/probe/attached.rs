@@ -2,14 +2,16 @@
 
 use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use libbpf_rs::skel::Skel;
 use libbpf_rs::{AsRawLibbpf, Link, MapMut, libbpf_sys};
 
-use super::counts::{ProbeFds, Variables};
+use super::counts::ProbeFds;
 use super::skeletons::core::TcpEventSkel;
 use super::skeletons::perf::TcpEventPerfSkel;
 use super::skeletons::tracepoint::TcpEventTracepointSkel;
+use super::variables::SharedVariables;
 use crate::config::Rung;
 use crate::sys::own_fd::{Identity, close_those_left, identified, is_whole};
 use crate::sys::pid_namespace::PidNamespace;
@@ -24,6 +26,8 @@ pub struct Probe<'obj> {
     pub(super) holders: Option<OwnedFd>,
     /// Maps and programs.
     pub(super) skeleton: ManuallyDrop<Skeleton<'obj>>,
+    /// The programs' variables, where they have any.
+    pub(super) variables: Option<Arc<SharedVariables>>,
     pub(super) rung: Rung,
     pub(super) fds: ProbeFds,
     /// What the descriptors of all that was when it was attached.
@@ -100,21 +104,24 @@ impl<'obj> Probe<'obj> {
         !matches!(*self.skeleton, Skeleton::Perf(_)) || PidNamespace::find().is_none()
     }
 
-    /// The program's variables, where it has any.
-    pub fn variables(&self) -> Option<Variables<'_>> {
-        match &*self.skeleton {
-            Skeleton::Core(skeleton) => Some(Variables::of(skeleton)),
-            Skeleton::Perf(_) | Skeleton::Tracepoint(_) => None,
-        }
+    /// The programs' variables, where they have any.
+    pub fn variables(&self) -> Option<&Arc<SharedVariables>> {
+        self.variables.as_ref()
+    }
+
+    /// All descriptors that keep it attached, or loaded.
+    pub(super) fn held(&self) -> Vec<RawFd> {
+        let holders = self.holders.as_ref().map(AsRawFd::as_raw_fd);
+        self.link_fds().into_iter().chain(holders).chain(self.object_fds()).collect()
     }
 
     /// Descriptors of its links, and of the perf events that they close.
-    pub(super) fn link_fds(&self) -> Vec<RawFd> {
+    fn link_fds(&self) -> Vec<RawFd> {
         self.links.iter().map(|link| link.as_fd().as_raw_fd()).chain(self.events.iter().copied()).collect()
     }
 
     /// Descriptors of its programs and maps.
-    pub(super) fn object_fds(&self) -> Vec<RawFd> {
+    fn object_fds(&self) -> Vec<RawFd> {
         let object = self.object();
         let programs = object.progs().map(|program| {
             // SAFETY: a program of an object that lives. One that is not loaded has a negative number for a descriptor.

@@ -2,48 +2,12 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use libbpf_rs::{Link, Program, libbpf_sys};
 
 use super::owner_maps;
 use crate::probe::skeletons::core::TcpEventSkel;
 use crate::sys::shared::{TCP_LOST_FULL, TCP_LOST_OWNERS, TCP_LOST_RECORDS, TCP_MOST_OWNERS};
-
-/// The variables of `bpf/tcp_event.bpf.c`. They are shared with the kernel, so they are read and written as atomics only.
-pub struct Variables<'probe> {
-    /// 1 asks the program to wake the reader at the next record.
-    pub reader_sleeps: &'probe AtomicU32,
-    /// 1 tells the iterator that owners of older endpoints are known.
-    pub(super) adopted: &'probe AtomicU32,
-    /// To be set once it is told who lets go of a socket.
-    pub(super) sees_let_go: &'probe AtomicU32,
-    /// Records that found the ring full.
-    pub lost_records: &'probe AtomicU64,
-    /// Owners that found the map full.
-    pub lost_owners: &'probe AtomicU64,
-    /// Changes that the main program missed, and the second look reported.
-    pub recovered: &'probe AtomicU64,
-}
-
-impl<'probe> Variables<'probe> {
-    pub(super) fn of(skeleton: &'probe TcpEventSkel<'_>) -> Self {
-        let bss = skeleton.maps.bss_data.as_deref().expect("the program has variables");
-        let bss = std::ptr::from_ref(bss).cast_mut();
-        // SAFETY: the variables are aligned, mapped for as long as the skeleton lives, and accessed by nobody
-        // in this process but through these atomics.
-        unsafe {
-            Self {
-                reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
-                adopted: AtomicU32::from_ptr(&raw mut (*bss).adopted),
-                sees_let_go: AtomicU32::from_ptr(&raw mut (*bss).sees_let_go),
-                lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
-                lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
-                recovered: AtomicU64::from_ptr(&raw mut (*bss).recovered),
-            }
-        }
-    }
-}
 
 /// Descriptors of the parts that count. Valid for as long as the probe is attached.
 #[derive(Clone, Copy)]

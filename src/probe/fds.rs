@@ -1,14 +1,19 @@
 //! The descriptors of a probe: those that a forked child has to close, and what each stands for.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use super::attached::Probe;
 use crate::sys::own_fd::Identity;
 
-/// A probe has at most 8 links, 5 perf events, 8 programs and 9 maps; and where it has a perf buffer, a perf event for
-/// each processor of up to 256.
-const MOST_FDS: usize = 30 + 256;
+/// Links, perf events, programs and maps of a probe, at most, without those of a perf buffer.
+pub(super) const MOST_HELD: usize = 30;
+
+/// Those of a perf buffer that are noted: a perf event for each processor, and an epoll instance.
+const MOST_OF_BUFFER: usize = 256 + 1;
+
+/// What a start may take: also the types of programs and kernel, kprobes' perf events, an epoll instance and eventfds.
+pub(super) const MOST_OF_START: usize = MOST_HELD + 10;
 
 /// No descriptor.
 const NO_FD: RawFd = -1;
@@ -49,13 +54,12 @@ impl BpfFds {
     /// None.
     pub fn new() -> Self {
         // Not by way of the stack: the caller's may be small.
-        Self((0..MOST_FDS).map(|_| Place::free()).collect())
+        Self((0..MOST_HELD + MOST_OF_BUFFER).map(|_| Place::free()).collect())
     }
 
     /// A probe is attached.
     pub fn note(&self, probe: &Probe<'_>) {
-        let links = probe.link_fds().into_iter().chain(probe.holders.as_ref().map(AsRawFd::as_raw_fd));
-        self.add(links.chain(probe.object_fds()));
+        self.add(probe.held().into_iter());
     }
 
     /// There are some more, as long as there are places.

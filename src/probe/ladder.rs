@@ -8,71 +8,72 @@ use std::slice;
 use libbpf_rs::OpenObject;
 
 use super::attached::{Own, Probe};
+use super::extras::Extras;
 use super::features::{kernel_has_kprobes, kernel_has_ring_buffer};
+use super::object::FreePlaces;
 use super::owner_maps::OwnerMaps;
-use super::refusal::refused;
-use super::ring::{Extras, Kernel};
+use super::refusal::{Refusal, Stage};
+use super::remedy::refused_by_all;
+use super::ring::Kernel;
 use super::types::{KERNEL_BTF, KernelTypes, SET_STATE};
-use super::{instructions, perf, tracepoint};
+use super::{instructions, perf, ring, tracepoint};
 use crate::config::{ProbeSettings, Rung};
 use crate::error::Error;
 use crate::sys::log::{self, Level};
 
-impl<'obj> Probe<'obj> {
-    /// Climbs the ladder until a rung holds. The object must be a fresh place for each call.
-    pub fn attach(settings: &ProbeSettings, places: &'obj mut Places) -> Result<Self, Error> {
-        let rungs: &[Rung] = match &settings.rung {
-            Some(rung) => slice::from_ref(rung),
-            None => &Rung::LADDER,
-        };
-        let mut refusals = Vec::new();
-        instructions::take_over();
-        let maps = Cell::new(OwnerMaps::begin(settings));
-        // The plain tracepoint needs none.
-        let types = if rungs == [Rung::Tracepoint] { KernelTypes::default() } else { KernelTypes::read(settings)? };
-        let kernel = Kernel { types, maps };
-        let mut places = places.0.iter_mut();
-        for &rung in rungs {
-            match Self::attach_rung(rung, settings, &kernel, &mut places) {
-                Ok(mut probe) => {
-                    log::line(Level::Info, format_args!("attached by {}", rung.name()));
-                    probe.own = Own::of(&probe);
-                    return Ok(probe);
-                }
-                Err(refusal) => {
-                    log::line(Level::Info, format_args!("{} refused: {refusal}", rung.name()));
-                    refusals.push(format!("{}: {refusal}", rung.name()));
-                }
+/// Climbs the ladder until a rung holds.
+pub fn attach<'obj>(settings: &ProbeSettings, places: &'obj mut Places) -> Result<Probe<'obj>, Error> {
+    let rungs: &[Rung] = match &settings.rung {
+        Some(rung) => slice::from_ref(rung),
+        None => &Rung::LADDER,
+    };
+    let mut refusals = Vec::new();
+    instructions::take_over();
+    let maps = Cell::new(OwnerMaps::begin(settings));
+    // The plain tracepoint needs none.
+    let types = if rungs == [Rung::Tracepoint] { KernelTypes::default() } else { KernelTypes::read(settings)? };
+    let kernel = Kernel { types, maps };
+    let mut places = FreePlaces::new(&mut places.0);
+    for &rung in rungs {
+        match attach_rung(rung, settings, &kernel, &mut places) {
+            Ok(mut probe) => {
+                log::line(Level::Info, format_args!("attached by {}", rung.name()));
+                probe.own = Own::of(&probe);
+                return Ok(probe);
+            }
+            Err(refusal) => {
+                log::line(Level::Info, format_args!("{} refused: {refusal}", rung.name()));
+                refusals.push((rung, refusal));
             }
         }
-        Err(refused(settings, refusals.join("; ")))
     }
-
-    fn attach_rung(
-        rung: Rung,
-        settings: &ProbeSettings,
-        kernel: &Kernel,
-        places: &mut slice::IterMut<'obj, MaybeUninit<OpenObject>>,
-    ) -> Result<Self, String> {
-        if rung == Rung::Tracepoint {
-            return tracepoint::attach(settings, places);
-        }
-        let types = &kernel.types;
-        if rung == Rung::Kprobe && !kernel_has_kprobes() {
-            return Err("the kernel has no kprobes (CONFIG_KPROBES)".to_owned());
-        }
-        if rung == Rung::TpBtf && types.fitting.target(SET_STATE).is_none() {
-            let it = if Path::new(KERNEL_BTF).exists() { "tracepoint inet_sock_set_state" } else { "type information" };
-            return Err(format!("the kernel shows no {it}"));
-        }
-        if rung == Rung::Kprobe && !kernel_has_ring_buffer() {
-            return perf::attach(settings, types, places);
-        }
-        Self::attach_with_ring(rung, settings, kernel, places)
-    }
+    Err(refused_by_all(settings, refusals))
 }
 
-/// Places for the objects that [`Probe::attach`] makes.
+fn attach_rung<'obj>(
+    rung: Rung,
+    settings: &ProbeSettings,
+    kernel: &Kernel,
+    places: &mut FreePlaces<'obj>,
+) -> Result<Probe<'obj>, Refusal> {
+    if rung == Rung::Tracepoint {
+        return tracepoint::attach(settings, places);
+    }
+    let types = &kernel.types;
+    if rung == Rung::Kprobe && !kernel_has_kprobes() {
+        return Err(Refusal::new(Stage::Support, "the kernel has no kprobes (CONFIG_KPROBES)"));
+    }
+    if rung == Rung::TpBtf && types.fitting.target(SET_STATE).is_none() {
+        let it = if Path::new(KERNEL_BTF).exists() { "tracepoint inet_sock_set_state" } else { "type information" };
+        return Err(Refusal::new(Stage::Support, format!("the kernel shows no {it}")));
+    }
+    if rung == Rung::Kprobe && !kernel_has_ring_buffer() {
+        return perf::attach(settings, types, places);
+    }
+    ring::attach(rung, settings, kernel, places)
+}
+
+/// Places for the objects that [`attach`] makes: a fresh one for each try.
 pub struct Places([MaybeUninit<OpenObject>; Self::COUNT]);
 
 impl Places {
@@ -98,6 +99,7 @@ mod tests {
 
     use super::*;
     use crate::ingest::record::{Decoded, LetGo, decode};
+    use crate::probe::fds::MOST_HELD;
 
     /// Whether the peer finds a connection closed, or reset.
     #[derive(Clone, Copy, PartialEq)]
@@ -133,7 +135,7 @@ mod tests {
         }
         let kernel = Kernel { types, maps: Cell::new(None) };
         let mut places = Places::new();
-        let mut probe = match Probe::attach_rung(rung, &settings, &kernel, &mut places.0.iter_mut()) {
+        let mut probe = match attach_rung(rung, &settings, &kernel, &mut FreePlaces::new(&mut places.0)) {
             Ok(probe) if probe.has_ring() => probe,
             Ok(_) => return eprintln!("skipped: no second look by a perf buffer"),
             Err(refusal) => return eprintln!("skipped: {refusal}"),
@@ -188,7 +190,26 @@ mod tests {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert!(probe.variables().unwrap().recovered.load(Ordering::SeqCst) >= expected);
+        assert!(probe.variables().unwrap().get().recovered.load(Ordering::SeqCst) >= expected);
+    }
+
+    /// What a forked child has no place for keeps the probe attached.
+    #[test]
+    fn no_rung_holds_more_descriptors_than_there_are_places_for() {
+        instructions::take_over();
+        for (rung, detailed) in Rung::LADDER.into_iter().flat_map(|rung| [(rung, false), (rung, true)]) {
+            let settings =
+                ProbeSettings { rung: Some(rung), detailed, closes: true, states: true, ..ProbeSettings::default() };
+            let mut places = Places::new();
+            match attach(&settings, &mut places) {
+                Ok(probe) => {
+                    let held = probe.held().len();
+                    println!("{} (detailed: {detailed}): {held}", rung.name());
+                    assert!((5..=MOST_HELD).contains(&held), "{} (detailed: {detailed}): {held}", rung.name());
+                }
+                Err(error) => eprintln!("skipped: {error}"),
+            }
+        }
     }
 
     #[test]

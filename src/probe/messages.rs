@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::{io, mem};
 
 use libbpf_rs::libbpf_sys::{self, libbpf_print_fn_t, libbpf_print_level};
 
+use super::refusal::{Refusal, Stage};
 use crate::sys::log::{self, Level};
 
 thread_local! {
@@ -67,12 +68,40 @@ fn take_text(is_warning: bool, text: &str) {
     }
 }
 
-/// Calls libbpf, and tells what it has to say about a failure.
-pub(super) fn explain<T>(call: impl FnOnce() -> libbpf_rs::Result<T>) -> Result<T, String> {
+/// Calls libbpf. A failure comes with what it has to say about it, and with its errno.
+pub(super) fn explain<T>(stage: Stage, call: impl FnOnce() -> libbpf_rs::Result<T>) -> Result<T, Refusal> {
+    begin();
+    call().map_err(|error| refusal(stage, &error))
+}
+
+// Apart, so that there is one of each and not one for each call.
+#[inline(never)]
+fn begin() {
     take_over_messages();
     LAST_WARNING.take();
-    call().map_err(|error| match LAST_WARNING.take() {
-        Some(warning) => warning,
-        None => error.to_string(),
-    })
+}
+
+#[cold]
+#[inline(never)]
+fn refusal(stage: Stage, error: &libbpf_rs::Error) -> Refusal {
+    let left = io::Error::last_os_error();
+    let text = LAST_WARNING.take().unwrap_or_else(|| error.to_string());
+    Refusal::by_libbpf(stage, error, &left, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use libbpf_rs::MapHandle;
+
+    use super::*;
+
+    /// libbpf-rs has no kind for this one. As root only: others may be refused before.
+    #[test]
+    fn a_refusal_has_the_errno_that_libbpf_has_left() {
+        // SAFETY: it takes nothing and cannot fail.
+        if unsafe { libc::geteuid() } == 0 {
+            let below_a_file = explain(Stage::Load, || MapHandle::from_pinned_path("/dev/null/map").map(drop));
+            assert_eq!(below_a_file.unwrap_err().errno, libc::ENOTDIR);
+        }
+    }
 }

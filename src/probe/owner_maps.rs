@@ -8,10 +8,12 @@ use std::thread::JoinHandle;
 use libbpf_rs::{MapHandle, MapType, libbpf_sys};
 
 use super::messages::explain;
+use super::refusal::{Refusal, Stage};
 use super::types::KERNEL_BTF;
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::core::OpenTcpEventMaps;
 use crate::probe::skeletons::core::types::{owner, owner_set};
+use crate::sys::mapping::{Access, Mapping};
 use crate::sys::shared::{TCP_MORE_OWNERS, TCP_SET_BITS, TCP_SET_PLACES};
 use crate::sys::threads::spawn;
 
@@ -40,12 +42,12 @@ impl OwnerMaps {
     }
 
     /// Waits for them, and has the programs use them. Where they could not be made, libbpf will try again, or say why not.
-    pub(super) fn hand_over(self, maps: &mut OpenTcpEventMaps<'_>) -> Result<(), String> {
+    pub(super) fn hand_over(self, maps: &mut OpenTcpEventMaps<'_>) -> Result<(), Refusal> {
         let Ok(Some(made)) = self.0.join() else {
             return Ok(());
         };
-        explain(|| maps.owner_sets.reuse_fd(made.owner_sets.as_fd()))?;
-        explain(|| maps.more_owners.reuse_fd(made.more_owners.as_fd()))
+        explain(Stage::Open, || maps.owner_sets.reuse_fd(made.owner_sets.as_fd()))?;
+        explain(Stage::Open, || maps.more_owners.reuse_fd(made.more_owners.as_fd()))
     }
 }
 
@@ -72,23 +74,19 @@ impl Made {
 pub(super) fn tracked(fd: RawFd) -> u64 {
     // A set is a multiple of 8 bytes, and so they follow each other in the map without a gap.
     let bytes = OWNER_SETS as usize * size_of::<owner_set>();
-    // SAFETY: a new mapping, at a place that the kernel chooses.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, fd, 0) };
-    if start == libc::MAP_FAILED {
+    let Ok(table) = Mapping::of(fd, bytes, Access::ReadOnly) else {
         return 0;
-    }
+    };
     let mut tracked = 0;
     for set in 0..OWNER_SETS as usize {
         for place in 0..size_of_val(&owner_set::default().keys) / size_of::<u64>() {
             // SAFETY: within the mapping, aligned; the kernel's program writes it as an atomic too.
             let key = unsafe {
-                let set = start.cast::<owner_set>().add(set);
+                let set = table.start().cast::<owner_set>().add(set);
                 AtomicU64::from_ptr((&raw mut (*set).keys).cast::<u64>().add(place))
             };
             tracked += u64::from(key.load(Ordering::Relaxed) > 1);
         }
     }
-    // SAFETY: the mapping is this function's own.
-    unsafe { libc::munmap(start, bytes) };
     tracked
 }

@@ -9,10 +9,10 @@ use libbpf_rs::{MapCore, MapFlags, OpenObject};
 use super::attached::{Own, Probe, Skeleton};
 use super::counts::ProbeFds;
 use super::messages::explain;
-use super::object::{ACCEPT_GRAFT, builder, wanted};
+use super::object::{ACCEPT_GRAFT, FreePlaces, builder, wanted};
 use super::perf_event;
-use super::refusal::{Refusal, warn_of_unseen_accepts};
-use super::tracefs::TraceFs;
+use super::refusal::{Part, Refusal, Stage};
+use super::remedy::warn_of_unseen_accepts;
 use super::types::KernelTypes;
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::perf::TcpEventPerfSkelBuilder;
@@ -22,30 +22,22 @@ use crate::sys::log::{self, Level};
 pub(super) fn attach<'obj>(
     settings: &ProbeSettings,
     types: &KernelTypes,
-    places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
-) -> Result<Probe<'obj>, String> {
+    places: &mut FreePlaces<'obj>,
+) -> Result<Probe<'obj>, Refusal> {
     log::line(Level::Info, "the kernel has no ring buffer: records go through a perf buffer");
-    let mut accept_refusals = Vec::new();
-    for with_accepts in [true, false] {
-        let place = places.next().ok_or("no place for another try")?;
-        match try_attach(with_accepts, settings, types, place) {
-            Ok(probe) => {
-                if !probe.tells_own_ids() {
-                    log::line(Level::Warn, "events have no process IDs: the kernel tells none of this PID namespace");
-                }
-                if !with_accepts {
-                    warn_of_unseen_accepts(&accept_refusals);
-                }
-                return Ok(probe);
-            }
-            Err(Refusal::Main(refusal)) => return Err(refusal),
-            Err(Refusal::Accept(refusal)) => {
-                log::line(Level::Info, format_args!("accepts are not seen: {refusal}"));
-                accept_refusals.push(refusal);
-            }
+    let (probe, refusals) = match try_attach(true, settings, types, places.next()?) {
+        Ok(probe) => (probe, Vec::new()),
+        Err(refusal) if refusal.part == Part::Accept => {
+            log::line(Level::Info, format_args!("accepts are not seen: {refusal}"));
+            (try_attach(false, settings, types, places.next()?)?, vec![refusal])
         }
+        Err(refusal) => return Err(refusal),
+    };
+    if !probe.tells_own_ids() {
+        log::line(Level::Warn, "events have no process IDs: the kernel tells none of this PID namespace");
     }
-    Err(accept_refusals.pop().unwrap_or_default())
+    warn_of_unseen_accepts(settings, &refusals);
+    Ok(probe)
 }
 
 fn try_attach<'obj>(
@@ -55,39 +47,39 @@ fn try_attach<'obj>(
     place: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<Probe<'obj>, Refusal> {
     let btf = types.path();
-    let obj_builder = builder(btf.as_deref()).map_err(Refusal::Main)?;
-    let mut open = explain(|| TcpEventPerfSkelBuilder { obj_builder }.open(place)).map_err(Refusal::Main)?;
+    let obj_builder = builder(btf.as_deref())?;
+    let mut open = explain(Stage::Open, || TcpEventPerfSkelBuilder { obj_builder }.open(place))?;
     open.progs.set_state_entry.set_autoload(!settings.detailed);
     open.progs.set_state_entry_detailed.set_autoload(settings.detailed);
     open.progs.accept_graft.set_autoload(with_accepts);
-    let skeleton = explain(|| open.load()).map_err(Refusal::Main)?;
+    let skeleton = explain(Stage::Load, || open.load())?;
     let maps = &skeleton.maps;
     let events = u32::from(wanted(settings)).to_ne_bytes();
-    explain(|| maps.wanted.update(&0u32.to_ne_bytes(), &events, MapFlags::ANY)).map_err(Refusal::Main)?;
+    explain(Stage::Fill, || maps.wanted.update(&0u32.to_ne_bytes(), &events, MapFlags::ANY))?;
 
     let progs = &skeleton.progs;
     let mut links = Vec::new();
     // Before the main program, so that no connection passes between the two unowned.
     if with_accepts {
-        links.push(explain(|| progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT)).map_err(Refusal::Accept)?);
+        links.push(
+            explain(Stage::Kprobe, || progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT))
+                .map_err(Refusal::of_accepts)?,
+        );
     }
     let mut events = Vec::new();
-    match TraceFs::open() {
+    match perf_event::open_tracefs() {
         Ok(tracefs) => {
             if let Some(attachment) = perf_event::attach_to_processors(&progs.processors_change, &tracefs) {
                 links.push(attachment.link);
                 events.push(attachment.event);
             }
         }
-        Err(error) => {
-            log::line(
-                Level::Info,
-                format_args!("{}: {}", perf_event::UNSEEN_PROCESSORS, perf_event::errno_name(&error)),
-            );
+        Err(refusal) => {
+            log::line(Level::Info, format_args!("{}: {refusal}", perf_event::UNSEEN_PROCESSORS));
         }
     }
     let main = if settings.detailed { &progs.set_state_entry_detailed } else { &progs.set_state_entry };
-    let main_link = explain(|| main.attach_kprobe(false, "tcp_set_state")).map_err(Refusal::Main)?;
+    let main_link = explain(Stage::Kprobe, || main.attach_kprobe(false, "tcp_set_state"))?;
     let fds = ProbeFds {
         main: main.as_fd().as_raw_fd(),
         main_link: main_link.as_fd().as_raw_fd(),
@@ -97,5 +89,5 @@ fn try_attach<'obj>(
     };
     links.push(main_link);
     let skeleton = ManuallyDrop::new(Skeleton::Perf(Box::new(skeleton)));
-    Ok(Probe { links, events, holders: None, skeleton, rung: Rung::Kprobe, fds, own: Own::default() })
+    Ok(Probe { links, events, holders: None, skeleton, variables: None, rung: Rung::Kprobe, fds, own: Own::default() })
 }

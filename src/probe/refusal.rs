@@ -1,118 +1,159 @@
-//! Why the kernel refused, and what the user can do about it.
+//! A try that failed: at which step, with which errno, and in which words. What to do about it is in `remedy.rs`.
 
-use std::fs;
-use std::path::Path;
+use std::fmt::{self, Display, Formatter};
+use std::io;
 
-use super::types::KERNEL_BTF;
-use crate::config::{ProbeSettings, Rung};
-use crate::error::{Error, NO_DESCRIPTORS};
-use crate::sys::descriptors;
-use crate::sys::log::{self, Level};
-use crate::sys::privilege::{self, Capability, FilteredCall};
+use libbpf_rs::ErrorKind;
+
+/// A step of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The kernel lacks what the rung is made of.
+    Support,
+    /// The rung cannot apply the filter.
+    Filter,
+    /// The kernel's types are searched for what a program is attached to.
+    Types,
+    /// The object is opened, and its constants and the sizes of its maps are set.
+    Open,
+    /// Its maps are made and its programs verified.
+    Load,
+    /// Its maps are filled.
+    Fill,
+    /// A kprobe, which is a perf event, is made, and a program attached to it.
+    Kprobe,
+    /// A program is attached to a tracepoint with type information, or to an iterator.
+    Trace,
+    /// tracefs is opened, or mounted.
+    TraceFs,
+    /// A tracepoint's number or format is read.
+    Tracepoint,
+    /// A perf event for a tracepoint is opened, and a program attached to it.
+    PerfEvent,
+    /// Records are read.
+    Buffer,
+}
+
+/// What is lost by a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// All events.
+    Main,
+    /// The owners of some.
+    Accept,
+}
 
 /// What went wrong in a try.
-pub enum Refusal {
-    /// Without it there are no events.
-    Main(String),
-    /// Without it owners are found less well.
-    Accept(String),
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub(super) part: Part,
+    pub(super) stage: Stage,
+    /// 0 where there is none.
+    pub(super) errno: i32,
+    /// For people: libbpf's own words where it has some.
+    text: String,
 }
 
-/// What the user can do about a filter that asks for what this rung cannot know.
-pub(super) const FILTER_REMEDY: &str = "take netns and cgroup out of the filter, or use a kernel with type information";
-
-/// The cause that goes with it.
-pub(super) const FILTER_CAUSE: &str = "it knows neither network namespaces nor cgroups";
-
-/// The start of the cause where there is no tracefs.
-pub(super) const TRACEFS_CAUSE: &str = "tracefs cannot be opened";
-
-/// The error for a cause, with its remedy.
-pub fn refused(settings: &ProbeSettings, cause: String) -> Error {
-    let (remedy, errno) = remedy(settings, &cause);
-    Error::Probe { cause, remedy, errno }
-}
-
-/// A kprobe is a perf event.
-pub(super) const PERF_EVENTS_REMEDY: &str = "run as root, grant CAP_SYS_ADMIN, or set kernel.perf_event_paranoid to 2";
-
-/// Whoever has CAP_SYS_ADMIN mounts it without being told (`tracefs.rs`).
-pub(super) const TRACEFS_REMEDY: &str = "mount tracefs: mount -t tracefs none /sys/kernel/tracing";
-
-/// A container's profile, or systemd's SystemCallFilter.
-pub(super) const SECCOMP_REMEDY: &str = "a seccomp filter refuses system calls: allow bpf and perf_event_open in the \
-                                         profile of the container, or the SystemCallFilter of the service";
-
-/// What the user can most likely do about a kernel that refused every rung, and the errno that says so in short.
-fn remedy(settings: &ProbeSettings, cause: &str) -> (&'static str, i32) {
-    // libbpf goes on where it gets no descriptor for some small thing, and fails for another reason later.
-    if cause.contains("EMFILE") || descriptors::are_few() {
-        return (NO_DESCRIPTORS, libc::EMFILE);
+impl Refusal {
+    /// Without an errno.
+    pub(super) fn new(stage: Stage, text: impl Into<String>) -> Self {
+        Self { part: Part::Main, stage, errno: 0, text: text.into() }
     }
-    let lockdown = fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-    if privilege::in_user_namespace() {
-        ("run outside of user namespaces: capabilities in one do not count for BPF", libc::EPERM)
-    } else if cause.contains(FILTER_CAUSE) {
-        (FILTER_REMEDY, libc::EOPNOTSUPP)
-    } else if privilege::missing(&[Capability::BPF, Capability::PERFMON]).is_some() {
-        ("run as root, or grant CAP_BPF and CAP_PERFMON (before Linux 5.8: CAP_SYS_ADMIN)", libc::EPERM)
-    } else if cause.contains("EACCES") && privilege::perf_events_are_restricted() {
-        (PERF_EVENTS_REMEDY, libc::EPERM)
-    } else if privilege::seccomp_refuses(FilteredCall::Bpf)
-        || (cause.contains("perf event") && privilege::seccomp_refuses(FilteredCall::PerfEventOpen))
-    {
-        (SECCOMP_REMEDY, libc::EPERM)
-    } else if lockdown.contains("[confidentiality]") {
-        let remedy = "the kernel is locked down (confidentiality): boot it with lockdown=integrity or without lockdown";
-        (remedy, libc::EPERM)
-    } else if cause.contains(TRACEFS_CAUSE) {
-        if privilege::missing(&[Capability::DAC_READ_SEARCH]).is_some() {
-            ("run as root, or grant CAP_DAC_READ_SEARCH: tracefs is root's own", libc::EPERM)
-        } else {
-            (TRACEFS_REMEDY, libc::EOPNOTSUPP)
+
+    /// By libbpf. `left` is what errno was after the call.
+    pub(super) fn by_libbpf(stage: Stage, error: &libbpf_rs::Error, left: &io::Error, text: String) -> Self {
+        Self { errno: errno_of(error.kind(), left), ..Self::new(stage, text) }
+    }
+
+    /// By a system call.
+    pub(super) fn by_system(stage: Stage, what: impl Display, error: &io::Error) -> Self {
+        let text = match error.raw_os_error() {
+            // In libbpf's way.
+            Some(libc::EACCES) => format!("{what}: -EACCES"),
+            Some(libc::EPERM) => format!("{what}: -EPERM"),
+            Some(libc::EMFILE) => format!("{what}: -EMFILE"),
+            _ => format!("{what}: {error}"),
+        };
+        Self { errno: error.raw_os_error().unwrap_or(0), ..Self::new(stage, text) }
+    }
+
+    /// The probe's buffer cannot be read.
+    pub fn of_buffer(name: &str, error: &libbpf_rs::Error) -> Self {
+        let text = format!("the {name} buffer cannot be read: {error}");
+        // What errno was is long gone.
+        Self { errno: errno_of_kind(error.kind()), ..Self::new(Stage::Buffer, text) }
+    }
+
+    /// With another of the same step, which shows no other way.
+    pub(super) fn and(self, other: &Self) -> Self {
+        Self { text: format!("{self}, {other}"), ..self }
+    }
+
+    /// The same of what sees accepts.
+    pub(super) fn of_accepts(self) -> Self {
+        Self { part: Part::Accept, ..self }
+    }
+}
+
+impl Display for Refusal {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// libbpf returns an errno and leaves it in errno too, but libbpf-rs gives away its kind alone, in which EPERM and EACCES are
+/// one, and EMFILE is none.
+fn errno_of(kind: ErrorKind, left: &io::Error) -> i32 {
+    match left.raw_os_error() {
+        Some(errno) if libbpf_rs::Error::from_raw_os_error(errno).kind() == kind => errno,
+        // Something after libbpf's return has changed it.
+        _ => errno_of_kind(kind),
+    }
+}
+
+/// The errno that remedies tell from others and that a kind most likely stands for. 0 where there is none.
+fn errno_of_kind(kind: ErrorKind) -> i32 {
+    match kind {
+        ErrorKind::PermissionDenied => libc::EPERM,
+        ErrorKind::OutOfMemory => libc::ENOMEM,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_is_what_libbpf_has_left_if_that_is_of_the_errors_kind() {
+        for (returned, left, expected) in [
+            (libc::EACCES, libc::EACCES, libc::EACCES),
+            (libc::EPERM, libc::EPERM, libc::EPERM),
+            (libc::EMFILE, libc::EMFILE, libc::EMFILE),
+            (libc::ENOMEM, libc::ENOMEM, libc::ENOMEM),
+            (libc::EACCES, libc::ENOENT, libc::EPERM),
+            (libc::ENOMEM, libc::ENOENT, libc::ENOMEM),
+            (libc::EMFILE, libc::ENOENT, 0),
+        ] {
+            let error = libbpf_rs::Error::from_raw_os_error(returned);
+            let left = io::Error::from_raw_os_error(left);
+            let refusal = Refusal::by_libbpf(Stage::Load, &error, &left, String::new());
+            assert_eq!(refusal.errno, expected, "{error}, {left}");
         }
-    } else if settings.rung == Some(Rung::TpBtf) && !Path::new(KERNEL_BTF).exists() {
-        ("leave TCPEVENT_PROBE at auto: tp_btf needs a kernel with CONFIG_DEBUG_INFO_BTF", libc::EOPNOTSUPP)
-    } else if settings.btf.is_none() && !Path::new(KERNEL_BTF).exists() {
-        let remedy =
-            "the kernel has no type information (CONFIG_DEBUG_INFO_BTF): set TCPEVENT_BTF to a BTF file for it";
-        (remedy, libc::EOPNOTSUPP)
-    } else if ["EPERM", "ENOMEM"].iter().any(|errno| cause.contains(errno)) && memlock_is_small() {
-        let remedy = "raise the limit of locked memory (ulimit -l), which kernels before 5.11 charge for BPF maps";
-        (remedy, libc::ENOMEM)
-    } else {
-        ("set TCPEVENT_LOG=debug to see what the kernel refused", libc::EOPNOTSUPP)
     }
-}
 
-/// Below what the maps take.
-fn memlock_is_small() -> bool {
-    const ENOUGH: libc::rlim_t = 64 << 20;
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a valid rlimit to fill.
-    let got = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
-    got == 0 && limit.rlim_cur < ENOUGH
-}
-
-/// Accepts are not seen, for these reasons. Where it is for want of privilege, that is worth a warning.
-pub fn warn_of_unseen_accepts(refusals: &[String]) {
-    const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
-
-    let says = |cause| refusals.iter().any(|refusal| refusal.contains(cause));
-    if says("perf event") && privilege::seccomp_refuses(FilteredCall::PerfEventOpen) {
-        log::line(Level::Warn, format_args!("{LOSS}: {SECCOMP_REMEDY}"));
-        return;
-    }
-    if !says("EACCES") {
-        if says(TRACEFS_CAUSE) && !says("EMFILE") {
-            log::line(Level::Warn, format_args!("{LOSS}: {TRACEFS_REMEDY}"));
+    #[test]
+    fn system_calls_are_refused_in_the_words_of_libbpf() {
+        for (errno, text) in [
+            (libc::EACCES, "it: -EACCES"),
+            (libc::EPERM, "it: -EPERM"),
+            (libc::EMFILE, "it: -EMFILE"),
+            (libc::ENOENT, "it: No such file or directory (os error 2)"),
+        ] {
+            let refusal = Refusal::by_system(Stage::TraceFs, "it", &io::Error::from_raw_os_error(errno));
+            assert_eq!((refusal.to_string().as_str(), refusal.errno, refusal.part), (text, errno, Part::Main));
+            assert_eq!(refusal.of_accepts().part, Part::Accept);
         }
-        return;
-    }
-    if privilege::perf_events_are_restricted() {
-        log::line(Level::Warn, format_args!("{LOSS}: {PERF_EVENTS_REMEDY}"));
-    } else {
-        // The system calls' tracepoints are found through tracefs, which is root's own.
-        privilege::warn_of_loss(LOSS, &[Capability::DAC_READ_SEARCH]);
+        assert_eq!(Refusal::by_system(Stage::TraceFs, "it", &io::ErrorKind::NotFound.into()).errno, 0);
     }
 }

@@ -1,9 +1,11 @@
 //! The kernel's list of tracepoints: each has a number, and a text that says where in its record each field is.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags, open, openat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 /// Where tracefs is mounted, as a rule. The second one mounts itself where debugfs is mounted.
 const PLACES: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -33,9 +35,7 @@ impl TraceFs {
         let mut refusal = io::Error::from(io::ErrorKind::NotFound);
         for place in PLACES {
             // Of the folder that it is mounted on, this one is not there.
-            match open_folder(libc::AT_FDCWD, &format!("{place}/events"))
-                .and_then(|_| open_folder(libc::AT_FDCWD, place))
-            {
+            match open_folder(&format!("{place}/events")).and_then(|_| open_folder(place)) {
                 Ok(folder) => return Ok(Self(folder)),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => refusal = error,
                 Err(_) => {}
@@ -56,7 +56,8 @@ impl TraceFs {
     }
 
     fn read(&self, category: &str, name: &str, file: &str) -> io::Result<String> {
-        let fd = open_at(self.0.as_raw_fd(), &format!("events/{category}/{name}/{file}"), 0)?;
+        let path = format!("events/{category}/{name}/{file}");
+        let fd = openat(&self.0, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let mut text = Vec::new();
         File::from(fd).take(MOST_BYTES).read_to_end(&mut text)?;
         Ok(String::from_utf8_lossy(&text).into_owned())
@@ -86,43 +87,16 @@ fn parse_field(line: &str) -> Option<(String, Field)> {
     (!name.is_empty()).then(|| (name.to_owned(), Field { offset, size }))
 }
 
-fn open_folder(parent: RawFd, path: &str) -> io::Result<OwnedFd> {
-    open_at(parent, path, libc::O_DIRECTORY | libc::O_PATH)
-}
-
-fn open_at(parent: RawFd, path: &str, flags: i32) -> io::Result<OwnedFd> {
-    let path = CString::new(path)?;
-    // SAFETY: a NUL-terminated path.
-    let fd = unsafe { libc::openat(parent, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC | flags) };
-    owned(fd.into())
+fn open_folder(path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    Ok(open(path, flags, Mode::empty())?)
 }
 
 /// Mounts tracefs nowhere: it is there for whoever has the descriptor, and gone with it.
 fn mount() -> io::Result<OwnedFd> {
-    // include/uapi/linux/mount.h
-    const FSOPEN_CLOEXEC: libc::c_long = 1;
-    const FSCONFIG_CMD_CREATE: libc::c_long = 6;
-    const FSMOUNT_CLOEXEC: libc::c_long = 1;
-
-    // SAFETY: NUL-terminated texts, or none; and descriptors that are open.
-    unsafe {
-        let context = owned(libc::syscall(libc::SYS_fsopen, c"tracefs".as_ptr(), FSOPEN_CLOEXEC))?;
-        let nothing = std::ptr::null::<libc::c_char>();
-        if libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, nothing, nothing, 0) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        owned(libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0))
-    }
-}
-
-/// A descriptor that a system call has just given, or the error that it has left.
-pub fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = RawFd::try_from(fd).unwrap_or(-1);
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given it, to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let context = fsopen("tracefs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use super::counts::ProbeFds;
 use super::features::kernel_has_kprobes;
 use super::instructions::{self, Fitting};
 use super::messages::explain;
-use super::object::{ACCEPT_GRAFT, DESTROY, wanted};
-use super::perf_event::{self, errno_name};
-use super::refusal::{FILTER_CAUSE, TRACEFS_CAUSE};
+use super::object::{ACCEPT_GRAFT, DESTROY, FreePlaces, wanted};
+use super::perf_event;
+use super::refusal::{Refusal, Stage};
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::tracepoint::TcpEventTracepointSkelBuilder;
 use crate::probe::tracefs::{Format, TraceFs};
@@ -59,31 +59,20 @@ impl Layout {
 }
 
 /// Attaches, with the kprobe that sees accepts, and without where that cannot be had.
-pub(super) fn attach<'obj>(
-    settings: &ProbeSettings,
-    places: &mut std::slice::IterMut<'obj, MaybeUninit<OpenObject>>,
-) -> Result<Probe<'obj>, String> {
+pub(super) fn attach<'obj>(settings: &ProbeSettings, places: &mut FreePlaces<'obj>) -> Result<Probe<'obj>, Refusal> {
     if settings.filter.netns.is_some() || settings.filter.cgroup.is_some() {
-        return Err(FILTER_CAUSE.to_owned());
+        return Err(Refusal::new(Stage::Filter, "it knows neither network namespaces nor cgroups"));
     }
-    let tracefs = TraceFs::open().map_err(|error| format!("{TRACEFS_CAUSE}: {}", errno_name(&error)))?;
+    let tracefs = perf_event::open_tracefs()?;
     let ids = Ids::find();
-    let mut failure = String::new();
-    for with_accepts in [true, false] {
-        if with_accepts && !kernel_has_kprobes() {
-            continue;
-        }
-        let place = places.next().ok_or("no place for another try")?;
-        match try_attach(with_accepts, &ids, &tracefs, settings, place) {
-            Ok(probe) => {
-                tell_losses(settings, with_accepts, &ids);
-                return Ok(probe);
-            }
-            Err(refusal) => failure = refusal,
-        }
-        log::line(Level::Info, format_args!("tracepoint, accepts {with_accepts}, refused: {failure}"));
-    }
-    Err(failure)
+    let mut attach = |with_accepts| {
+        let probe = try_attach(with_accepts, &ids, &tracefs, settings, places.next()?).inspect_err(|refusal| {
+            log::line(Level::Info, format_args!("tracepoint, accepts {with_accepts}, refused: {refusal}"));
+        })?;
+        tell_losses(settings, with_accepts, &ids);
+        Ok(probe)
+    };
+    if kernel_has_kprobes() { attach(true).or_else(|_| attach(false)) } else { attach(false) }
 }
 
 /// Which process IDs are told.
@@ -107,8 +96,8 @@ fn try_attach<'obj>(
     tracefs: &TraceFs,
     settings: &ProbeSettings,
     place: &'obj mut MaybeUninit<OpenObject>,
-) -> Result<Probe<'obj>, String> {
-    let mut open = explain(|| TcpEventTracepointSkelBuilder::default().open(place))?;
+) -> Result<Probe<'obj>, Refusal> {
+    let mut open = explain(Stage::Open, || TcpEventTracepointSkelBuilder::default().open(place))?;
     let resets = tracefs.format("tcp", "tcp_receive_reset").ok();
     let reset_sk = resets.and_then(|format| format.field("skaddr"));
     let destroyed = if settings.closes { tracefs.format("tcp", DESTROY).ok() } else { None };
@@ -120,11 +109,12 @@ fn try_attach<'obj>(
     open.progs.note_exec.set_autoload(sees_execs);
     let knows_namespaces = ids.namespace.is_some() && ids.are_known;
     let fitting = Fitting { knows_namespaces, knows_stacks: sees_execs, ..Fitting::default() };
-    let skeleton = fitting.during(|| explain(|| open.load()))?;
+    let skeleton = fitting.during(|| explain(Stage::Load, || open.load()))?;
 
     let (category, name, format) = find_changes(tracefs)?;
-    let layout =
-        Layout::of(&format).map_err(|field| format!("the tracepoint {category}:{name} has no such {field}"))?;
+    let layout = Layout::of(&format).map_err(|field| {
+        Refusal::new(Stage::Tracepoint, format!("the tracepoint {category}:{name} has no such {field}"))
+    })?;
     let mut layout = Layout {
         pid_namespace_device: ids.namespace.map_or(0, |namespace| namespace.device),
         pid_namespace: ids.namespace.map_or(0, |namespace| namespace.inode.into()),
@@ -134,7 +124,9 @@ fn try_attach<'obj>(
         ..layout
     };
     let maps = &skeleton.maps;
-    let tell = |layout: &Layout| explain(|| maps.layout.update(&0u32.to_ne_bytes(), layout.as_bytes(), MapFlags::ANY));
+    let tell = |layout: &Layout| {
+        explain(Stage::Fill, || maps.layout.update(&0u32.to_ne_bytes(), layout.as_bytes(), MapFlags::ANY))
+    };
     tell(&layout)?;
 
     let progs = &skeleton.progs;
@@ -142,7 +134,7 @@ fn try_attach<'obj>(
     let mut events = Vec::new();
     // Before the main program, so that it misses nothing of what they tell.
     if with_accepts {
-        links.push(explain(|| progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT))?);
+        links.push(explain(Stage::Kprobe, || progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT))?);
     }
     if reset_sk.is_some() {
         match perf_event::attach(&progs.receive_reset, tracefs, "tcp", "tcp_receive_reset") {
@@ -192,23 +184,20 @@ fn try_attach<'obj>(
         events,
         holders: None,
         skeleton: ManuallyDrop::new(Skeleton::Tracepoint(Box::new(skeleton))),
+        variables: None,
         rung: Rung::Tracepoint,
         fds,
         own: Own::default(),
     })
 }
 
-fn find_changes(tracefs: &TraceFs) -> Result<(&'static str, &'static str, Format), String> {
-    let mut refusals = Vec::new();
-    for (category, name) in CHANGES {
-        match tracefs.format(category, name) {
-            Ok(format) => return Ok((category, name, format)),
-            Err(error) => {
-                refusals.push(format!("the tracepoint {category}:{name} cannot be read: {}", errno_name(&error)));
-            }
-        }
-    }
-    Err(refusals.join(", "))
+fn find_changes(tracefs: &TraceFs) -> Result<(&'static str, &'static str, Format), Refusal> {
+    let read = |(category, name)| match tracefs.format(category, name) {
+        Ok(format) => Ok((category, name, format)),
+        Err(error) => Err(perf_event::unreadable(category, name, &error)),
+    };
+    let [later, earlier] = CHANGES;
+    read(later).or_else(|refusal| read(earlier).map_err(|other| refusal.and(&other)))
 }
 
 /// Says once what this rung cannot know. Whoever has asked for it knows.

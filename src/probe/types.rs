@@ -1,23 +1,26 @@
 //! The kernel's types: what the programs have of them, for libbpf to fit the programs to the kernel; and their numbers.
 
-use std::ffi::{CString, c_void};
+use std::ffi::CString;
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::{ptr, slice};
+use std::slice;
 
 use libbpf_rs::libbpf_sys;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::accesses;
 use super::btf_file;
 use super::instructions::{self, Fitting};
 use super::messages::explain;
+use super::refusal::Stage;
 use crate::config::ProbeSettings;
 use crate::error::Error;
 use crate::probe::btf::{Btf, Meaning};
 use crate::sys::files;
+use crate::sys::mapping::{Access, Mapping};
 
 /// The kernel's type information.
 pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -99,7 +102,7 @@ impl KernelTypes {
             let name = CString::new(name).ok()?;
             // SAFETY: a NUL-terminated name.
             let find = || Ok(unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), attach_type) });
-            let id = explain(find).ok()?;
+            let id = explain(Stage::Types, find).ok()?;
             Some((*section, u32::try_from(id).ok()?))
         });
         let fitting = Fitting { targets: targets.collect(), ..Fitting::default() };
@@ -110,10 +113,11 @@ impl KernelTypes {
     /// With the kernel's type information, as much as is about names that the programs have.
     fn of_kernel(of_programs: &[&str]) -> Option<(Self, Option<Vec<u8>>)> {
         let kernel = File::open(KERNEL_BTF).ok()?;
-        let (mapped, copy);
-        let bytes = if let Some(kernel) = Mapped::of(&kernel) {
-            mapped = kernel;
-            mapped.bytes()
+        let (mapping, copy);
+        let bytes = if let Some(kernel) = mapped(&kernel) {
+            mapping = kernel;
+            // SAFETY: mapped for as long as `mapping` lives, for reading. The kernel's types never change.
+            unsafe { slice::from_raw_parts(mapping.start().cast(), mapping.length()) }
         } else {
             copy = fs::read(KERNEL_BTF).ok()?;
             &copy
@@ -187,44 +191,15 @@ fn no_file(cause: String, remedy: &'static str) -> Error {
 
 /// A file that is nowhere but in memory.
 fn in_memory(bytes: &[u8]) -> Option<File> {
-    // SAFETY: a NUL-terminated name, for /proc/PID/fd.
-    let fd = unsafe { libc::memfd_create(c"tcpevent-btf".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return None;
-    }
-    // SAFETY: the kernel has just given it, to nobody else.
-    let mut file = unsafe { File::from_raw_fd(fd) };
+    let mut file = File::from(memfd_create("tcpevent-btf", MemfdFlags::CLOEXEC).ok()?);
     file.write_all(bytes).ok()?;
     Some(file)
 }
 
-/// A file's bytes, without a copy. The kernel's type information can be mapped since Linux 6.16, and never changes.
-struct Mapped {
-    start: *mut c_void,
-    length: usize,
-}
-
-impl Mapped {
-    /// `None` where the file cannot be mapped.
-    fn of(file: &File) -> Option<Self> {
-        let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
-        // SAFETY: a new mapping, at a place that the kernel chooses.
-        let start =
-            unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0) };
-        (start != libc::MAP_FAILED).then_some(Self { start, length })
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: mapped for as long as this lives, for reading.
-        unsafe { slice::from_raw_parts(self.start.cast(), self.length) }
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this one's own.
-        unsafe { libc::munmap(self.start, self.length) };
-    }
+/// A file's bytes, without a copy. The kernel's type information can be mapped since Linux 6.16.
+fn mapped(file: &File) -> Option<Mapping> {
+    let length = usize::try_from(file.metadata().ok()?.len()).ok()?;
+    Mapping::of(file.as_raw_fd(), length, Access::Private).ok()
 }
 
 #[cfg(test)]

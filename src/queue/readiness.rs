@@ -4,11 +4,17 @@
 //! first is written at the first event only, not at each.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+
+use rustix::event::EventfdFlags;
+use rustix::event::epoll::{self, EventData, EventFlags};
 
 use crate::sys::own_fd::OwnFd;
 use crate::sys::wake::{new_eventfd, write_eventfd};
+
+/// Nobody reads which descriptor is ready.
+const NO_DATA: EventData = EventData::new_u64(0);
 
 /// See the module's documentation.
 pub struct Readiness {
@@ -41,22 +47,16 @@ impl Readiness {
     /// The same of what tells of events, by one system call: an epoll instance changes what it waits for only where that is
     /// in it, under this number.
     pub fn has_lost_events(&self) -> bool {
-        control(&self.epoll, libc::EPOLL_CTL_MOD, &self.queued).is_err()
+        epoll::modify(&self.epoll, &self.queued, NO_DATA, EventFlags::IN).is_err()
     }
 
     /// Nothing is there yet.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: it takes no pointer, and a descriptor that it returns is nobody else's.
-        let epoll = unsafe {
-            let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
-        let (queued, wake) = (OwnFd::new(new_eventfd(0)?), OwnFd::new(new_eventfd(libc::EFD_SEMAPHORE)?));
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let queued = OwnFd::new(new_eventfd(EventfdFlags::empty())?);
+        let wake = OwnFd::new(new_eventfd(EventfdFlags::SEMAPHORE)?);
         for fd in [&queued, &wake] {
-            control(&epoll, libc::EPOLL_CTL_ADD, fd)?;
+            epoll::add(&epoll, fd, NO_DATA, EventFlags::IN)?;
         }
         // What an epoll instance waits for is part of what it is.
         let epoll = OwnFd::new(epoll);
@@ -129,27 +129,17 @@ impl Waited {
     }
 }
 
-/// epoll_ctl(2), for reading.
-fn control(epoll: &impl AsRawFd, operation: libc::c_int, fd: &OwnFd) -> io::Result<()> {
-    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-    // SAFETY: a valid event. Any number may be given for a descriptor.
-    let result = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// Adds to an eventfd, unless the host has another file in its place. Async-signal-safe.
 fn write(fd: &OwnFd, value: u64) {
     if fd.may_be_ours() {
-        write_eventfd(fd.as_raw_fd(), value);
+        write_eventfd(fd, value);
     }
 }
 
 /// Takes what an eventfd has to give: all, or one where it is a semaphore. Nothing is no error.
 fn drain(fd: &OwnFd) {
-    let mut count = 0u64;
     if fd.may_be_ours() {
-        // SAFETY: 8 bytes to fill.
-        unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+        let _ = rustix::io::read(fd, &mut [0; size_of::<u64>()]);
     }
 }
 

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
+use rustix::process::{Resource, getrlimit};
+
 /// While it lives, descriptors 0 to 2 are taken.
 pub struct StandardStreams(#[allow(dead_code)] Vec<File>);
 
@@ -27,20 +29,15 @@ fn lowest_closed() -> Option<i32> {
     (0..=2).find(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } == -1)
 }
 
-/// What a probe takes while it is loaded, with some to spare: 3 maps, up to 5 programs and 4 links, their BTF, an
-/// epoll and an eventfd.
-const NEEDED: u64 = 24;
-
-/// Whether a start may well fail for want of descriptors.
-pub fn are_few() -> bool {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a valid rlimit to fill.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+/// Whether fewer descriptors than these are left.
+pub fn are_few(needed: usize) -> bool {
+    let needed = needed as u64;
+    let Some(limit) = getrlimit(Resource::Nofile).current else {
         return false;
-    }
+    };
     match std::fs::read_dir("/proc/self/fd") {
-        Ok(open) => open.count() as u64 + NEEDED > limit.rlim_cur,
+        Ok(open) => open.count() as u64 + needed > limit,
         // Not even the folder can be opened. (Not every container has a /proc.)
-        Err(error) => error.raw_os_error() == Some(libc::EMFILE) || limit.rlim_cur <= NEEDED,
+        Err(error) => error.raw_os_error() == Some(libc::EMFILE) || limit <= needed,
     }
 }

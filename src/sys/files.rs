@@ -1,10 +1,11 @@
 //! Files that a user names: of the right kind, and looked at so that one of another kind neither hangs nor changes anything.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::mem;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::fstatfs;
 
 /// More than any kernel's types take: some 10 MiB as BTF, less than 1 GiB in an ELF file with debug information.
 const MOST_BTF_BYTES: u64 = 2 << 30;
@@ -52,10 +53,6 @@ fn locate(path: &Path) -> Option<File> {
 
 /// The magic number of the file system that it is on.
 fn file_system(file: &File) -> Option<i64> {
-    // SAFETY: a structure of numbers, filled before it is read where the call succeeds.
-    unsafe {
-        let mut found: libc::statfs = mem::zeroed();
-        #[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "the type differs between architectures")]
-        (libc::fstatfs(file.as_raw_fd(), &raw mut found) == 0).then_some(found.f_type as i64)
-    }
+    #[allow(clippy::unnecessary_cast, clippy::cast_lossless, reason = "the type differs between architectures")]
+    fstatfs(file).ok().map(|found| found.f_type as i64)
 }

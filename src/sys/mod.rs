@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod files;
 pub mod folder;
 pub mod log;
+pub mod mapping;
 pub mod memory;
 pub mod once;
 pub mod one_line;

@@ -2,7 +2,7 @@
 //! that there is, and then open files of their own under the same numbers. Those must not be written to, read from or closed.
 
 use std::mem::{self, ManuallyDrop};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// What a descriptor stands for. Files without a name of their own (eventfds, BPF maps and the like) share one inode; what
 /// they are is told by /proc, where there is one.
@@ -138,44 +138,50 @@ impl Hash {
 /// A descriptor that is closed when this is dropped, unless it stands for something else by then.
 #[derive(Debug)]
 pub struct OwnFd {
-    fd: RawFd,
+    fd: ManuallyDrop<OwnedFd>,
     identity: Option<Identity>,
 }
 
 impl OwnFd {
     /// Takes it over.
     pub fn new(fd: OwnedFd) -> Self {
-        let fd = fd.into_raw_fd();
-        Self { fd, identity: Identity::of(fd) }
+        let identity = Identity::of(fd.as_raw_fd());
+        Self { fd: ManuallyDrop::new(fd), identity }
     }
 
     /// This library has changed what it stands for, as what an epoll instance waits for.
     pub fn changed(&mut self) {
-        self.identity = Identity::of(self.fd);
+        self.identity = Identity::of(self.as_raw_fd());
     }
 
     /// Whether it still is what it was, by a glance.
     pub fn may_be_ours(&self) -> bool {
-        self.identity.is_some_and(|identity| identity.may_be_of(self.fd))
+        self.identity.is_some_and(|identity| identity.may_be_of(self.as_raw_fd()))
     }
 
     /// Whether it still is what it was.
     pub fn is_ours(&self) -> bool {
-        self.identity.is_some_and(|identity| identity.is_of(self.fd))
+        self.identity.is_some_and(|identity| identity.is_of(self.as_raw_fd()))
     }
 }
 
 impl AsRawFd for OwnFd {
     fn as_raw_fd(&self) -> RawFd {
-        self.fd
+        self.fd.as_raw_fd()
+    }
+}
+
+impl AsFd for OwnFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
 impl Drop for OwnFd {
     fn drop(&mut self) {
         if self.is_ours() {
-            // SAFETY: it is this value's own.
-            unsafe { libc::close(self.fd) };
+            // SAFETY: it is not used again.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
         }
     }
 }
@@ -250,7 +256,9 @@ impl<T> Drop for Guarded<T> {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::FromRawFd;
+    use std::os::fd::{FromRawFd, IntoRawFd};
+
+    use rustix::event::EventfdFlags;
 
     use super::*;
     use crate::sys::wake::new_eventfd;
@@ -267,7 +275,7 @@ mod tests {
 
     #[test]
     fn what_is_ours_is_closed() {
-        let own = OwnFd::new(new_eventfd(0).unwrap());
+        let own = OwnFd::new(new_eventfd(EventfdFlags::empty()).unwrap());
         assert!(own.is_ours() && own.may_be_ours());
         let fd = own.as_raw_fd();
         let identity = own.identity.unwrap();
@@ -278,9 +286,9 @@ mod tests {
     #[test]
     fn what_the_host_has_put_in_its_place_is_not() {
         let file = File::open("/dev/null").unwrap();
-        let other_eventfd = new_eventfd(0).unwrap();
+        let other_eventfd = new_eventfd(EventfdFlags::empty()).unwrap();
         for is_eventfd in [false, true] {
-            let own = OwnFd::new(new_eventfd(0).unwrap());
+            let own = OwnFd::new(new_eventfd(EventfdFlags::empty()).unwrap());
             let fd = own.as_raw_fd();
             if is_eventfd {
                 replace(fd, &other_eventfd);
@@ -298,7 +306,10 @@ mod tests {
 
     #[test]
     fn something_that_has_lost_one_descriptor_is_left_alone() {
-        let (kept, lost) = (new_eventfd(0).unwrap().into_raw_fd(), new_eventfd(0).unwrap().into_raw_fd());
+        let (kept, lost) = (
+            new_eventfd(EventfdFlags::empty()).unwrap().into_raw_fd(),
+            new_eventfd(EventfdFlags::empty()).unwrap().into_raw_fd(),
+        );
         // SAFETY: the test's own, twice: only one of the two is ever dropped.
         let value = || unsafe { [OwnedFd::from_raw_fd(kept), OwnedFd::from_raw_fd(lost)] };
         let guarded = Guarded::new(value(), [kept, lost]);

@@ -1,25 +1,20 @@
 //! Ends the sleep of one thread from anywhere, signal handlers included.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::sys::own_fd::OwnFd;
 
 const NO_FD: RawFd = -1;
 
 /// A new eventfd that never blocks, and is closed on exec.
-pub fn new_eventfd(flags: i32) -> io::Result<OwnedFd> {
-    // SAFETY: eventfd takes no pointers, and a descriptor that it returns is nobody else's.
-    unsafe {
-        let fd = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK | flags);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
+pub fn new_eventfd(flags: EventfdFlags) -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | flags)?)
 }
 
 /// A time as the kernel takes it.
@@ -42,14 +37,8 @@ pub fn poll(fds: &mut [libc::pollfd], time: Option<Duration>) -> i32 {
 /// Adds to an eventfd that is open. A counter that is full (EAGAIN) wakes as well.
 ///
 /// Async-signal-safe: write(2) only, and errno is left as it was.
-pub fn write_eventfd(fd: RawFd, value: u64) {
-    // SAFETY: errno is thread-local and always there; `value` is 8 bytes.
-    unsafe {
-        let errno = libc::__errno_location();
-        let before = *errno;
-        libc::write(fd, (&raw const value).cast(), size_of::<u64>());
-        *errno = before;
-    }
+pub fn write_eventfd(fd: impl AsFd, value: u64) {
+    let _ = rustix::io::write(fd, &value.to_ne_bytes());
 }
 
 /// Where a thread publishes the eventfd that it sleeps on.
@@ -67,7 +56,7 @@ impl Waker {
 
     /// Publishes a new eventfd for the calling thread, until the sleeper is dropped.
     pub fn sleeper(&self) -> io::Result<Sleeper<'_>> {
-        let fd = Box::new(OwnFd::new(new_eventfd(0)?));
+        let fd = Box::new(OwnFd::new(new_eventfd(EventfdFlags::empty())?));
         self.fd.store(ptr::from_ref(&*fd).cast_mut(), Ordering::SeqCst);
         Ok(Sleeper { waker: self, fd })
     }
@@ -86,7 +75,7 @@ impl Waker {
     pub fn wake(&self) -> bool {
         self.with_fd(|fd| match fd {
             Some(fd) if fd.is_ours() => {
-                write_eventfd(fd.as_raw_fd(), 1);
+                write_eventfd(fd, 1);
                 true
             }
             Some(_) => false,
@@ -251,10 +240,14 @@ mod tests {
     #[test]
     fn errno_survives_a_wake() {
         let waker = Waker::new();
-        let _sleeper = waker.sleeper().unwrap();
-        // SAFETY: errno is thread-local and always there.
-        unsafe { *libc::__errno_location() = 4711 };
-        assert!(waker.wake());
-        assert_eq!(io::Error::last_os_error().raw_os_error(), Some(4711));
+        let sleeper = waker.sleeper().unwrap();
+        // The second one fails (EAGAIN).
+        for most in [0, u64::MAX - 2] {
+            write_eventfd(&*sleeper.fd, most);
+            // SAFETY: errno is thread-local and always there.
+            unsafe { *libc::__errno_location() = 4711 };
+            assert!(waker.wake());
+            assert_eq!(io::Error::last_os_error().raw_os_error(), Some(4711));
+        }
     }
 }
