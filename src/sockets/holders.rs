@@ -515,7 +515,7 @@ mod tests {
         drop(listener);
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_raw_fd())).unwrap();
         if !info.contains("socket:[") {
-            return eprintln!("skipped: this kernel does not tell what a ring holds");
+            return eprintln!("skipped: this kernel does not list the files of a ring");
         }
         assert_eq!(scanned().holder(inode), Some(std::process::id()));
         drop(ring);

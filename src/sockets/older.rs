@@ -114,7 +114,7 @@ impl<'run> OlderEndpoints<'run> {
             Ok(None) => true,
             Ok(Some(now)) => event.new_state != state::CLOSE && now != event.old_state,
             Err(error) => {
-                log::line(Level::Debug, format_args!("sock_diag does not tell of one socket: {error}"));
+                log::line(Level::Debug, format_args!("sock_diag failed for one socket: {error}"));
                 false
             }
         }

@@ -265,7 +265,7 @@ impl Sweeper<'_> {
                     ended = Some(Err(End::failed("listing sockets by sock_diag", error)));
                 }
                 Reply::Interrupted => log::line(Level::Debug, "sockets changed while the kernel listed them"),
-                Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was passed over"),
+                Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was skipped"),
             });
             self.sink.put_all();
             if !enough_memory {
