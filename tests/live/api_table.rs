@@ -42,7 +42,7 @@ fn an_endpoint_without_a_place_is_not_said_to_be_older_than_the_probe() {
     let most = u64::try_from(watcher.statistics(0)["tracked_most"]).unwrap();
     tables.iter().for_each(fill);
     let full = watcher.statistics(0);
-    // Full but for what other programs are closing just now: keys are spread over the sets until those are full.
+    // In the array, entries of sockets are overwritten too. What other programs are closing just now is missing.
     assert!((most - 1000..=most).contains(&u64::try_from(full["tracked"]).unwrap()), "{full:?}");
 
     // Other programs may have closed something.
