@@ -46,7 +46,7 @@ static const unsigned NOT_GIVEN = UINT_MAX;
 
 /* ---- Refusals ----------------------------------------------------------------------------------------------- */
 
-/* `name` is an option or a variable. NULL or empty for a value that is none, or must not be shown. */
+/* `name` is an option or a variable. `value` is NULL or empty if it is missing, or must not be shown. */
 static _Noreturn void reject(const char *name, const char *value, const char *problem)
 {
     char storage[1024];
@@ -99,8 +99,8 @@ static bool parse_number(const char *digits, size_t length, unsigned long least,
     return *number >= least && *number <= most;
 }
 
-/* Each word is checked here and put together anew from what was understood, so that no word can bring in a term of the
- * filter that is not an address or a port. */
+/* Each word is checked here and rebuilt from what was parsed, so that no word can smuggle in a term of the filter
+ * that is not an address or a port. */
 static bool put_address_word(struct text *text, const char *word)
 {
     char address[INET6_ADDRSTRLEN];
@@ -180,7 +180,7 @@ static bool add_words(char **list, const struct list *kind, const char *name, co
 
 /* ---- Reading ------------------------------------------------------------------------------------------------ */
 
-/* The value of a variable; NULL where it is not set, or empty. */
+/* The value of a variable; NULL if it is not set, or empty. */
 static const char *variable(const char *name)
 {
     const char *value = getenv(name);
@@ -204,7 +204,7 @@ static const struct option known[] = {
     {NULL, 0, NULL, 0},
 };
 
-/* The option of this value, or else this argument without a value, as it is to be named to the user. */
+/* How to name this option to the user, or this argument without its value. */
 static const char *name_of(int value, const char *argument)
 {
     static char storage[64];
@@ -216,7 +216,7 @@ static const char *name_of(int value, const char *argument)
             return name.data;
         }
     }
-    /* A URL that has lost its option is still a secret. */
+    /* A URL without its option is still a secret. */
     if (strstr(argument, "://") != NULL && argument[0] != '-')
         put(&name, "an argument");
     else
@@ -265,7 +265,7 @@ static void read_arguments(struct options *options, int argc, char **argv)
         case SLACK_URL:
             free(options->slack_url);
             options->slack_url = copy_of(optarg);
-            /* A command line can be read by everybody, in ps. */
+            /* Any user can read a command line with ps. */
             memset(optarg, 'x', strlen(optarg));
             if (!empty)
                 check_url("--slack-url", options->slack_url);
