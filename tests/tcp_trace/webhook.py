@@ -57,7 +57,7 @@ def text_of(body):
 
     message = json.loads(body.decode("utf-8"), object_pairs_hook=once)
     text = message["text"]
-    # A name is no markup, and an address that it has is not fetched.
+    # A name must not be markup, and a link in it must not be fetched.
     if message["mrkdwn"] is not False or message["unfurl_links"] is not False:
         raise ValueError("markup or links are not turned off")
     if not isinstance(text, str):
@@ -70,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def setup(self):
-        # Here and not where connections are accepted: a client that never ends its handshake keeps nobody waiting.
+        # Here, not where connections are accepted: a client that never finishes its handshake must not block others.
         if isinstance(self.request, ssl.SSLSocket):
             self.request.do_handshake()
         super().setup()

@@ -27,11 +27,11 @@ import time
 MARK = "matrix: "
 KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
 
-# How a program has the kernel's type information: as the kernel shows it; not at all; from a file that TCPEVENT_BTF
-# names, while the kernel shows none.
+# How a program gets the kernel's type information: from the kernel; not at all; from a file that TCPEVENT_BTF names,
+# while the kernel shows none.
 SHOWN, HIDDEN, FILE = WAYS = ("shown", "hidden", "file")
 
-# What hangs on the kernel: what the programs do, and not what the library makes of it.
+# Kernel-dependent tests: of what the programs do, not of what the library makes of it.
 PROGRAMS = (
     "api_closes",
     "api_places",
@@ -44,10 +44,10 @@ PROGRAMS = (
     "truth",
 )
 
-# A group of each interface, short and yet about all that a kernel can do differently.
+# A short group of each interface, which still covers nearly everything that a kernel can do differently.
 QUICK = ("closes", "api_states")
 
-# For a start. Under emulation it takes seconds.
+# Seconds for a start. Under emulation it takes several.
 START_LIMIT = 120
 
 
@@ -69,7 +69,7 @@ class Way:
             source = KERNEL_BTF if KERNEL_BTF.exists() else theirs
             if source.exists():
                 shutil.copyfile(source, file)
-                # The second is for the tests of the tcpevent_* functions, which read no environment.
+                # The second is for tests of the tcpevent_* functions, which do not read the environment.
                 self.variables = {"TCPEVENT_BTF": str(file), "TCPEVENT_TEST_BTF": str(file)}
             else:
                 self.missing = f"the kernel has no type information, and there is no {theirs}"
@@ -110,7 +110,7 @@ def run(words, environment, limit):
         print(text, flush=True)
     process.wait()
     signal.alarm(0)
-    # Children of a test that failed.
+    # Children of a failed test.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     return None if late else process.returncode, lines
@@ -161,7 +161,7 @@ def outcome(way, rung, binary, tests, limit):
     began = time.monotonic()
     status, lines = run(way.command([binary, "--exact", *tests]), way.environment(rung), limit)
     if any(line.startswith("test result: ") for line in lines):
-        # The last list of all: what a test's children write may stand between "test NAME ..." and "ok".
+        # The last list of all: output of a test's children may stand between "test NAME ..." and "ok".
         last = len(lines) - lines[::-1].index("failures:") if "failures:" in lines else len(lines)
         failed = [test for test in tests if f"    {test}" in lines[last:]]
     else:
@@ -178,13 +178,13 @@ def main(order):
     done = {tuple(item) for item in order["done"]}
     groups = tests_of(order["tests"], order["groups"])
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tcpevent-matrix."))
-    folder.chmod(0o755)  # some tests are somebody else
+    folder.chmod(0o755)  # some tests run as another user
     (folder / "empty").mkdir()
     try:
         say(release=os.uname().release, has_btf=KERNEL_BTF.exists(), groups=list(groups))
         ways = order["btf"]
         if not KERNEL_BTF.exists():
-            # Nothing to be shown, nor to be hidden.
+            # Nothing to show, nor to hide.
             ways = dict.fromkeys(HIDDEN if name == SHOWN else name for name in ways)
         for name in ways:
             way = Way(name, folder, pathlib.Path(order["btf_files"]))

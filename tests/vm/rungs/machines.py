@@ -21,13 +21,13 @@ KEPT = ROOT / "target" / "vm"
 # This machine's own kernel.
 HERE = "here"
 
-# How much slower than a real machine an emulated one is taken to be: as in tests/vm.rs.
+# How much slower than a real machine an emulated one is assumed to be: as in tests/vm.rs.
 SLOWNESS = 8
 # Seconds for a group of tests.
 LIMIT_HERE, LIMIT_THERE = 300, 900
-# For a machine to boot, or to end.
+# Seconds for a machine to boot, or to end.
 BOOT_LIMIT = 300
-# One that dies is booted again for what is left.
+# A machine that dies is booted again for the rest.
 MOST_BOOTS = 6
 
 
@@ -75,7 +75,7 @@ class Machine:
         guest = [sys.executable, GUEST, json.dumps(order)]
         if self.kernel == HERE:
             return guest
-        # One processor, as in tests/vm.rs. What it hangs in is told by its silence.
+        # One processor, as in tests/vm.rs. A hang shows as silence.
         return [RUN, self.kernel, "--cpus", "1", "--timeout", "86400", "--", *guest]
 
     def fetch(self):
@@ -168,7 +168,7 @@ class Machine:
 
     def take(self, line):
         """A line of the guest's."""
-        # A test's unfinished line may be before it.
+        # A test's unfinished line may precede it.
         _, mark, text = line.partition(MARK)
         if not mark:
             return

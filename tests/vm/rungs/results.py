@@ -8,7 +8,7 @@ from .machines import HERE
 BEGIN = "<!-- kernels: tests/vm/matrix --write-table writes from here -->"
 END = "<!-- kernels: to here -->"
 
-# The library's line without what is in each of them.
+# The prefix of each of the library's lines.
 SAID = "libtcpEvent: error: "
 CANNOT = "cannot watch TCP connections: "
 NO_REMEDY = "; set TCPEVENT_LOG=debug to see what the kernel refused"
