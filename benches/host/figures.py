@@ -16,7 +16,7 @@ from .watchers import Library, Nobody, tcplife, tcpstates, wait_for_events
 
 BPF_STATISTICS = "/proc/sys/kernel/bpf_stats_enabled"
 
-# tcpstates is so slow that fewer connections do.
+# tcpstates is so slow that it gets fewer connections.
 SHARE_OF_TCPSTATES = 4
 
 
@@ -106,9 +106,9 @@ def check_peers(rounds):
     return notes
 
 
-# The machine's own speed changes from second to second, and with client and server too, depending on where their memory
-# is: the rate of a watcher is held against those right beside it, of the same two processes, and many short pieces tell
-# more than few long ones.
+# The machine's speed changes from second to second, and that of client and server with the placement of their memory: a
+# watcher's rate is compared with the rounds right beside it, of the same two processes, and many short pieces say more
+# than a few long ones.
 PIECES = 3
 
 
@@ -277,7 +277,7 @@ def idle(bench):
         for _ in range(tries):
             wait_until_asleep(library)
             events = library.counts()
-            time.sleep(0.1)  # the thread that has answered goes to sleep
+            time.sleep(0.1)  # lets the thread that answered go to sleep
             before = tasks.wakeups(library.pid)
             time.sleep(seconds)
             woken = tasks.wakeups(library.pid) - before
@@ -368,7 +368,7 @@ class Sweeps:
                 wait_for_events_of(self.library, self.events)
                 break
             except BenchError:
-                # Where one began late, for the machine was held up, the one after it follows at once.
+                # If one began late because the machine was held up, the next one follows at once.
                 if last:
                     raise
                 self.start_anew()
@@ -454,7 +454,7 @@ def sweep(bench):
     return rows, {"rounds": seen}
 
 
-# Enough where its consumer is not kept from running for long; and little memory, whenever that is first touched.
+# Enough if its consumer is never delayed for long; and little memory, whenever that is first touched.
 SMALL_QUEUE = 8192
 
 
@@ -544,7 +544,7 @@ def throughput(bench):
     seen = {1: [], 8: []}
     with Sockets(bench.sockets, bench.processes) as held:
         with Library(0, probe=False, network=held.pid, consume=False, queue=slots, netlink_interval=0.1) as library:
-            # The first call starts the sweeps, and takes one. Nothing else does until the queue is full.
+            # The first call starts the sweeps, and takes one event. No other is taken until the queue is full.
             library.child.ask("first", "first")
             until = time.monotonic() + 600
             while "Shedding TCP (Netlink) events" not in library.child.errors():
@@ -611,7 +611,7 @@ def tracked(bench):
     return rows + missing_rungs(bench, "tracked connections"), seen
 
 
-# Of the most that the host does without a watcher.
+# Fractions of the host's maximum without a watcher.
 OFFERED = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, None)
 
 

@@ -19,7 +19,7 @@ def first(pattern, text, default="unknown"):
 def package_of(path):
     """As in "libbpf-tools 0.26.0+ds-1"; where Debian's packages do not say, the file alone."""
     try:
-        # As packages have it: with links followed, and from before /bin was /usr/bin.
+        # Paths in packages: with links resolved, and from before /bin was /usr/bin.
         for name in (path, os.path.realpath(path), path.removeprefix("/usr")):
             owner = subprocess.run(["dpkg-query", "-S", name], capture_output=True, text=True, check=False).stdout
             if owner:

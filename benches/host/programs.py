@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "build" / "libtcpEvent.so"
 BUILT = ROOT / "target" / "bench"
 
-# Whatever takes so long hangs. Under emulation a start takes a minute.
+# Anything slower hangs. Under emulation a start takes a minute.
 PATIENCE = 300.0
 END_PATIENCE = 10.0
 
@@ -40,7 +40,7 @@ def build(name):
     if program.exists() and program.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
         return program
     BUILT.mkdir(parents=True, exist_ok=True)
-    # Somebody may be running the old one, or be compiling the same just now.
+    # Another process may be running the old one, or compiling the same.
     unfinished = BUILT / f"{name}.{os.getpid()}"
     compiler = os.environ.get("CC", "cc").split()
     command = [*compiler, *CFLAGS, "-I", ROOT / "include", sources / f"{name}.c", "-o", unfinished, "-ldl"]

@@ -38,7 +38,7 @@ HOW = """## How it is measured
 """
 
 
-# What QEMU calls a processor that it makes up.
+# QEMU's name for an emulated processor.
 EMULATED = "TCG"
 ABOUT_EMULATION = """The processor is emulated, instruction by instruction: no time here, and no ratio of times, is a
 real one's. What it shows is that all works by these probes, and what is lost: counts of events and wake-ups."""

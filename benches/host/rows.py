@@ -13,7 +13,7 @@ class Row:
     figure: str
     unit: str = ""
     ours: list = dataclasses.field(default_factory=list)
-    beside: str = ""  # who the peer is
+    beside: str = ""  # name of the peer
     peer: list = dataclasses.field(default_factory=list)
     at_most: float | None = None
     at_least: float | None = None

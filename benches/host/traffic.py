@@ -5,14 +5,14 @@ import os
 from . import tasks
 from .programs import Child, build
 
-# Of the server. Below the ephemeral ports, so that no connection of somebody else has it by chance.
+# The server's port. Below the ephemeral ports, so that no other connection gets it by chance.
 PORT = 7117
 
-# What a short connection is to a watcher: it ends at both ends, and each end goes through five changes of state.
+# A short connection to a watcher: two ends close, and each goes through five changes of state.
 CLOSES = 2
 TRANSITIONS = 10
 
-# Sent before a measurement: what the kernel and the programs do once only is done then.
+# Sent before a measurement, so that the kernel and the programs have done their one-time work.
 WARM_UP = 500
 
 

@@ -14,7 +14,8 @@ from .traffic import CLOSES, TRANSITIONS
 
 RUNGS = ("kprobe", "tp_btf")
 
-# An event that does not come within this time is lost; under emulation all is slower, but no single thing as slow.
+# An event that does not come within this time is lost; under emulation everything is slower, but no single thing as
+# slow.
 LOST_AFTER = 5.0
 
 
@@ -53,7 +54,7 @@ class Library:
         self.probe = probe
         self.network = network
         self.consume = consume
-        # As it is without settings, but for those that a figure needs.
+        # The defaults, except for settings that a figure needs.
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TCPEVENT_")}
         self.environment["TCPEVENT_LOG"] = "info"
         if rung:
@@ -206,6 +207,6 @@ def rungs():
             with Library(0, rung=rung):
                 refusals[rung] = None
         except BenchError as error:
-            # Of "cannot watch ..: RUNG: CAUSE; REMEDY": nobody has to remedy that a kernel is without.
+            # Of "cannot watch ..: RUNG: CAUSE; REMEDY": a missing feature of the kernel needs no remedy.
             refusals[rung] = str(error).split(f"{rung}: ", 1)[-1].split("; ")[0]
     return refusals
