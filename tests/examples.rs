@@ -256,7 +256,7 @@ const HEADER: &str =
     "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\ttask\tSADDR\tDADDR";
 
 #[test]
-fn tcp_table_tells_other_programs_all_fields_of_a_connection() {
+fn tcp_table_gives_other_programs_all_fields_of_a_connection() {
     let _turn = turn();
     let mut table = Program::start(tcp_table(&["--tsv"]));
     assert_eq!(table.line(), HEADER);

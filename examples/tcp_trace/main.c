@@ -324,7 +324,7 @@ static int watch(struct monitor *monitor)
             check_up(monitor);
         log_flush(&monitor->log);
         if (log_has_no_reader(&monitor->log)) {
-            fputs("tcp_trace: nobody reads the log on standard output any more\n", stderr);
+            fputs("tcp_trace: the log on standard output has no reader any more\n", stderr);
             return 1;
         }
         if (watched[END].revents != 0 && take_signal(monitor->end_fd))

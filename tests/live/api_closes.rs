@@ -51,7 +51,7 @@ fn payload_but_fin(event: &Event, received: u64) -> [u64; 3] {
 }
 
 #[test]
-fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
+fn payload_is_what_the_programs_sent_whichever_end_closes_first() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     for at in [V4(), V6()] {
@@ -119,7 +119,7 @@ fn counters_are_those_of_tcp_info_just_before_a_reset() {
 }
 
 #[test]
-fn a_close_with_unread_data_is_a_reset_of_which_only_the_other_end_has_an_error() {
+fn a_close_with_unread_data_is_an_error_at_the_other_end_only() {
     if is_beyond_the_rung("the counters of sockets that are still held") {
         return;
     }
@@ -301,7 +301,7 @@ fn data_in_a_syn_is_payload() {
 }
 
 #[test]
-fn a_connection_that_is_accepted_before_its_handshake_is_over_is_none_of_before() {
+fn a_connection_accepted_before_its_handshake_ends_is_not_older_than_the_probe() {
     if is_beyond_the_rung("the counters of sockets that are still held") || lacks_cookies() {
         return;
     }
@@ -401,7 +401,7 @@ fn connects_and_connections_that_the_network_ends_have_its_errors() {
 }
 
 #[test]
-fn an_attempt_that_its_program_gives_up_says_so_however_that_is_done() {
+fn a_connect_given_up_by_its_program_is_marked_in_every_way_of_doing_so() {
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(STATES_AND_CLOSES);

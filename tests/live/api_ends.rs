@@ -80,7 +80,7 @@ fn both_closes(watcher: &mut Watcher, ports: (u16, u16)) -> [Event; 2] {
 }
 
 #[test]
-fn a_message_of_before_is_not_what_has_ended_a_connection_in_order() {
+fn an_earlier_icmp_message_is_not_the_error_of_an_orderly_close() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     for client_first in [true, false] {
@@ -105,7 +105,7 @@ fn a_message_of_before_is_not_what_has_ended_a_connection_in_order() {
 }
 
 #[test]
-fn a_message_of_before_is_not_what_a_program_has_reset_its_connection_for() {
+fn an_earlier_icmp_message_is_not_the_error_of_a_reset_by_the_program() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let connection = Connection::open(V4(), V4());
@@ -128,7 +128,7 @@ fn a_message_of_before_is_not_what_a_program_has_reset_its_connection_for() {
 }
 
 #[test]
-fn an_attempt_that_is_given_up_after_a_routers_answer_tells_that() {
+fn a_connect_given_up_after_a_routers_answer_has_its_error() {
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -202,7 +202,7 @@ fn an_attempt_that_a_firewalls_answer_ends_was_not_given_up() {
 /// The kernel may also end a connect within connect() itself, and a plain tracepoint cannot tell that from a program
 /// that gives up.
 #[test]
-fn an_attempt_that_ends_within_10_ms_is_not_said_to_be_given_up_by_a_plain_tracepoint() {
+fn a_plain_tracepoint_does_not_mark_a_connect_that_ends_within_10_ms_as_given_up() {
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -361,7 +361,7 @@ fn counters_that_come_late_are_not_those_of_a_later_connection() {
 }
 
 #[test]
-fn a_socket_that_connects_again_tells_of_each_connection_its_own_bytes() {
+fn a_socket_that_connects_again_reports_the_bytes_of_each_connection() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let listeners = [(), ()].map(|()| TcpListener::bind(V4()).unwrap());
@@ -390,7 +390,7 @@ fn a_socket_that_connects_again_tells_of_each_connection_its_own_bytes() {
 type Send = fn(&TcpStream, &fs::File) -> usize;
 
 #[test]
-fn bytes_are_exact_by_whatever_call_they_are_sent() {
+fn bytes_are_exact_whichever_call_sends_them() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let path = std::env::temp_dir().join(format!("tcpevent-sent-{}", process::id()));

@@ -124,7 +124,7 @@ fn a_read_gives_no_more_events_than_it_was_asked_for_and_in_order() {
 // ---- Waiting
 
 #[test]
-fn a_read_waits_as_long_as_it_is_told_to_and_not_shorter() {
+fn a_read_waits_no_shorter_than_its_timeout() {
     if is_beyond_the_rung("the cookie of an attempt that has failed") || lacks_cookies() {
         return;
     }
@@ -507,7 +507,7 @@ fn a_process_that_dies_with_open_handles_leaves_no_probe() {
 }
 
 #[test]
-fn what_is_tracked_is_what_is_open() {
+fn tracked_endpoints_are_those_that_are_open() {
     let _turn = turn();
     let mut watcher = Watcher::open("events=2");
     let before = watcher.statistics(0)["tracked"];

@@ -231,7 +231,7 @@ fn a_listener_that_is_shut_down_can_listen_again() {
 }
 
 #[test]
-fn a_connection_that_nobody_accepts_ends_with_its_listener() {
+fn a_connection_that_is_not_accepted_ends_with_its_listener() {
     if is_beyond_the_rung("that nobody holds a socket") || lacks_cookies() {
         return;
     }

@@ -32,7 +32,7 @@ fn fill(map: &MapHandle) {
 }
 
 #[test]
-fn an_endpoint_without_a_place_is_not_said_to_be_older_than_the_probe() {
+fn an_endpoint_that_the_table_had_no_room_for_is_not_reported_as_older() {
     let _turn = turn();
     let mut watcher = Watcher::open(STATES_AND_CLOSES);
     // This one keeps its places.

@@ -236,7 +236,7 @@ fn a_time_wait_that_is_older_than_the_probe_gives_nothing_and_a_later_one_nothin
 }
 
 #[test]
-fn a_listener_that_is_closed_with_a_full_backlog_gives_a_close_for_each_that_nobody_has_accepted() {
+fn a_listener_closed_with_a_full_backlog_gives_a_close_for_each_unaccepted_connection() {
     const BACKLOG: i32 = 4;
 
     let _turn = turn();

@@ -141,7 +141,7 @@ fn the_descriptor_is_readable_while_there_are_events_of_a_rust_watch() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_a_text() {
+fn invalid_settings_are_refused_with_a_text() {
     let error = |builder: WatchBuilder| builder.open().err().expect("it is refused").to_string();
     assert_eq!(error(builder().queue_slots(0)), "queue_slots is 0: it takes 1 to 1048576");
     assert_eq!(error(builder().snapshots(Duration::from_millis(99))), "snapshots is 99ms: it takes 0.1 s to a day");
@@ -161,7 +161,7 @@ fn the_log_goes_to_the_closure() {
 }
 
 #[test]
-fn the_example_tells_of_a_connect_that_fails() {
+fn the_example_reports_a_failed_connect() {
     let _turn = turn();
     // Cargo builds it along with the tests.
     let folder = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples");

@@ -123,7 +123,7 @@ fn by_kprobe_an_endpoint_that_is_reset_belongs_to_the_process_that_accepted_or_h
 }
 
 #[test]
-fn by_kprobe_a_container_is_told_no_process_ids_of_the_host() {
+fn by_kprobe_a_container_gets_no_process_ids_of_the_host() {
     let _turn = turn();
     if is_left_out("kprobe") {
         return;

@@ -91,7 +91,7 @@ fn a_failure_is_alerted_at_once_and_those_of_the_next_second_together() {
 }
 
 #[test]
-fn what_failures_are_ignored_are_not_alerted() {
+fn ignored_failures_are_not_alerted() {
     let _turn = turn();
     let net = Net::new();
     let mut webhook = Webhook::start("200");
@@ -127,7 +127,7 @@ fn a_command_of_any_bytes_is_valid_json_and_no_markup() {
 }
 
 #[test]
-fn an_ipv6_address_is_told_in_brackets() {
+fn an_ipv6_address_is_in_brackets() {
     let _turn = turn();
     let mut webhook = Webhook::start("200");
     let address = Bound::new("::1".parse().unwrap()).address();
@@ -274,7 +274,7 @@ fn an_outage_is_sat_out_with_growing_distances_and_its_failures_come_in_one_mess
 }
 
 #[test]
-fn no_failure_goes_uncounted_however_many_destinations_there_are() {
+fn every_failure_is_counted_however_many_destinations_there_are() {
     const DESTINATIONS: u16 = 700;
     const OFTEN: u16 = 250;
 
@@ -326,7 +326,7 @@ fn a_connection_that_is_closed_without_an_answer_is_an_outage() {
 
 /// Its own failures are logged, but as alerts they would only feed themselves.
 #[test]
-fn while_nobody_listens_for_alerts_there_are_none_of_that() {
+fn failures_to_reach_the_webhook_are_not_alerted() {
     let _turn = turn();
     let net = Net::new();
     let reserved = Bound::new(IpAddr::V4(Ipv4Addr::LOCALHOST));

@@ -43,7 +43,7 @@ fn check_given_up(text: &str, address: SocketAddr, least: Duration, most: Durati
 }
 
 #[test]
-fn a_refused_connection_is_told_with_its_reason() {
+fn a_refused_connection_is_reported_with_its_reason() {
     let _turn = turn();
     let net = Net::new();
     let v6 = Bound::new(IpAddr::V6(Ipv6Addr::LOCALHOST)).address();
@@ -61,7 +61,7 @@ fn a_refused_connection_is_told_with_its_reason() {
 }
 
 #[test]
-fn a_program_that_gives_up_is_told_with_the_time_it_has_waited() {
+fn a_program_that_gives_up_is_reported_with_the_time_it_waited() {
     let _turn = turn();
     let net = Net::new();
     let deaf = Deaf::new(net.at(1, 0));
@@ -91,7 +91,7 @@ fn given_up_connections_can_be_ignored_but_for_their_states() {
 
 /// The reason must match the error that connect returned to the program.
 #[test]
-fn what_routers_say_is_told_as_the_program_was_told_it() {
+fn an_error_from_a_router_is_reported_as_the_program_got_it() {
     let _turn = turn();
     let mut monitor = Monitor::start(BEHIND, &[]);
     let after = Duration::from_millis(200);
@@ -132,7 +132,7 @@ fn what_routers_say_is_told_as_the_program_was_told_it() {
 }
 
 #[test]
-fn a_timeout_that_the_program_itself_has_set_is_told() {
+fn a_timeout_set_by_the_program_is_reported() {
     let _turn = turn();
     let net = Net::new();
     let deaf = Deaf::new(net.at(1, 0));
@@ -194,7 +194,7 @@ fn connections_that_were_established_are_no_failures_however_they_end() {
 }
 
 #[test]
-fn each_of_1000_failures_is_told_once() {
+fn each_of_1000_failures_is_reported_once() {
     const COUNT: u16 = 1000;
 
     let _turn = turn();

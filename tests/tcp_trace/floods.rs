@@ -207,7 +207,7 @@ fn without_a_limit_and_by_default_a_busy_moment_is_logged_whole() {
 }
 
 #[test]
-fn who_left_lines_out_is_told_on_one_line_whatever_its_name() {
+fn omitted_lines_are_reported_on_one_line_whatever_the_command() {
     let _turn = turn();
     let net = Net::new();
     let log = new_folder("log-rate-name").join("log");
@@ -274,7 +274,7 @@ fn a_process_that_fails_everywhere_leaves_room_for_others_in_an_alert() {
 }
 
 #[test]
-fn what_was_not_told_before_comes_first_in_an_alert() {
+fn destinations_not_reported_before_come_first_in_an_alert() {
     let _turn = turn();
     let net = Net::new();
     let mut webhook = Webhook::start("200");

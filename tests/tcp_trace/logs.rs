@@ -222,7 +222,7 @@ fn where_no_new_log_can_be_opened_the_old_one_goes_on() {
 // ---- A full disk
 
 #[test]
-fn what_a_full_disk_has_cost_is_told_and_no_line_is_cut() {
+fn lines_lost_to_a_full_disk_are_reported_and_no_line_is_cut() {
     const DISK: usize = 1024 * 1024;
     /// Initial room for the log, in lines of some 100 bytes.
     const ROOM: usize = 32 * 1024;
@@ -293,7 +293,7 @@ fn read_log_if_whole(path: &Path) -> Option<Vec<String>> {
 }
 
 #[test]
-fn a_disk_that_stays_full_is_told_on_stderr() {
+fn a_disk_that_stays_full_is_reported_on_stderr() {
     let _turn = turn();
     let net = Net::new();
     let mut command = command(&["--dest", &net.prefix()], &[]);

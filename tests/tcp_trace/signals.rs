@@ -12,7 +12,7 @@ use crate::webhook::Webhook;
 
 /// Everything that happened before the signal is reported.
 #[test]
-fn either_signal_ends_it_with_everything_told_and_a_summary() {
+fn either_signal_ends_it_with_everything_reported_and_a_summary() {
     const COUNT: u16 = 300;
 
     let _turn = turn();
@@ -80,7 +80,7 @@ fn a_hangup_is_nothing_to_a_log_on_stdout() {
 }
 
 #[test]
-fn it_ends_when_nobody_reads_its_log_any_more() {
+fn it_ends_when_its_log_has_no_reader_any_more() {
     let _turn = turn();
     let net = Net::new();
     let mut child = command(&["--dest", &net.prefix()], &[])
@@ -111,7 +111,7 @@ fn it_ends_when_nobody_reads_its_log_any_more() {
     let mut errors = String::new();
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert_eq!(status.code(), Some(1), "{errors}");
-    assert_eq!(errors, "tcp_trace: nobody reads the log on standard output any more\n");
+    assert_eq!(errors, "tcp_trace: the log on standard output has no reader any more\n");
 }
 
 /// A FIFO as log must wait for its reader. A signal must end that.

@@ -113,7 +113,7 @@ fn check_times(lines: &[String], from_ns: u64, to_ns: u64) {
 }
 
 #[test]
-fn both_ends_of_a_connection_are_told_state_by_state() {
+fn both_ends_of_a_connection_are_reported_state_by_state() {
     let _turn = turn();
     let net = Net::new();
     let prefix = net.prefix();
@@ -149,7 +149,7 @@ fn both_ends_of_a_connection_are_told_state_by_state() {
 }
 
 #[test]
-fn an_ipv6_connection_is_told_likewise() {
+fn both_ends_of_an_ipv6_connection_are_reported_state_by_state() {
     let _turn = turn();
     let v6: SocketAddr = (Ipv6Addr::LOCALHOST, 0).into();
     let prepared = Prepared::new(v6, v6, v6);
