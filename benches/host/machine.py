@@ -1,4 +1,4 @@
-"""What the figures were taken on."""
+"""The machine of a run."""
 
 import datetime
 import os
@@ -17,7 +17,7 @@ def first(pattern, text, default="unknown"):
 
 
 def package_of(path):
-    """As in "libbpf-tools 0.26.0+ds-1"; where Debian's packages do not say, the file alone."""
+    """As in "libbpf-tools 0.26.0+ds-1"; the file alone if no Debian package has it."""
     try:
         # Paths in packages: with links resolved, and from before /bin was /usr/bin.
         for name in (path, os.path.realpath(path), path.removeprefix("/usr")):

@@ -1,4 +1,4 @@
-"""BENCHMARKS.md, from the results of a run and of others that are to stand beside it."""
+"""BENCHMARKS.md, from the results of a run and of others to compare with."""
 
 import statistics
 
@@ -88,7 +88,7 @@ def section(result, title):
 
 
 def fields(row):
-    """Without what is computed from the others."""
+    """The row without values computed from others."""
     return {name: value for name, value in row.items() if name not in ("value", "peer_value", "ratio", "met")}
 
 

@@ -6,7 +6,7 @@ import statistics
 
 @dataclasses.dataclass
 class Row:
-    """A figure. `ours` and `peer` have a value for each round; what counts is their median. Lower is better, unless
+    """A figure. `ours` and `peer` have a value for each round; their median counts. Lower is better, unless
     `at_least` is given.
     """
 
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def met(self):
-        """None where there is no target, or no value."""
+        """None without a target, or a value."""
         if self.value is None or not self.target:
             return None
         met = True

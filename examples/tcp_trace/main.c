@@ -277,7 +277,7 @@ static void reopen_log(struct monitor *monitor)
     int error = log_reopen(&monitor->log);
 
     if (error != 0)
-        log_notice(&monitor->log, LOG_WARNING, "cannot open the log %s anew: %s; the old file goes on",
+        log_notice(&monitor->log, LOG_WARNING, "cannot reopen the log %s: %s; the old file stays in use",
                    monitor->log.name, strerrordesc_np(error));
 }
 

@@ -105,7 +105,7 @@ impl Scene {
         let socket = tcp_socket(to);
         socket.bind(&V4().into()).unwrap();
         let local = socket.local_addr().unwrap().as_socket().unwrap();
-        socket.connect(&to.into()).expect_err("nobody listens there");
+        socket.connect(&to.into()).expect_err("no listener there");
         truths.push(Truth { failed: true, ..own(local, to) });
 
         let (local, remote) = {

@@ -51,7 +51,7 @@ pub fn lacks_cookies() -> bool {
 pub fn is_beyond_the_rung(what: &str) -> bool {
     let is_beyond = rung_is_tracepoint();
     if is_beyond {
-        eprintln!("skipped: a plain tracepoint does not tell {what}");
+        eprintln!("skipped: a plain tracepoint does not report {what}");
     }
     is_beyond
 }

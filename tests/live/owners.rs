@@ -104,7 +104,7 @@ fn check_scenario(name: &str, endpoints: usize) {
         eprintln!("skipped: this kernel has no {name}");
         return;
     };
-    assert_eq!(truths.len(), endpoints * RUNS, "the scenario told of another number of endpoints");
+    assert_eq!(truths.len(), endpoints * RUNS, "the scenario reported another number of endpoints");
     // A plain tracepoint cannot tell that no process holds the socket.
     let mut may_be_nobody = name == "never-accepted" && rung_is_tracepoint();
     // The kernel itself tears down the ring of a process that has exited, possibly after the library stopped waiting.

@@ -104,7 +104,7 @@ fn settings_that_were_edited_are_never_overwritten_nor_removed() {
     assert_eq!(fs::read_to_string(&settings).unwrap(), "DEST_IP=192.0.2.7\n");
     let words = make("uninstall", &place);
     assert_eq!(files(&place), [DEFAULTS.to_owned()].into());
-    assert!(words.contains(settings.to_str().unwrap()), "it is not told that it stays: {words}");
+    assert!(words.contains(settings.to_str().unwrap()), "no line says that it stays: {words}");
 }
 
 /// The installed unit, for an existing program.

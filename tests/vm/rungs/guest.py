@@ -1,14 +1,14 @@
 #!/usr/bin/python3
-"""Runs under the kernel in question, as root: tries each rung, and runs the live tests where it holds.
+"""Runs under the kernel in question, as root: tries each rung, and runs the live tests if it works.
 
-Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (ways that the kernel's type information is
-had, of WAYS), `groups` (modules of the live tests; null for those of PROGRAMS where the way matters, and those of QUICK
-elsewhere), `all` (modules: all where the way matters), `limit` (seconds for a group), `btf_files` (a folder
-that has RELEASE.btf for kernels without type information), and `done` (what is known already, as lists of way, rung and
-group).
+Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (sources of the
+kernel's type information, of WAYS), `groups` (modules of the live tests; null for those of PROGRAMS if the source matters, otherwise those of
+QUICK), `all` (modules: all if the source matters), `limit` (seconds for a group), `btf_files` (a folder
+that has RELEASE.btf for kernels without type information), and `done` (earlier results to skip, as lists of way, rung
+and group).
 
-Each thing found is a line of JSON behind MARK; all other lines are the tests' own. What is begun is said too, so that
-it is known what a kernel died of.
+Each result is a line of JSON after MARK; all other lines are the tests' own. A start is reported too, to show during which
+test a kernel died.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def say(**found):
 
 
 class Way:
-    """A way to run programs, as to the kernel's type information."""
+    """Runs programs with a certain source of the kernel's type information."""
 
     def __init__(self, name, folder, btf_files):
         self.name = name
@@ -84,7 +84,7 @@ class Way:
 
 
 def run(words, environment, limit):
-    """Status (None: it took too long) and lines, which are also passed on."""
+    """Returns the status (None: it took too long) and the lines, which are also printed."""
     process = subprocess.Popen(
         [str(word) for word in words],
         env=environment,
@@ -117,13 +117,13 @@ def run(words, environment, limit):
 
 
 def is_its_own(way, rung):
-    """Whether all tests are worth their time: the plain tracepoint is where there are no types, and makes nothing of any;
-    to the others, those of a file are what the kernel shows."""
+    """Whether all tests are worth their time. The plain tracepoint is for kernels without types, and uses none; for the
+    other rungs, types from a file are the same as the kernel's."""
     return way.name == (HIDDEN if rung == "tracepoint" else SHOWN)
 
 
 def refusal(way, rung, library):
-    """None where the rung holds, or the library's line of why it does not."""
+    """None if the rung works, otherwise the library's line that says why not."""
     words = way.command([sys.executable, __file__, "--start", library])
     status, lines = run(words, {**way.environment(rung), "TCPEVENT_LOG": "error"}, START_LIMIT)
     if status == 0:
@@ -134,7 +134,7 @@ def refusal(way, rung, library):
 
 
 def start(library):
-    """A consumer that starts and stops. Where the start fails, the library ends the process."""
+    """A consumer that starts and stops. If the start fails, the library ends the process."""
     library = ctypes.CDLL(library)
     library.AddProbe(None)
     while not library.getStatus():
@@ -157,7 +157,7 @@ def tests_of(binary, wanted):
 
 
 def outcome(way, rung, binary, tests, limit):
-    """Of a group: how many tests have passed, those that failed, and how long it took."""
+    """Runs a group. Returns how many tests passed, those that failed, and how long it took."""
     began = time.monotonic()
     status, lines = run(way.command([binary, "--exact", *tests]), way.environment(rung), limit)
     if any(line.startswith("test result: ") for line in lines):
