@@ -1,6 +1,6 @@
 //! The cost of an event on its way through the library, part by part: `cargo bench --bench micro`. `make bench`
 //! measures the total cost for a host.
-#![allow(missing_docs)] // Of what criterion's macros make.
+#![allow(missing_docs)] // Of items from criterion's macros.
 
 use std::hint::black_box;
 

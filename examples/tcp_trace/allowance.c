@@ -22,7 +22,7 @@ static uint64_t mix(uint64_t bits)
     return bits ^ bits >> 31;
 }
 
-/* The user is part of the key: a user who finds two destinations with the same key affects nobody else's account. */
+/* The user is part of the key: a user who finds two destinations with the same key affects no other user's account. */
 static uint64_t destination_key(uint64_t user_key, const struct tcpevent_event *event)
 {
     uint64_t halves[2];

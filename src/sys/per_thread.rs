@@ -84,7 +84,7 @@ pub fn set_last_error(text: CString) {
     }
 }
 
-/// The text of the calling thread's last error, NUL-terminated; empty where there was none.
+/// The text of the calling thread's last error, NUL-terminated; empty without one.
 pub fn last_error() -> *const c_char {
     existing().map_or(c"".as_ptr(), |this| this.last_error.borrow().as_ptr())
 }

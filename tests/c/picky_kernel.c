@@ -6,7 +6,7 @@
  *                without this family
  *   no-module    no sock_diag for TCP at all
  *   no-socket    not even the netlink family
- *   short-info   a tcp_info as Linux 4.9 has it, which ends behind delivery_rate (168 bytes)
+ *   short-info   Linux 4.9's tcp_info, which ends after delivery_rate (168 bytes)
  *
  * A refused request is passed to the kernel for a family without sock_diag, so that the error is the kernel's own. Each
  * request writes a byte to the file PICKY_COUNT.

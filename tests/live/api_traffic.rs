@@ -103,7 +103,7 @@ pub fn wait_for_state(socket: &impl AsRawFd, state: u8) {
     }
 }
 
-/// The command of this process, which is that of its first thread.
+/// The command of this process: its first thread's.
 pub fn own_process_comm() -> String {
     std::fs::read_to_string("/proc/self/comm").unwrap().trim_end().to_owned()
 }
