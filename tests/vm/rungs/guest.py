@@ -1,14 +1,14 @@
 #!/usr/bin/python3
 """Runs under the kernel in question, as root: tries each rung, and runs the live tests if it works.
 
-Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (sources of the
-kernel's type information, of WAYS), `groups` (modules of the live tests; null for those of PROGRAMS if the source matters, otherwise those of
-QUICK), `all` (modules: all if the source matters), `limit` (seconds for a group), `btf_files` (a folder
-that has RELEASE.btf for kernels without type information), and `done` (earlier results to skip, as lists of way, rung
-and group).
+Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (sources of the kernel's type
+information, of WAYS), `groups` (modules of the live tests; null for those of PROGRAMS if the source matters,
+otherwise those of QUICK), `all` (modules: all if the source matters), `limit` (seconds for a group), `btf_files` (a
+folder that has RELEASE.btf for kernels without type information), and `done` (earlier results to skip, as lists of
+way, rung and group).
 
-Each result is a line of JSON after MARK; all other lines are the tests' own. A start is reported too, to show during which
-test a kernel died.
+Each result is a line of JSON after MARK; all other lines are the tests' own. A start is reported too, to show during
+which test a kernel died.
 """
 
 import contextlib
