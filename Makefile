@@ -1,4 +1,4 @@
-# The front door: `make help` lists what it can do.
+# The front door: `make help` lists the targets.
 #
 #   make                 the release library, the examples and the monitor tcp_trace, in build/
 #   make demo            the same, and the demonstration (as root)
@@ -7,19 +7,19 @@
 
 PREFIX  ?= /opt/RealTimeKql
 DESTDIR ?=
-# Where the files of the service tcp_trace go; empty: nowhere. Whoever is not root installs below PREFIX only.
+# Where the files of the service tcp_trace go; empty: nowhere. Without root, everything is installed below PREFIX.
 IF_ROOT      := $(if $(DESTDIR)$(filter 0,$(shell id -u)),yes)
 UNITDIR      ?= $(if $(IF_ROOT),/usr/local/lib/systemd/system)
 LOGROTATEDIR ?= $(if $(IF_ROOT),/etc/logrotate.d)
 DEFAULTDIR   ?= $(if $(IF_ROOT),/etc/default)
-# The folder of RealTimeKql, which looks for the library there, by the name event.so; empty: no link is made.
+# The folder of RealTimeKql, which looks for the library there under the name event.so; empty: no link is made.
 REALTIMEKQL  ?=
 CFLAGS  ?= -O2
 CARGO   ?= cargo
-# -Werror in .ci/run: a warning that a later compiler has learned must not stop a user's build. build.rs reads it too.
+# -Werror in .ci/run: a new warning of a later compiler must not stop a user's build. build.rs reads it too.
 WERROR  ?=
 
-# As in .ci/setup, which may put it there: Ubuntu's Rust of the least version that will do.
+# As in .ci/setup, which may install it there: Ubuntu's Rust of the minimal version.
 RUST_LEAST := $(shell sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 export PATH := /usr/lib/rust-$(RUST_LEAST)/bin:$(PATH)
 
@@ -49,14 +49,14 @@ RUFF_DIR     := $(TARGET_DIR)/ruff-$(RUFF_VERSION)
 RUFF         := $(RUFF_DIR)/bin/ruff
 
 C_FLAGS := -std=c11 -Wall -Wextra $(WERROR) -pedantic -Iinclude -DTCPEVENT_VERSION='"$(VERSION)"' $(CPPFLAGS) $(CFLAGS)
-# Whether tcp_trace can be built. Asked when it is its turn, as setup may have installed libcurl just before.
+# Whether tcp_trace can be built. Evaluated late, as setup may have installed libcurl just before.
 HAS_CURL := printf '\043include <curl/curl.h>\n' | $(CC) $(CPPFLAGS) $(CFLAGS) -x c -fsyntax-only - 2>/dev/null
 # The library is beside the program in build/, and in ../lib once both are installed.
 RUN_PATH := -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib'
 SAMPLE_PATH := -Wl,-rpath,'$$ORIGIN/..'
 
 .DELETE_ON_ERROR:
-# cargo uses all cores by itself, and two setups at once would wait for one apt.
+# cargo uses all cores by itself, and two setups at once would wait for each other's apt.
 .NOTPARALLEL:
 .PHONY: all demo monitor test test-kernels test-fresh least soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
 
@@ -71,7 +71,7 @@ monitor: all ## show this host's connections until Ctrl-C (as root)
 test: setup-test all ## run all tests (as root)
 	$(CARGO) test --profile tests --locked
 
-# By hand, as it takes long. KERNELS, as in make test-kernels KERNELS=5.10: those alone.
+# By hand, as it takes long. KERNELS, as in make test-kernels KERNELS=5.10: only those.
 test-kernels: setup-test all ## the live tests under each kernel within reach, by each rung (as root, 90 minutes; MATRIX=--quick)
 	$(CARGO) test --profile tests --locked --no-run --test live
 	tests/vm/matrix --json $(TARGET_DIR)/vm/matrix.json $(MATRIX) $(KERNELS)
@@ -79,7 +79,7 @@ test-kernels: setup-test all ## the live tests under each kernel within reach, b
 test-fresh: ## make demo in empty systems of Debian 12 and 13 (as root; needs debootstrap; minutes each; SUITES=trixie)
 	tests/fresh/run $(SUITES)
 
-# Chains of `let`, say, which no lint tells from older code. The toolchain takes 500 MB of disk.
+# Finds, say, chains of `let`, which no lint reports. The toolchain takes 500 MB of disk.
 least: | setup-test ## does all compile with the least Rust that Cargo.toml names? (needs rustup)
 	@command -v rustup >/dev/null || { echo "rustup is missing: https://rustup.rs" >&2; exit 1; }
 	rustup toolchain list | grep -q '^$(RUST_LEAST)-' || rustup toolchain install --profile minimal $(RUST_LEAST)
@@ -95,7 +95,7 @@ bench: setup-test all ## what watching costs, beside tcplife, tcpstates and ss (
 micro: | setup ## what an event costs within the library, part by part
 	$(CARGO) bench --locked --bench micro
 
-# The standard library is built anew: races cannot be told from its locks where those are not watched too.
+# The standard library is rebuilt: races can only be detected if its locks are instrumented too.
 tsan: | setup-test ## the concurrent unit tests under ThreadSanitizer (needs rustup; minutes the first time)
 	@ls "$$(rustc --print sysroot)/lib/rustlib/src/rust/library" >/dev/null 2>&1 || rustup component add rust-src
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) test --lib --locked -Zbuild-std \
@@ -104,7 +104,7 @@ tsan: | setup-test ## the concurrent unit tests under ThreadSanitizer (needs rus
 FUZZ_SECONDS ?= 600
 FUZZ_TARGETS := $(patsubst fuzz/fuzz_targets/%.rs,%,$(wildcard fuzz/fuzz_targets/*.rs))
 
-# What a run finds worth keeping goes to fuzz/target/corpus; fuzz/corpus has the seeds, and a finding's input once it is mended.
+# Inputs worth keeping go to fuzz/target/corpus; fuzz/corpus has the seeds, and the input of each fixed finding.
 fuzz: | setup-test ## each parser fed with hostile bytes, FUZZ_SECONDS each (600; needs cargo-fuzz; minutes to build)
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz build --fuzz-dir fuzz
@@ -114,7 +114,7 @@ fuzz: | setup-test ## each parser fed with hostile bytes, FUZZ_SECONDS each (600
 			-max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
 	done
 
-# Only cargo knows whether the library is out of date; where it is not, its time stays and nothing else is built.
+# Only cargo knows whether the library is out of date; if not, its time stays and nothing else is built.
 $(LIBRARY): FORCE | setup
 	$(CARGO) build --release --locked
 
@@ -133,12 +133,12 @@ build/tcp_trace: $(TRACE_C) $(wildcard $(TRACE)/*.h) $(HEADERS) $(LIBRARY) build
 	fi; \
 	set -x; $(CC) $(C_FLAGS) $(LDFLAGS) $(RUN_PATH) -o $@ $(TRACE_C) -Lbuild -ltcpEvent -lcurl -pthread
 
-# In the compiler's own dialect, as their readers compile them. dlopen is not linked with the library.
+# In the compiler's default dialect, as their readers compile them. dlopen is not linked with the library.
 $(SAMPLES): build/examples/%: examples/%.c $(HEADERS) $(LIBRARY) build/libtcpEvent.so
 	@mkdir -p build/examples
 	$(CC) $(C_FLAGS) -std=gnu11 $(LDFLAGS) $(SAMPLE_PATH) -Wl,--as-needed -o $@ $< -Lbuild -ltcpEvent -ldl
 
-# What is built is installed as it is, so that `make` needs no root and `sudo make install` no compiler.
+# Installs existing builds only, so that `make` needs no root and `sudo make install` no compiler.
 install: ## install into $(DESTDIR)$(PREFIX)
 	@ls -L build/libtcpEvent.so build/tcp_table >/dev/null 2>&1 || $(MAKE) --no-print-directory all
 	install -d $(INSTALL_DIRS)
@@ -185,15 +185,15 @@ endif
 ROOT = $(DESTDIR)$(PREFIX)
 INSTALL_DIRS = $(ROOT)/lib/pkgconfig $(ROOT)/lib $(ROOT)/include $(ROOT)/bin $(ROOT)/share/tcpEvent/$(TRACE) \
 	$(ROOT)/share/tcpEvent/examples $(ROOT)/share/tcpEvent $(sort $(foreach page,$(PAGES),$(MAN_DIR))) $(ROOT)/share/man
-# Of a `page`, by its section.
+# The folder of a `page`, by its section.
 MAN_DIR = $(ROOT)/share/man/man$(subst .,,$(suffix $(page)))
-# The service is installed where its program was built.
+# The service is installed if its program was built.
 IF_TRACE = [ ! -e build/tcp_trace ] ||
 UNIT     = $(DESTDIR)$(UNITDIR)/tcp_trace.service
 EVENT    = $(DESTDIR)$(REALTIMEKQL)/event.so
 ROTATION = $(DESTDIR)$(LOGROTATEDIR)/tcp_trace
 DEFAULTS = $(DESTDIR)$(DEFAULTDIR)/tcp_trace
-# What is above them is the system's, or a package's.
+# The folders above belong to the system, or to a package.
 SERVICE_DIRS = $(if $(UNITDIR),$(DESTDIR)$(UNITDIR) $(DESTDIR)$(dir $(UNITDIR))) \
 	$(if $(LOGROTATEDIR),$(DESTDIR)$(LOGROTATEDIR)) $(if $(DEFAULTDIR),$(DESTDIR)$(DEFAULTDIR))
 
@@ -224,7 +224,7 @@ format: | setup-test $(RUFF) ## format the code: Rust, C and Python
 	clang-format -i $(C_FILES)
 	$(RUFF) format --quiet --no-cache $(PYTHON)
 
-# mandoc looks for what a page refers to among the pages that are installed; tests/man.rs looks for our own.
+# mandoc looks for referenced pages among the installed ones; tests/man.rs checks ours.
 lint: | setup-test $(RUFF) ## clippy, ruff, mandoc, and shellcheck where there is one
 	$(CARGO) clippy --profile tests --all-targets --locked -- -D warnings
 	$(RUFF) check --quiet --no-cache $(PYTHON)

@@ -1,4 +1,4 @@
-//! Compiles and embeds the BPF programs, and gives the shared library the name, flags and needs that its
+//! Compiles and embeds the BPF programs, and gives the shared library the name, flags and dependencies that its
 //! consumers rely on.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ mod shared;
 #[path = "bpf/slim.rs"]
 mod slim;
 
-/// Each with the instruction set of the oldest kernel that it is for: Linux 5.8, 4.15.
+/// Each with the instruction set of its oldest kernel: Linux 5.8, 4.15.
 const PROGRAMS: [(&str, &str); 3] =
     [("tcp_event", "-mcpu=v3"), ("tcp_event_perf", "-mcpu=v1"), ("tcp_event_tracepoint", "-mcpu=v1")];
 
@@ -70,8 +70,8 @@ fn main() {
     println!("cargo:rustc-cdylib-link-arg=-Wl,--as-needed");
 }
 
-/// The structures, unions and enumerations that a program has, without what stands for a version of one (`___`): libbpf
-/// looks for them among the kernel's.
+/// The structures, unions and enumerations of a program, without their flavours (`___`): libbpf looks for them among
+/// the kernel's.
 fn names_of_types(object: &Path) -> Vec<String> {
     let btf = Btf::from_path(object).expect("the object has type information");
     let mut names = BTreeSet::new();
@@ -88,23 +88,23 @@ fn names_of_types(object: &Path) -> Vec<String> {
     names.into_iter().collect()
 }
 
-/// What a program reads of the kernel's structures, as its relocations say: each an `Access` of `src/probe/accesses.rs`.
+/// A program's reads of kernel structures, from its relocations: each an `Access` of `src/probe/accesses.rs`.
 fn accesses(object: &Path) -> BTreeSet<String> {
     let btf = Btf::from_path(object).expect("the object has type information");
     let relocations = relocations(object).expect("the object has relocations");
     relocations.into_iter().map(|relocation| access(&btf, &relocation)).filter(|access| !access.is_empty()).collect()
 }
 
-/// `struct bpf_core_relo`, without the instruction that it is for.
+/// `struct bpf_core_relo`, without its instruction.
 struct Relocation {
-    /// The type that the access begins at.
+    /// The type at which the access begins.
     root: u32,
-    /// Indices of members and elements, with colons between them. The first one is of an array of the root.
+    /// Indices of members and elements, separated by colons. The first one is of an array of the root.
     path: String,
     kind: usize,
 }
 
-/// Those of all sections of an object (include/linux/btf.h: `struct btf_ext_header`; what follows it by sections, in libbpf's
+/// The relocations of all sections of an object (include/linux/btf.h: `struct btf_ext_header`; its sections in libbpf's
 /// `btf_ext_info`).
 fn relocations(object: &Path) -> Option<Vec<Relocation>> {
     const HEADER_LENGTH: usize = 4;
@@ -135,7 +135,7 @@ fn relocations(object: &Path) -> Option<Vec<Relocation>> {
     Some(found)
 }
 
-/// The bytes of a section of an ELF file of 64 bits, by its name with the NUL (elf(5)).
+/// The bytes of a section of a 64-bit ELF file, by its name with the NUL (elf(5)).
 fn section<'object>(object: &'object [u8], name: &[u8]) -> Option<&'object [u8]> {
     let short = |at: usize| Some(usize::from(u16::from_le_bytes(*object.get(at..)?.first_chunk()?)));
     let word = |at: usize| usize::try_from(u32::from_le_bytes(*object.get(at..)?.first_chunk()?)).ok();
@@ -148,7 +148,7 @@ fn section<'object>(object: &'object [u8], name: &[u8]) -> Option<&'object [u8]>
     object.get(long(found + 24)?..)?.get(..long(found + 32)?)
 }
 
-/// The Rust of one access; empty where it is none to a structure.
+/// The Rust code of one access; empty if it is not to a structure.
 fn access(btf: &Btf<'_>, relocation: &Relocation) -> String {
     /// The first of the kinds that are not about a field (`enum bpf_core_relo_kind`), and the one about a type's size.
     const NOT_OF_FIELDS: usize = 6;

@@ -1,6 +1,6 @@
-//! What an event costs on its way through the library, part by part: `cargo bench --bench micro`. What all of it costs a
-//! host is measured by `make bench`.
-#![allow(missing_docs)] // Of what criterion's macros make.
+//! The cost of an event on its way through the library, part by part: `cargo bench --bench micro`. `make bench`
+//! measures the total cost for a host.
+#![allow(missing_docs)] // Of items from criterion's macros.
 
 use std::hint::black_box;
 
@@ -13,7 +13,7 @@ use tcpEvent::internals::diag::{Reply, for_each_reply, parse_socket};
 use tcpEvent::internals::record::decode;
 use tcpEvent::{Event, Kind, state};
 
-/// `struct tcp_record` of `bpf/tcp_event.h`, of an IPv4 connection that has ended.
+/// `struct tcp_record` of `bpf/tcp_event.h`, for an IPv4 connection that has ended.
 fn plain_record() -> Vec<u8> {
     let mut bytes = Vec::new();
     for word in [222_000u64, 111_000, 70_001, 5_002, 0] {
@@ -25,7 +25,7 @@ fn plain_record() -> Vec<u8> {
     for half in [2u16, 40_000, 443] {
         bytes.extend(half.to_ne_bytes());
     }
-    // It has called connect; it was in LAST_ACK.
+    // The initiator, in LAST_ACK.
     bytes.extend([1, state::LAST_ACK]);
     bytes.extend([192, 168, 100, 101, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     bytes.extend([203, 0, 113, 250, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -33,7 +33,7 @@ fn plain_record() -> Vec<u8> {
     bytes
 }
 
-/// `struct tcp_detailed_record`, of the same one.
+/// `struct tcp_detailed_record` for the same connection.
 fn detailed_record() -> Vec<u8> {
     let mut bytes = plain_record();
     for long in [112_000u64, 4711, 815] {
@@ -101,7 +101,7 @@ fn formatting(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The payload of one socket, as sock_diag lists it, with a `tcp_info` of Linux 6.
+/// The payload of one socket in a sock_diag listing, with a `tcp_info` of Linux 6.
 fn listed_socket(number: u32) -> Vec<u8> {
     const TCP_INFO_LEN: u16 = 248;
     let mut bytes = vec![2, state::ESTABLISHED, 0, 0];
@@ -114,7 +114,7 @@ fn listed_socket(number: u32) -> Vec<u8> {
     for word in [0u32, 0, 0, 1000, 77 + number] {
         bytes.extend(word.to_ne_bytes());
     }
-    // INET_DIAG_INFO, and behind it INET_DIAG_CGROUP_ID.
+    // INET_DIAG_INFO, then INET_DIAG_CGROUP_ID.
     bytes.extend((4 + TCP_INFO_LEN).to_ne_bytes());
     bytes.extend(2u16.to_ne_bytes());
     bytes.extend([1; TCP_INFO_LEN as usize]);
@@ -124,7 +124,7 @@ fn listed_socket(number: u32) -> Vec<u8> {
     bytes
 }
 
-/// A datagram of a dump, as long as the kernel makes them.
+/// A datagram of a dump, as long as the kernel's.
 fn datagram(sequence: u32) -> Vec<u8> {
     const MOST: usize = 32 * 1024;
     const SOCK_DIAG_BY_FAMILY: u16 = 20;

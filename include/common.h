@@ -30,7 +30,7 @@ enum {
 /**
  * One TCP event, as `DequeuePerfEvent` hands it out: 430 bytes without padding, all numbers in host byte order.
  *
- * It stands for an endpoint: of a connection between two processes of one host, each end gives events of its own.
+ * It describes one endpoint: a connection between two processes of one host gives events for each end.
  */
 struct __attribute__((packed)) tcp_event_t {
     /**
@@ -46,11 +46,11 @@ struct __attribute__((packed)) tcp_event_t {
      */
     uint32_t UserId;
     /**
-     * Payload bytes received; the peer's FIN counts as one more, once it came (tcp_sock.bytes_received).
+     * Payload bytes received; the peer's FIN counts as one more, once it has come (tcp_sock.bytes_received).
      */
     uint64_t rx_b;
     /**
-     * Payload bytes sent. A close event gives those acknowledged, and counts the opener's SYN and either side's FIN
+     * Payload bytes sent. A close event gives those acknowledged, and counts the initiator's SYN and either side's FIN
      * as one more each (tcp_sock.bytes_acked); a snapshot gives those sent, retransmissions included.
      */
     uint64_t tx_b;
@@ -59,7 +59,7 @@ struct __attribute__((packed)) tcp_event_t {
      */
     uint32_t tcpi_segs_out;
     /**
-     * Segments received, likewise.
+     * Segments received: data segments in a close event, all segments in a snapshot.
      */
     uint32_t tcpi_segs_in;
     /**
@@ -83,7 +83,7 @@ struct __attribute__((packed)) tcp_event_t {
      */
     char SADDR[128];
     /**
-     * Remote address, likewise.
+     * Remote address, in the same form.
      */
     char DADDR[128];
 };
@@ -114,7 +114,7 @@ struct __attribute__((packed)) event_t {
      */
     uint8_t saddr[16];
     /**
-     * Remote address, likewise.
+     * Remote address, in the same form.
      */
     uint8_t daddr[16];
     /**

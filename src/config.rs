@@ -1,5 +1,5 @@
-//! What a watch can be asked for, with its defaults and limits, wherever the asking comes from: the environment
-//! (`api/classic/env.rs`) or a caller's options (`api/handles`).
+//! The settings of a watch, with their defaults and limits, from either source: the environment (`api/classic/env.rs`)
+//! or a caller's options (`api/handles`).
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -33,31 +33,31 @@ impl Rung {
     }
 }
 
-/// What a probe is to do.
+/// The settings of a probe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeSettings {
-    /// One rung only, or all in turn.
+    /// A single rung, or all in turn.
     pub rung: Option<Rung>,
-    /// The kernel's types, for a kernel without its own.
+    /// A BTF file, for a kernel without BTF of its own.
     pub btf: Option<PathBuf>,
     /// Which events are wanted.
     pub filter: Arc<Filter>,
-    /// Whether all that is known of an event is wanted, or just what the classic functions tell.
+    /// Whether events carry all details, or just what the classic functions report.
     pub detailed: bool,
-    /// Whether changes of state are wanted. They come detailed only.
+    /// Whether changes of state are wanted. They are always detailed.
     pub states: bool,
     /// Whether closes are wanted.
     pub closes: bool,
 }
 
-/// Slots where nothing else is asked for.
+/// Default number of slots.
 pub const DEFAULT_SLOTS: usize = 1024;
 
-/// The most slots that a queue can have: at 128 bytes each, 128 MiB.
+/// The most slots of a queue: at 128 bytes each, 128 MiB.
 pub const MOST_SLOTS: usize = 1 << 20;
 
-/// From sweep to sweep, where nothing else is asked for.
+/// Default time from sweep to sweep.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(6200);
 
-/// What can be asked for.
+/// Its limits.
 pub const SWEEP_INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);

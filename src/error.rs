@@ -1,37 +1,37 @@
-//! What can go wrong, in one line each: cause and remedy.
+//! The library's errors, each in one line: cause and remedy.
 
 use std::io;
 
 use thiserror::Error;
 
-/// The remedy where descriptors are used up.
+/// The remedy when descriptors run out.
 pub const NO_DESCRIPTORS: &str = "raise the limit of open files (ulimit -n)";
 
 /// An error of this library.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A setting has a value that it does not take.
+    /// Invalid value of a setting.
     #[error("{name}={value:?} is not valid: it takes {takes}")]
     Setting {
         /// The environment variable.
         name: &'static str,
-        /// What it holds.
+        /// Its value.
         value: String,
-        /// What it may hold.
+        /// Valid values.
         takes: &'static str,
     },
-    /// A word of a filter is none, or not what belongs there.
+    /// Invalid filter word.
     #[error("{name}={text:?}: word {at}, {word:?}, must be {takes}")]
     Filter {
         /// The setting.
         name: &'static str,
-        /// All of it.
+        /// The whole filter.
         text: String,
-        /// The word, or the part of it between commas.
+        /// The word, or its part between commas.
         word: String,
-        /// Which word, from 1.
+        /// Position of the word, from 1.
         at: usize,
-        /// What belongs there.
+        /// What is valid there.
         takes: &'static str,
     },
     /// A filter ends where a value is missing.
@@ -39,68 +39,68 @@ pub enum Error {
     FilterEnd {
         /// The setting.
         name: &'static str,
-        /// All of it.
+        /// The whole filter.
         text: String,
-        /// What belongs there.
+        /// What is valid there.
         takes: &'static str,
     },
-    /// An argument of a `tcpevent_*` function is none that it takes.
+    /// Invalid argument of a `tcpevent_*` function.
     #[error("{what}")]
     Argument {
-        /// What is wrong, and what it takes.
+        /// What is wrong, and what is valid.
         what: &'static str,
-        /// The errno that stands for it.
+        /// Its errno.
         errno: i32,
     },
-    /// An option has a value that it does not take.
+    /// Invalid value of an option.
     #[error("{name} is {value}: it takes {takes}")]
     Option {
         /// The option.
         name: &'static str,
-        /// What it holds.
+        /// Its value.
         value: String,
-        /// What it may hold.
+        /// Valid values.
         takes: &'static str,
     },
-    /// The kernel cannot be traced. Every way was tried.
+    /// The kernel cannot be traced. Every rung was tried.
     #[error("cannot watch TCP connections: {cause}; {remedy}")]
     Probe {
-        /// What each rung refused.
+        /// Why each rung was refused.
         cause: String,
         /// What the user can do.
         remedy: &'static str,
-        /// The errno that stands for it.
+        /// Its errno.
         errno: i32,
     },
-    /// There is no memory for a queue.
+    /// No memory for a queue.
     #[error(
         "{name} is {slots}: there is no memory for so many; ask for fewer, or raise the limit (ulimit -v, ulimit -d)"
     )]
     Memory {
         /// The setting.
         name: &'static str,
-        /// What it holds.
+        /// Its value.
         slots: usize,
     },
-    /// There is no memory for what a caller asks for.
+    /// No memory for a caller's request.
     #[error("there is no memory for {what}: ask for less, or raise the limit (ulimit -v, ulimit -d)")]
     NoMemory {
-        /// What that is.
+        /// What was requested.
         what: &'static str,
     },
-    /// The host has closed what was not its own.
+    /// The host closed descriptors that it does not own.
     #[error("the host has closed descriptors of this library (close_range, say), or put others in their place: {lost}")]
     Descriptors {
-        /// What came of it.
+        /// The consequence.
         lost: &'static str,
     },
     /// A panic.
     #[error("{function} has failed by a bug in this library: please report it")]
     Bug {
-        /// The function that was called.
+        /// The function called.
         function: &'static str,
     },
-    /// A probe runs already.
+    /// A probe is already running.
     #[error("a probe is running already: call cleanup() before starting another")]
     Running,
     /// A system call that needs no privilege failed.
@@ -116,17 +116,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// An argument that is not valid.
+    /// Invalid argument.
     pub fn argument(what: &'static str) -> Self {
         Self::Argument { what, errno: libc::EINVAL }
     }
 
-    /// An option with a value that it does not take.
+    /// Invalid value of an option.
     pub(crate) fn option<T: ToString + ?Sized>(name: &'static str, value: &T, takes: &'static str) -> Self {
         Self::Option { name, value: value.to_string(), takes }
     }
 
-    /// The errno that stands for it, positive.
+    /// Its errno, positive.
     pub fn errno(&self) -> i32 {
         match self {
             Self::Setting { .. } | Self::Filter { .. } | Self::FilterEnd { .. } | Self::Option { .. } => libc::EINVAL,

@@ -73,8 +73,8 @@ static const char *quantity(char *out, size_t size, uint64_t number, int width)
     return out;
 }
 
-/* Line separators, marks that turn the direction of what is around them, and characters that are not seen, by which one
- * name looks like another (Unicode: Default_Ignorable_Code_Point). Locales differ about those. */
+/* Line separators, marks that change the text direction, and invisible characters, which make one name look like
+ * another (Unicode: Default_Ignorable_Code_Point). Locales differ about those. */
 static bool is_mark(uint32_t code)
 {
     static const uint32_t ranges[][2] = {
@@ -90,9 +90,9 @@ static bool is_mark(uint32_t code)
     return false;
 }
 
-/* A command is whatever its process says it is: what a terminal, or the reader of a line, would obey must not reach it.
- * Puts the character at `text` and returns its bytes, as they are where they can be read, else as \n, \t, \r or \xNN
- * for each byte. `columns` becomes what it takes on a terminal. */
+/* A process chooses its own name: whatever a terminal, or the reader of a line, would obey must not reach it. Puts
+ * the character at `text`, as it is if it is printable, otherwise as \n, \t, \r or \xNN for each byte. Returns its
+ * bytes, and sets `columns` to its width on a terminal. */
 static size_t put_character(struct line *line, const char *text, size_t size, int *columns)
 {
     mbstate_t state = {0};
@@ -126,7 +126,7 @@ static size_t put_character(struct line *line, const char *text, size_t size, in
     return bytes;
 }
 
-/* Writes at most `room` columns of printable text, marks what was cut off with a `+`, and returns the columns used. */
+/* Writes at most `room` columns of printable text, marks a cut with a `+`, and returns the columns used. */
 static int put_printable(struct line *line, const char *text, int room)
 {
     struct line whole = {.length = 0};
@@ -180,8 +180,8 @@ static const char *user_name(uint32_t uid)
     return users[slot].name;
 }
 
-/* `address:port`, or `[address]:port` for IPv6. Where it does not fit, the middle of the address gives way to `..`;
- * the port never does. */
+/* `address:port`, or `[address]:port` for IPv6. If it does not fit, `..` replaces the middle of the address; the
+ * port always stays. */
 static void endpoint(char *out, size_t size, const char *address, unsigned port, int room)
 {
     bool colons = strchr(address, ':') != NULL;
@@ -207,7 +207,7 @@ static void endpoint(char *out, size_t size, const char *address, unsigned port,
 
 static const struct {
     const char *title;
-    int width; /* the least it needs */
+    int width; /* its minimal width */
     bool number;
 } columns[COLUMNS] = {
     [TIME] = {"TIME", 12, false},     [KIND] = {"KIND", 6, false},   [PID] = {"PID", 5, true},
@@ -246,7 +246,8 @@ static struct layout lay_out(int room, const int seen[COLUMNS])
     layout.width[PID] = seen[PID];
     layout.width[SEGMENTS] = seen[SEGMENTS];
 
-    /* The remote column can say `listen` as well, so the kind has its own only where that costs no address. */
+    /* The remote column can say `listen` as well, so the kind has a column of its own only if no address is cut for
+     * it. */
     if (total_width(&layout) + 2 * (21 - columns[LOCAL].width) > room)
         layout.width[KIND] = 0;
     for (size_t i = 0; i < sizeof least_missed / sizeof least_missed[0] && total_width(&layout) > room; i++)
@@ -273,7 +274,7 @@ static struct layout lay_out(int room, const int seen[COLUMNS])
     return layout;
 }
 
-/* `used` columns of a cell are written: the rest is blank, except at the end of the line. */
+/* `used` columns of a cell are written: pads the rest with blanks, except at the end of the line. */
 static void put_cell(struct line *line, const struct layout *layout, enum column column, const char *text)
 {
     int width = layout->width[column];
@@ -291,7 +292,7 @@ static void put_cell(struct line *line, const struct layout *layout, enum column
         put(line, text);
         return;
     }
-    /* Only names are cut to fit: an endpoint was shortened already, and its port must stay. */
+    /* Only names are cut to fit: an endpoint was shortened already, and must keep its port. */
     used = put_printable(line, text, column == USER || column == COMMAND ? width : INT_MAX);
     if (!last)
         put_spaces(line, width - used);
@@ -326,7 +327,7 @@ void table_header(struct table *table, struct line *line)
     if (!table->started || (terminal && (moved || table->lines_left <= 0))) {
         put_header(line, &layout);
         table->started = true;
-        /* A screen holds the header and this many lines. A window of no size known gets none but the first. */
+        /* A screen holds the header and this many lines. A window of unknown size gets only the first header. */
         table->lines_left = size.ws_row > 1 ? size.ws_row - 1 : INT_MAX;
     }
     table->lines_left--;
@@ -359,9 +360,9 @@ void table_row(struct table *table, struct line *line, const struct tcp_event_t 
     time_t seconds = (time_t)(event->EventTime / 1000000000u);
     unsigned milli = (unsigned)(event->EventTime / 1000000u % 1000u);
     struct tm local_time;
-    /* An event says neither its kind nor a state. A listening socket has no remote port, but neither has a connect() to
-     * port 0: that one has a remote address (to connect to 0.0.0.0 is to connect to this host: ip_route_connect). A
-     * connection's snapshot and its close differ in nothing that is sure to tell. */
+    /* An event gives neither its kind nor a state. A listening socket has no remote port, but neither has a
+     * connect() to port 0: that one has a remote address (a connect to 0.0.0.0 goes to this host: ip_route_connect).
+     * A connection's snapshot and its close cannot be told apart reliably. */
     bool listening = event->DPT == 0 && (strcmp(event->DADDR, "0.0.0.0") == 0 || strcmp(event->DADDR, "::") == 0);
 
     localtime_r(&seconds, &local_time);
@@ -416,7 +417,7 @@ void tsv_header(struct line *line)
         "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\ttask\tSADDR\tDADDR\n");
 }
 
-/* What cannot be read, and backslashes, escaped, so that a line is an event and a tab ends a field. */
+/* Escapes unreadable characters and backslashes, so that a line is an event and a tab ends a field. */
 static void put_tsv_text(struct line *line, const char *text, size_t size)
 {
     size_t length = strnlen(text, size);

@@ -1,4 +1,4 @@
-/* How tcp_table writes an event. Knows events, and nothing of where they come from. */
+/* How tcp_table writes an event, wherever it comes from. */
 #ifndef LAYOUT_H
 #define LAYOUT_H
 
@@ -7,14 +7,14 @@
 
 #include "event.h"
 
-/* Text that is collected, and then written at once. What does not fit is cut off. */
+/* Text that is collected, and then written at once. Cuts what does not fit. */
 struct line {
     char text[4096]; /* an event of 430 bytes, each byte escaped to four, still fits */
     size_t length;
 };
 
-/* Returns 0, or the errno of the write that failed. Plain write(2): the program may end at any time, and nothing may be
- * left in a buffer then. */
+/* Returns 0, or the errno of a failed write. Plain write(2): the program may end at any time, and must leave nothing
+ * in a buffer. */
 int write_line(const struct line *line);
 
 enum column { TIME, KIND, PID, USER, COMMAND, LOCAL, REMOTE, RECEIVED, SENT, SEGMENTS, COLUMNS };
@@ -32,10 +32,10 @@ struct table {
 
 void table_begin(struct table *table);
 
-/* Puts the header if it is due: at the beginning, after each screenful of a terminal, and when columns move. */
+/* Puts the header if it is due: at the beginning, after each screenful on a terminal, and when columns move. */
 void table_header(struct table *table, struct line *line);
 
-/* Puts an event, and before it the header if that is due. */
+/* Puts an event, after the header if that is due. */
 void table_row(struct table *table, struct line *line, const struct tcp_event_t *event);
 
 void tsv_header(struct line *line);

@@ -1,10 +1,10 @@
 /* tcp_table - a live table of this host's TCP connections, one line an event.
  *
- * A whole program that is linked with libtcpEvent.so: this file uses the library, layout.c writes the events.
+ * A complete program linked with libtcpEvent.so: this file uses the library, layout.c writes the events.
  *
- * DequeuePerfEvent blocks until there is an event, however long that takes. So a thread of its own sits in it and
- * prints, while the main thread waits in one poll() for whatever may end the program: a signal (read through a
- * signalfd, so no handler runs), the time given by --seconds, a reader that went away, or the last line of --count.
+ * DequeuePerfEvent blocks until there is an event, however long that takes. So a thread of its own calls it and prints,
+ * while the main thread waits in one poll() for whatever may end the program: a signal (read through a signalfd, so no
+ * handler runs), the time given by --seconds, a reader that went away, or the last line of --count.
  */
 #define _GNU_SOURCE
 #include "event.h"
@@ -43,7 +43,7 @@ enum {
 struct printer {
     bool tsv;
     uint64_t count;          /* events to print; 0: no end */
-    pthread_mutex_t writing; /* held while a line is written: the main thread takes it so as to end between lines */
+    pthread_mutex_t writing; /* held while a line is written, so that the program ends between lines */
     int finished;            /* eventfd */
     int error;               /* errno of the write that failed, set before `finished` */
 };
@@ -197,18 +197,18 @@ static int ending_signals(void)
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
-    /* nohup(1) has it ignored; a signalfd would read it all the same. */
+    /* nohup(1) ignores it; a signalfd would receive it all the same. */
     if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN)
         sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     return signalfd(-1, &set, SFD_CLOEXEC);
 }
 
-/* Waits until something ends the program, and starts the printer once the probe is at work. The exit status. */
+/* Waits until something ends the program, and starts the printer once the probe works. Returns the exit status. */
 static int supervise(const struct settings *settings, struct printer *printer, int64_t start)
 {
     enum { SIGNALS, FINISHED, OUTPUT, WATCHED };
-    /* Without events to wait for, poll tells of an output that was closed, even while no event comes. */
+    /* Without events to wait for, poll still reports a closed output, even while no TCP event comes. */
     struct pollfd watched[WATCHED] = {
         [SIGNALS] = {.fd = ending_signals(), .events = POLLIN},
         [FINISHED] = {.fd = printer->finished, .events = POLLIN},
@@ -270,12 +270,12 @@ int main(int argc, char **argv)
 {
     int64_t start = monotonic_ms();
     struct settings settings = parse_arguments(argc, argv);
-    /* Static: the printing thread is still there, blocked, when main returns. */
+    /* Static: the printing thread still exists, blocked, when main returns. */
     static struct printer printer = {.writing = PTHREAD_MUTEX_INITIALIZER};
     struct timespec patience;
     int status;
 
-    /* Nobody is listening; and the next file opened would become the standard output. */
+    /* Output has no reader; and the next file opened would become the standard output. */
     if (fcntl(STDOUT_FILENO, F_GETFL) < 0)
         return 0;
     setlocale(LC_CTYPE, "");
@@ -287,7 +287,7 @@ int main(int argc, char **argv)
 
     status = supervise(&settings, &printer, start);
     cleanup();
-    /* Never given back: no line is cut in half by the end. Not waited for in vain where a reader has stopped reading. */
+    /* Never unlocked, so that the end cuts no line in half. Times out in case a reader has stopped reading. */
     clock_gettime(CLOCK_REALTIME, &patience);
     patience.tv_sec += LAST_LINE_PATIENCE_S;
     pthread_mutex_timedlock(&printer.writing, &patience);

@@ -1,5 +1,5 @@
-//! Sizes and offsets of the structures that consumers share, as the Rust, C and C++ compilers have them, and the
-//! headers as C and C++ programs include them.
+//! Sizes and offsets of the structures that consumers share, in Rust, C and C++, and the headers as C and C++ programs
+//! include them.
 
 use std::fs;
 use std::mem::offset_of;
@@ -18,7 +18,7 @@ struct Structure {
     name: &'static str,
     size: usize,
     fields: &'static [Field],
-    /// What the Rust compiler makes of it.
+    /// Its layout in Rust.
     in_rust: String,
 }
 
@@ -28,7 +28,7 @@ struct Field {
     size: usize,
 }
 
-/// The lines by which Rust and C programs tell of a structure.
+/// The line by which Rust and C programs describe a structure.
 fn head(name: &str, size: usize) -> String {
     format!("{name}: {size} bytes\n")
 }
@@ -38,7 +38,7 @@ fn row(name: &str, offset: usize, size: usize) -> String {
 }
 
 impl Structure {
-    /// What every compiler has to make of it.
+    /// The layout that every compiler must produce.
     fn expected(&self) -> String {
         head(self.name, self.size) + &self.expected_rows()
     }
@@ -48,7 +48,7 @@ impl Structure {
     }
 }
 
-/// One table for all compilers: each field's offset and type. That the type is the field's own is for rustc to check.
+/// One table for all compilers: each field's offset and type. rustc checks that the type is the field's own.
 macro_rules! structure {
     ($name:ident, $size:literal: $($offset:literal $field:ident: $type:ty),+ $(,)?) => {{
         $(const _: fn(&types::$name) -> $type = |structure| structure.$field;)+
@@ -260,7 +260,7 @@ fn structures() -> [Structure; 3] {
     [tcp_event_t(), event_t(), anu_tcp_info()]
 }
 
-/// Those of tcpevent.h.
+/// The structures of tcpevent.h.
 fn new_structures() -> [Structure; 3] {
     [tcpevent_options(), tcpevent_event(), tcpevent_statistics()]
 }
@@ -271,19 +271,19 @@ fn new_structures() -> [Structure; 3] {
 struct Compiler {
     command: &'static str,
     standard: &'static str,
-    /// How its source files are called, so that it takes them for what they are.
+    /// The suffix by which the compiler recognises the language.
     suffix: &'static str,
 }
 
 const C: Compiler = Compiler { command: "cc", standard: "-std=c11", suffix: "c" };
 const CXX: Compiler = Compiler { command: "c++", standard: "-std=c++17", suffix: "cc" };
-/// The build needs clang for the BPF program, so it is there.
+/// The build needs clang for the BPF program, so it is installed.
 const CLANG: Compiler = Compiler { command: "clang", ..C };
 const CLANG_CXX: Compiler = Compiler { command: "clang++", ..CXX };
 const ALL: [Compiler; 4] = [C, CXX, CLANG, CLANG_CXX];
 
 impl Compiler {
-    /// A file of this text, and the command that compiles it with everything forbidden that can be.
+    /// A file of this text, and the command that compiles it with the strictest warnings.
     fn prepare(self, name: &str, text: &str) -> Command {
         let source = scratch().join(format!("{name}-{}.{}", self.command, self.suffix));
         fs::write(&source, text).unwrap();
@@ -293,7 +293,7 @@ impl Compiler {
         command
     }
 
-    /// Fails where it does not take the text.
+    /// Fails if it does not compile the text.
     fn check(self, name: &str, text: &str) {
         let output = run(self.prepare(name, text).arg("-fsyntax-only"));
         let says = String::from_utf8_lossy(&output.stderr);
@@ -330,13 +330,13 @@ fn program(header: &str, definitions: &str, body: &str) -> String {
     )
 }
 
-/// C that prints what [`Structure::expected`] says.
+/// C that prints [`Structure::expected`].
 fn print_structure(structure: &Structure) -> String {
     let name = structure.name;
     format!("printf(\"{name}: %zu bytes\\n\", sizeof(struct {name}));\n") + &print_rows(structure, name)
 }
 
-/// C that prints what [`Structure::expected_rows`] says, of the structure that has this name there.
+/// C that prints [`Structure::expected_rows`] of the structure with this name there.
 fn print_rows(structure: &Structure, name_there: &str) -> String {
     let print = |Field { name, .. }: &Field| {
         let size = format!("sizeof(((struct {name_there} *)0)->{name})");
@@ -425,7 +425,7 @@ fn c_and_cxx_have_the_bit_fields_at_their_bits() {
 
 #[test]
 fn anu_tcp_info_is_the_beginning_of_the_kernels_tcp_info() {
-    // The kernel's grows at its end, so its size is left out.
+    // The kernel's may grow at its end, so its size is not compared.
     let rows = program("linux/tcp.h", "", &print_rows(&anu_tcp_info(), "tcp_info"));
     assert_eq!(C.output_of("kernel", &rows, &[]), anu_tcp_info().expected_rows());
     let bit_fields = bit_fields_program("linux/tcp.h", "tcp_info");
@@ -452,10 +452,10 @@ fn each_header_compiles_with_the_systems_tcp_headers() {
     for compiler in ALL {
         for header in HEADERS {
             if header == "tcpevent.h" {
-                // It has no names of theirs.
+                // It shares no names with them.
                 compiler.check("before", &format!("{USUAL_NAMES}#include <tcpevent.h>\n#include <netinet/tcp.h>\n"));
             }
-            // <netinet/tcp.h> comes first: it has no regard for names that are there. <linux/tcp.h> has other names.
+            // <netinet/tcp.h> comes first: it redefines existing names. <linux/tcp.h> has other names.
             for includes in [["netinet/tcp.h", header], ["linux/tcp.h", header], [header, "linux/tcp.h"]] {
                 let text = includes.map(|header| format!("#include <{header}>\n")).concat();
                 compiler.check("strict", &text);
@@ -465,7 +465,7 @@ fn each_header_compiles_with_the_systems_tcp_headers() {
     }
 }
 
-/// What compilers define where they are not told to be strict (-std=c11): without it <netinet/tcp.h> has no states.
+/// What compilers define unless they are strict (-std=c11): without it <netinet/tcp.h> has no states.
 const USUAL_NAMES: &str = "#define _DEFAULT_SOURCE 1\n";
 
 #[test]
@@ -549,7 +549,7 @@ int main()
 
 // ---- Programs of today with libraries to come
 
-/// A library as it may be some day: each structure of `tcpevent.h` has one more field. Built of a copy of the sources.
+/// A possible later library: each structure of `tcpevent.h` has one more field. Built from a copy of the sources.
 fn later_library(folder: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let sources = folder.join("sources");
@@ -566,7 +566,7 @@ fn later_library(folder: &Path) {
         }
         fs::write(path, text).unwrap();
     };
-    // Another name, so that it can use what was built of the dependencies and does not replace the library of today.
+    // Another name, so that it reuses the built dependencies and does not replace today's library.
     let names = [("name = \"tcpevent\"\nversion = \"0.1.0\"", "name = \"tcpevent-later\"\nversion = \"9.9.9\"")];
     change("Cargo.lock", &names);
     change("Cargo.toml", &[names[0], ("name = \"tcpEvent\"", "name = \"tcpEventLater\"")]);

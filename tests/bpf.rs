@@ -1,12 +1,12 @@
-//! The programs for old kernels, as the compiler left them: they hold nothing that Linux 4.15 does not know. (No such
-//! kernel is at hand to ask.)
+//! The compiled programs for old kernels: they contain nothing unknown to Linux 4.15. (There is no such kernel to try
+//! them on.)
 
 use std::path::Path;
 
 use libbpf_rs::libbpf_sys::bpf_insn;
 use libbpf_rs::{MapType, ObjectBuilder, OpenObject};
 
-/// Those that must load there, and how many programs each has.
+/// The objects that must load there, and the number of programs in each.
 const OLD: [(&str, usize); 2] = [("tcp_event_perf", 4), ("tcp_event_tracepoint", 6)];
 
 fn open(object: &str) -> OpenObject {
@@ -15,7 +15,7 @@ fn open(object: &str) -> OpenObject {
     ObjectBuilder::default().open_file(path).expect("it is an object")
 }
 
-/// Whether all that an instruction may be is known, whose first half it is where it takes two.
+/// Whether an instruction is known; one of two halves is judged by its first.
 fn is_known(instruction: bpf_insn) -> bool {
     // include/uapi/linux/bpf.h
     const CALL: u8 = 0x85;
@@ -24,20 +24,20 @@ fn is_known(instruction: bpf_insn) -> bool {
     const ATOMIC_64: u8 = 0xdb;
     // BPF_FUNC_getsockopt, the last helper of that kernel.
     const LAST_HELPER: i32 = 57;
-    // BPF_FUNC_probe_read_kernel: where the kernel does not have it, libbpf puts BPF_FUNC_probe_read in its place.
+    // BPF_FUNC_probe_read_kernel: if the kernel lacks it, libbpf uses BPF_FUNC_probe_read instead.
     const PROBE_READ_KERNEL: i32 = 113;
-    // BPF_FUNC_get_ns_current_pid_tgid and BPF_FUNC_get_stack: src/probe/instructions.rs takes their calls away.
+    // BPF_FUNC_get_ns_current_pid_tgid and BPF_FUNC_get_stack: src/probe/instructions.rs removes their calls.
     const NAMESPACE_ID: i32 = 120;
     const STACK: i32 = 67;
 
     match instruction.code {
-        // A call of another function of the program, or of one of the kernel's, has a source.
+        // A call of another function of the program, or of a kernel function, has a source register.
         CALL => {
             let helper = instruction.imm;
             let is_replaced = [PROBE_READ_KERNEL, NAMESPACE_ID, STACK].contains(&helper);
             instruction.src_reg() == 0 && ((1..=LAST_HELPER).contains(&helper) || is_replaced)
         }
-        // Other than a mere addition.
+        // Anything but a plain addition.
         ATOMIC | ATOMIC_64 => instruction.imm == 0,
         code => code & 0x07 != JMP32,
     }
@@ -69,7 +69,7 @@ fn maps_for_old_kernels_are_of_kinds_that_those_know() {
     for (object, _) in OLD {
         let open = open(object);
         assert!(open.maps().count() >= 5);
-        // Among them would be those of global variables, which are arrays with a flag.
+        // Includes the maps of global variables, which would be arrays with a flag.
         for map in open.maps() {
             let name = map.name().to_string_lossy();
             let kinds =

@@ -34,7 +34,7 @@ fn examples() -> Vec<String> {
     files("examples", &["c", "cs", "py"])
 }
 
-/// The code blocks of a document that are marked as an example's, with the path of that.
+/// The code blocks of a document that show an example, with its path.
 fn shown(document: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = document.lines();
@@ -131,7 +131,7 @@ fn fields(header: &str, structure: &str) -> Vec<String> {
     declarations.map(name).collect()
 }
 
-/// Whether a table has a row of that name: in its first cell, or its second where the first is an offset.
+/// Whether a table has a row of that name: in its first cell, or in its second if the first is an offset.
 fn has_row(document: &str, name: &str) -> bool {
     let quoted = format!("`{name}`");
     prose(document).any(|line| line.starts_with('|') && line.split(" | ").take(2).any(|cell| cell.contains(&quoted)))
@@ -154,7 +154,7 @@ fn every_field_has_its_row() {
     }
 }
 
-/// The words of a text that begin so and are written as identifiers.
+/// The words of a text with this beginning that are written as identifiers.
 fn words<'a>(text: &'a str, beginning: &'a str) -> BTreeSet<&'a str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with(beginning)).collect()
 }
@@ -170,7 +170,7 @@ fn every_flag_origin_and_variable_has_its_row() {
     for name in constants.iter().filter(|name| **name != "H") {
         let (group, value) = name.split_once('_').unwrap_or((name, ""));
         let is_told = match group {
-            // Of these one row has several, by their ends: TCPEVENT_KIND_STATE, _CLOSE.
+            // One row has several of these, by their ends: TCPEVENT_KIND_STATE, _CLOSE.
             "KIND" | "PROBE" | "DIRECTION" | "LOG" => all.contains(&format!("_{value}`")),
             "EVENTS" => all.contains(&format!("`TCPEVENT_{name}`")),
             _ => has_row(&events, &format!("TCPEVENT_{name}")),
@@ -203,7 +203,7 @@ fn every_function_is_described() {
         let document_text = read(document);
         for name in names {
             let mut first_cells = prose(&document_text).filter_map(|line| line.strip_prefix('|')?.split(" | ").next());
-            // By its declaration, or a call of it, or in a list of names.
+            // By its declaration, a call of it, or in a list of names.
             let is_its = |cell: &str| {
                 cell.contains(&format!("{name}(")) || !beginning.is_empty() && cell.contains(&format!("`{name}`"))
             };
@@ -250,14 +250,14 @@ fn the_readme_has_the_figures_of_the_last_benchmark() {
     }
 }
 
-/// All files of a folder and of those in it.
+/// All files of a folder and its subfolders.
 fn tree(folder: &str) -> Vec<String> {
     let entries = fs::read_dir(root().join(folder)).unwrap_or_else(|error| panic!("{folder}: {error}"));
     let paths = entries.map(|entry| format!("{folder}/{}", entry.unwrap().file_name().into_string().unwrap()));
     paths.flat_map(|path| if root().join(&path).is_dir() { tree(&path) } else { vec![path] }).collect()
 }
 
-/// As an example, a counter that has gone all the way.
+/// Checks the list with a counter that is in all places.
 #[test]
 fn a_field_is_in_the_files_that_contributing_lists_and_in_no_others() {
     const FIELD: &str = "min_rtt_us";

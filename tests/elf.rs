@@ -1,4 +1,4 @@
-//! The library that ships, as the linker left it: its name, exports, needs, protections and size.
+//! The released library as linked: its name, exports, dependencies, protections and size.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
@@ -11,7 +11,7 @@ use object::elf;
 use object::read::elf::{Dynamic, ElfFile64, FileHeader, ProgramHeader, Sym};
 use object::{Architecture, ImportFlags, NameOrOrdinal, Object, ObjectSection};
 
-/// What the documentation promises.
+/// The documented limit.
 const MOST_BYTES: usize = 1_450_000;
 
 static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
@@ -28,18 +28,18 @@ fn text(bytes: &[u8]) -> &str {
     str::from_utf8(bytes).unwrap()
 }
 
-/// The entries of the dynamic section that have this tag.
+/// The entries of the dynamic section with this tag.
 fn entries(tag: elf::DynamicTag) -> Vec<Dynamic> {
     library().elf_dynamic_table().unwrap().iter().filter(|entry| entry.tag == tag).collect()
 }
 
-/// The same, as the strings that they stand for.
+/// The same, as strings.
 fn strings(tag: elf::DynamicTag) -> Vec<&'static str> {
     let table = library().elf_dynamic_table().unwrap();
     entries(tag).into_iter().map(|entry| text(table.string(entry).unwrap())).collect()
 }
 
-/// The same, as the bits of a set; none where there is no such entry.
+/// The same, as a set of bits; empty without such an entry.
 fn flags(tag: elf::DynamicTag) -> u64 {
     entries(tag).iter().fold(0, |bits, entry| bits | entry.val)
 }
@@ -99,7 +99,7 @@ fn it_needs_no_newer_libc_than_this_machine_has() {
     });
     let newest = versions.max().expect("functions of glibc");
     println!("the newest glibc that it needs is {newest:?}");
-    // SAFETY: it returns a static string.
+    // SAFETY: returns a static string.
     let here = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
     assert!(newest.0 <= Version::parse(text(here.to_bytes())), "{newest:?}, and here is {here:?}");
 }
@@ -146,14 +146,14 @@ fn nothing_in_it_is_both_writable_and_executable() {
     for segment in segments(elf::PT_LOAD) {
         assert!(!segment.p_flags(endian).contains(elf::PF_W | elf::PF_X), "{segment:?}");
     }
-    // Relocations in the code would need it writable.
+    // Relocations in the code would make it writable.
     assert!(entries(elf::DT_TEXTREL).is_empty());
     assert_eq!(flags(elf::DT_FLAGS) & elf::DF_TEXTREL.0, 0);
 }
 
 #[test]
 fn a_running_program_can_load_it() {
-    // dlopen has next to no room for thread-local data of the static model.
+    // dlopen has almost no room for thread-local data of the static model.
     assert_eq!(flags(elf::DT_FLAGS) & elf::DF_STATIC_TLS.0, 0);
 }
 
@@ -191,7 +191,7 @@ fn hex(text: &str) -> Option<u64> {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
-/// What a slot of the global offset table holds once the library is loaded.
+/// The contents of a slot of the global offset table once the library is loaded.
 #[derive(Clone, Debug)]
 enum Slot {
     Import(String),
@@ -215,7 +215,7 @@ fn slots() -> HashMap<u64, Slot> {
         .collect()
 }
 
-/// First and last address of each function, by the unwind tables.
+/// First and last address of each function, from the unwind tables.
 fn functions() -> Vec<(u64, u64)> {
     binutils("readelf", &["--debug-dump=frames"])
         .lines()

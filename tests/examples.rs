@@ -1,5 +1,5 @@
-//! The example programs, a consumer in the style of the reference library's own, and the demonstration, run as they
-//! are run by hand.
+//! The example programs, a consumer in the style of the reference library's own, and the demonstration, run as a user
+//! would.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use socket2::{Domain, Socket, Type};
 use traffic::{Connection, V4, V6, own_comm, wall_ns};
 
 #[path = "live/consumer.rs"]
-#[allow(dead_code)] // The live tests need the rest.
+#[allow(dead_code)] // The live tests use the rest.
 mod consumer;
 #[path = "tcp_trace/hidden_types.rs"]
 mod hidden_types;
@@ -26,10 +26,10 @@ mod hidden_types;
 #[allow(dead_code)]
 mod traffic;
 
-/// How long something that must happen is waited for: the machine may be busy, or an emulated one.
+/// How long to wait for something that must happen: the machine may be busy, or emulated.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What `make` has made.
+/// A program built by `make`.
 fn built(name: &str) -> PathBuf {
     let path = root().join("build").join(name);
     assert!(path.exists(), "{} is missing: run `make` first", path.display());
@@ -95,7 +95,7 @@ impl Program {
         self.line_within(PATIENCE).expect("a line comes in time")
     }
 
-    /// Makes connections until there is a line: from then on the program sees every one.
+    /// Makes connections until there is a line: from then on the program sees every connection.
     fn wait_for_a_line(&mut self) {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -107,7 +107,7 @@ impl Program {
         }
     }
 
-    /// The lines up to the one by which each of these has come.
+    /// The lines until each of these has come.
     fn lines_until_all(&mut self, wanted: &[impl Fn(&str) -> bool; 2]) -> Vec<String> {
         let until = Instant::now() + PATIENCE;
         let mut lines = Vec::new();
@@ -125,7 +125,7 @@ impl Program {
     }
 
     fn interrupt(&self) {
-        // SAFETY: a signal to a child of this process, which is not reaped yet.
+        // SAFETY: a signal to a child of this process that is not reaped yet.
         unsafe { libc::kill(self.child.id().try_into().unwrap(), libc::SIGINT) };
     }
 
@@ -133,7 +133,7 @@ impl Program {
         self.end_while(|| ())
     }
 
-    /// Waits for the end, and does something meanwhile, again and again.
+    /// Waits for the end, and repeats something meanwhile.
     fn end_while(mut self, mut busy: impl FnMut()) -> Ended {
         let until = Instant::now() + PATIENCE;
         let status = loop {
@@ -147,7 +147,7 @@ impl Program {
         Ended { status: status.code(), lines: self.lines.iter().collect(), errors: self.errors() }
     }
 
-    /// All that comes on stderr, up to the end of the program.
+    /// Everything on stderr, up to the end of the program.
     fn errors(&mut self) -> String {
         let mut text = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
@@ -162,24 +162,24 @@ impl Drop for Program {
     }
 }
 
-/// What a program leaves.
+/// The result of a program that has ended.
 #[derive(Debug)]
 struct Ended {
     /// `None` for a signal.
     status: Option<i32>,
-    /// Those that were not read before.
+    /// Lines not read before.
     lines: Vec<String>,
     errors: String,
 }
 
 impl Ended {
-    /// It must have ended with 0 and without a word on stderr. Returns the lines.
+    /// It must have ended with 0, and nothing on stderr. Returns the lines.
     fn well(self) -> Vec<String> {
         assert_eq!((self.status, self.errors.as_str()), (Some(0), ""), "{self:#?}");
         self.lines
     }
 
-    /// It must have ended by SIGINT and without a word on stderr. Returns the lines.
+    /// It must have ended by SIGINT, and nothing on stderr. Returns the lines.
     fn by_interrupt(self) -> Vec<String> {
         assert_eq!((self.status, self.errors.as_str()), (None, ""), "{self:#?}");
         self.lines
@@ -196,17 +196,17 @@ fn connect_once() {
     Connection::open(V4(), V4()).close_client_first();
 }
 
-/// A connection that is over, and what is known of its ends.
+/// A closed connection, and the known facts of its ends.
 struct Known {
     opened_ns: u64,
-    /// Port of the end that opened it, and of the one that accepted.
+    /// Port of the initiator's end, and of the accepting one.
     ports: [u16; 2],
-    /// All fields but the time, as the columns of `tcp_table --tsv`: of the end that opened it, and of the other one.
+    /// All fields but the time, as the columns of `tcp_table --tsv`: of the initiator's end, and of the other one.
     rows: [String; 2],
 }
 
 impl Known {
-    /// The opener sends 5,000 bytes and closes first.
+    /// The initiator sends 5,000 bytes and closes first.
     fn make(at: SocketAddr, task: &str) -> Self {
         let opened_ns = wall_ns();
         let mut connection = Connection::open(at, at);
@@ -223,7 +223,7 @@ impl Known {
         Self { opened_ns, ports: [opener, acceptor], rows }
     }
 
-    /// How rows of the two ends are told from others, where ports are written by `mark`.
+    /// Recognises rows of the two ends; `mark` writes their ports.
     fn are_marked(&self, mark: impl Fn(u16, u16) -> String) -> [impl Fn(&str) -> bool; 2] {
         let [opener, acceptor] = self.ports;
         [mark(opener, acceptor), mark(acceptor, opener)].map(|mark| move |line: &str| line.contains(&mark))
@@ -233,7 +233,7 @@ impl Known {
         self.are_marked(|local, remote| format!("\t{local}\t{remote}\t"))
     }
 
-    /// Among these lines of `tcp_table --tsv` there must be one of each end, with all fields right.
+    /// These lines of `tcp_table --tsv` must contain one of each end, with all fields right.
     fn check(&self, lines: &[String]) {
         for (is_mine, row) in self.are_rows().into_iter().zip(&self.rows) {
             let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
@@ -256,7 +256,7 @@ const HEADER: &str =
     "#EventTime\tpid\tUserId\trx_b\ttx_b\ttcpi_segs_out\ttcpi_segs_in\tfamily\tSPT\tDPT\ttask\tSADDR\tDADDR";
 
 #[test]
-fn tcp_table_tells_other_programs_all_fields_of_a_connection() {
+fn tcp_table_gives_other_programs_all_fields_of_a_connection() {
     let _turn = turn();
     let mut table = Program::start(tcp_table(&["--tsv"]));
     assert_eq!(table.line(), HEADER);
@@ -276,8 +276,8 @@ fn tcp_table_escapes_what_would_break_a_line_or_a_field() {
     known.check(&table.lines_until_all(&known.are_rows()));
 }
 
-/// What a terminal or the reader of a line would obey: control characters, line separators, marks of direction, and
-/// characters that are not seen.
+/// What a terminal or the reader of a line would obey: control characters, line separators, direction marks, and
+/// invisible characters.
 const MARKS: [(&str, &str); 10] = [
     ("\u{85}a\u{2028}b\u{2029}", r"\xc2\x85a\xe2\x80\xa8b\xe2\x80\xa9"),
     ("\u{202a}\u{202b}\u{202c}\u{202d}", r"\xe2\x80\xaa\xe2\x80\xab\xe2\x80\xac\xe2\x80\xad"),
@@ -296,7 +296,7 @@ fn check_readable(line: &str, wanted: &str) {
     assert!(line.contains(wanted), "{line:?} has no {wanted}");
 }
 
-/// Connections of a process with such a name, as the program tells of them. `written` is how it writes the name.
+/// A program's output for connections of a process with such a name. `written` is its form of the name.
 fn check_marks(mut program: Program, mark: impl Fn(u16, u16) -> String, written: impl Fn(&str) -> String) {
     for (command, escaped) in MARKS {
         fs::write("/proc/thread-self/comm", command).unwrap();
@@ -326,7 +326,7 @@ fn a_name_that_a_terminal_would_obey_reaches_none_by_any_example() {
     program.wait_for_a_line();
     check_marks(program, ends(V4().ip()), |_| "[".to_owned());
 
-    // The table, in which a long name is cut.
+    // In the table a long name is cut.
     let mut table = tcp_table(&[]);
     table.env("LC_ALL", "C.UTF-8").env("TCPEVENT_FILTER", format!("pid {}", process::id()));
     let mut table = Program::start(table);
@@ -391,9 +391,9 @@ fn the_table_is_80_columns_wide_where_there_is_no_terminal_however_long_the_addr
     }
 }
 
-/// Gives the calling thread a network of its own, which has this address only.
+/// Gives the calling thread a network of its own with this address only.
 fn enter_network_with(address: Ipv6Addr) {
-    // SAFETY: it takes no pointers, and changes nothing for other threads.
+    // SAFETY: takes no pointers, and affects this thread only.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
     let with_prefix = format!("{address}/128");
     for arguments in
@@ -402,7 +402,7 @@ fn enter_network_with(address: Ipv6Addr) {
         let status = Command::new("ip").args(arguments).status().expect("ip runs: `.ci/setup build` installs it");
         assert!(status.success(), "ip {arguments:?}");
     }
-    // The kernel adds the routes to it in its own time. With all in place, somebody is there to refuse.
+    // The kernel adds the routes to it asynchronously. Once all are in place, the connect is refused.
     let until = Instant::now() + PATIENCE;
     loop {
         let error = TcpStream::connect((address, 9)).unwrap_err();
@@ -416,8 +416,8 @@ fn enter_network_with(address: Ipv6Addr) {
 
 // ---- dlopen
 
-/// Writes JSON objects, one a line, as `tcp_table --tsv` writes events, but for the bytes of `task` in hexadecimal.
-/// Not with a parser of ours: consumers have others.
+/// Rewrites JSON objects, one a line, in the form of `tcp_table --tsv`, but with the bytes of `task` in hexadecimal.
+/// Parsed by Python, as consumers do not share a parser of ours.
 const READ_JSON: &str = r"
 import json, sys
 names = sys.argv[1].lstrip('#').split('\t')
@@ -482,7 +482,7 @@ fn watch_by(mut python: Command, filter: &[&str]) -> Command {
     python
 }
 
-/// One that sees what this process does.
+/// A watcher of this process's connections.
 fn own_watch() -> Program {
     own_watch_by(Command::new(PYTHON))
 }
@@ -493,7 +493,7 @@ fn own_watch_by(python: Command) -> Program {
     program
 }
 
-/// How a line says which end it is of.
+/// How a line names its end.
 fn ends(address: IpAddr) -> impl Fn(u16, u16) -> String {
     let end = move |port| SocketAddr::new(address, port);
     move |local, remote| format!("[{}] {} -> {} ", process::id(), end(local), end(remote))
@@ -532,7 +532,7 @@ fn watch_shows_no_figure_and_no_reason_that_is_not_known() {
     let line = lines.last().unwrap();
     assert!(line.contains(" received - sent - in ") && line.ends_with(" failed ECONNREFUSED"), "{line}");
 
-    // A queue that is full answers no SYN, and the kernel ends the attempt by itself.
+    // A listener with a full queue answers no SYN, and the kernel itself ends the connect.
     let deaf = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     deaf.bind(&V4().into()).unwrap();
     deaf.listen(0).unwrap();
@@ -540,7 +540,7 @@ fn watch_shows_no_figure_and_no_reason_that_is_not_known() {
     let _first = TcpStream::connect(address).unwrap();
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let milliseconds: u32 = 1200;
-    // SAFETY: the descriptor is open, and the value has the 4 bytes that are told.
+    // SAFETY: the descriptor is open, and the value has the given 4 bytes.
     let status = unsafe {
         let value = (&raw const milliseconds).cast();
         libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value, 4)
@@ -574,7 +574,7 @@ fn watch_says_in_a_line_what_is_wrong_with_a_filter() {
 
 // ---- classic.c, Watch.cs
 
-/// The lines that a consumer of the classic functions prints of a connection.
+/// The lines of a consumer of the classic functions about a connection.
 fn check_classic(mut program: Program, at: SocketAddr) -> Program {
     let known = Known::make(at, "");
     let are_mine = known.are_marked(ends(at.ip()));
@@ -638,7 +638,7 @@ fn a_program_in_c_sharp_prints_the_ends_of_connections() {
 
 // ---- failures.c, epoll.c
 
-/// Makes an attempt that is refused until there is a line.
+/// Makes refused connects until there is a line.
 fn refuse_until_a_line(program: &mut Program) -> String {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -676,7 +676,7 @@ fn epoll_prints_changes_of_state_in_their_order_and_ends_in_its_loop() {
     let of_end = known.are_marked(|local, remote| format!(": 127.0.0.1:{local} -> 127.0.0.1:{remote} "));
     let is_last = of_end.each_ref().map(|of_end| move |line: &str| of_end(line) && line.ends_with(" to CLOSE"));
     let lines = program.lines_until_all(&is_last);
-    // The local port is chosen after the first change of the end that connects.
+    // The local port is chosen after the first change of the initiator's end.
     for (of_end, expected) in of_end.iter().zip([
         "SYN_SENT to ESTABLISHED, ESTABLISHED to FIN_WAIT1, FIN_WAIT1 to FIN_WAIT2, FIN_WAIT2 to CLOSE",
         "SYN_RECV to ESTABLISHED, ESTABLISHED to CLOSE_WAIT, CLOSE_WAIT to LAST_ACK, LAST_ACK to CLOSE",
@@ -801,7 +801,7 @@ fn a_consumer_in_the_style_of_the_references_own_needs_no_change() {
     assert_eq!(ended.lines.last().map(String::as_str), Some("interrupted by signal 2"));
 }
 
-/// `make install` or `make uninstall` below a folder, for an application that is in `app` there.
+/// `make install` or `make uninstall` below a folder, for an application in `app` there.
 fn make(target: &str, folder: &Path) -> Output {
     Command::new("make")
         .current_dir(root())
@@ -835,11 +835,11 @@ fn a_reader_in_the_style_of_real_time_kql_finds_the_library_as_event_and_reads_e
     assert!(status.success(), "tests/cs/Reader.cs does not compile");
     let installed = make("install", &folder);
     assert!(installed.status.success(), "{installed:?}");
-    // Mono looks for the name as it is, .NET with the suffix.
+    // Mono looks for the plain name, .NET for one with the suffix.
     std::os::unix::fs::symlink(&event_so, folder.join("app/event")).unwrap();
 
     let _turn = turn();
-    // Snapshots come too: of a connection that is open throughout, and too seldom to show one that is short.
+    // Snapshots come too: of a connection that stays open, and too seldom to catch a short one.
     let mut held = Connection::open(V4(), V4());
     held.send_up(7000);
     let end = folder.join("end");

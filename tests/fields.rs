@@ -7,10 +7,10 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-/// What there is to say of a field, or of a constant.
+/// The text on a field, or on a constant.
 struct Entry {
     name: String,
-    /// In C: `uint8_t[16]`. Empty for a constant.
+    /// Its C type: `uint8_t[16]`. Empty for a constant.
     kind: String,
     comment: String,
 }
@@ -20,7 +20,7 @@ fn read(path: &str) -> String {
         .unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The comments of a piece of a header, each with what it is about.
+/// The comments in a piece of a header, each with its subject.
 fn entries(code: &str) -> Vec<Entry> {
     let mut entries = Vec::new();
     for piece in code.split("/**").skip(1) {
@@ -50,7 +50,7 @@ fn fields() -> Vec<Entry> {
     fields
 }
 
-/// The constants whose names begin so.
+/// The constants with this beginning.
 fn constants(group: &str) -> Vec<Entry> {
     let header = read("include/tcpevent.h");
     let mut constants = entries(&header);
@@ -73,7 +73,7 @@ fn short(kind: &str) -> String {
 
 // ---- Markdown
 
-/// Constants and paths that are bare in the header become code.
+/// Constants and paths, bare in the header, become code.
 fn markdown(comment: &str) -> String {
     let is_code = |word: &str| {
         let word = word.trim_matches(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '/');
@@ -108,7 +108,7 @@ fn table_of_constants(group: &str) -> String {
 
 // ---- mdoc
 
-/// Lines of a manual page: a sentence begins one, and none is longer than 80 bytes.
+/// Lines of a manual page: each sentence begins one, and none is longer than 80 bytes.
 fn roff(comment: &str) -> String {
     let mut text = String::new();
     let mut line = String::new();
@@ -180,7 +180,7 @@ fn ctypes() -> String {
 
 // ---- Where they are
 
-/// Holds what is between two lines of a file against what it should be, or puts it there.
+/// Compares what is between two lines of a file with what it should be, or replaces it.
 fn check(path: &str, (start, end): (&str, &str), wanted: &str) {
     let text = read(path);
     let (before, rest) = text.split_once(start).unwrap_or_else(|| panic!("{path} has no {start:?}"));
@@ -212,7 +212,7 @@ fn the_lists_of_the_manual_are_those_of_the_header() {
     check("man/tcpevent_read.3", (".\\\" constants, by make headers\n", end), &lists_of_constants());
 }
 
-/// Twice: `docs/api.md` shows the example as it is.
+/// Twice: `docs/api.md` shows the example verbatim.
 #[test]
 fn the_structure_of_watch_py_is_that_of_the_header() {
     for path in ["examples/watch.py", "docs/api.md"] {

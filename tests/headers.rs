@@ -12,13 +12,13 @@ struct Header {
     name: &'static str,
     sources: &'static [&'static str],
     guard: &'static str,
-    /// What follows the guard.
+    /// Text after the guard.
     opening: &'static str,
-    /// What cbindgen would leave out, because no function takes it.
+    /// Structures that cbindgen would omit because no function takes them.
     structures: &'static [&'static str],
-    /// What another header declares.
+    /// Structures that another header declares.
     foreign_structures: &'static [&'static str],
-    /// What a plain reading of the Rust source cannot express.
+    /// What the Rust source alone cannot express.
     adapt: fn(String) -> String,
 }
 
@@ -55,7 +55,7 @@ enum {
     structures: &["tcp_event_t", "event_t", "anu_tcp_info"],
     foreign_structures: &[],
     adapt: |header| {
-        // Rust has no bit fields, and the layout of the two bytes is the compiler's business.
+        // Rust has no bit fields, and the compiler determines the layout of the two bytes.
         header
             .replace("uint8_t tcpi_snd_wscale_rcv_wscale;", "uint8_t tcpi_snd_wscale : 4, tcpi_rcv_wscale : 4;")
             .replace(
@@ -75,7 +75,7 @@ const EVENT: Header = Header {
 #include \"common.h\"",
     structures: &[],
     foreign_structures: &["tcp_event_t"],
-    // A C programmer needs no heading to see a precondition.
+    // A precondition needs no heading for a C programmer.
     adapt: |header| header.replace(" * # Safety\n *\n", ""),
 };
 
@@ -113,7 +113,7 @@ const TCPEVENT: Header = Header {
 #include <stdint.h>",
     structures: &["tcpevent_options", "tcpevent_event", "tcpevent_statistics"],
     foreign_structures: &[],
-    // Nor the fence around what is not to be run together.
+    // Nor the fence around lines that must not be joined.
     adapt: |header| {
         [" * # Safety\n *\n", " * ```text\n", " * ```\n"]
             .into_iter()

@@ -7,14 +7,14 @@ use std::path::Path;
 
 use syn::visit::{self, Visit};
 
-/// From what consumers call to what everything stands on. A folder may import from those after it.
+/// From what consumers call down to what everything uses. A folder may import from those after it.
 const FLOORS: [&[&str]; 8] =
     [&["api"], &["ingest"], &["probe", "sockets"], &["queue"], &["config"], &["event"], &["sys"], &["error"]];
 
 /// What each module imports, by the path of the module: `probe::types`. Or what each file of `bpf/` includes.
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// The sources of all modules but `lib.rs`, which has them all.
+/// The sources of all modules except `lib.rs`, which declares them.
 fn sources(folder: &Path, module: &str, found: &mut BTreeMap<String, syn::File>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -29,7 +29,7 @@ fn sources(folder: &Path, module: &str, found: &mut BTreeMap<String, syn::File>)
     }
 }
 
-/// Collects the paths of a file that begin at the crate, at the module itself or at the one above it.
+/// Collects a file's paths that begin at the crate, at the module itself or at its parent.
 struct Paths<'file> {
     module: &'file str,
     paths: Vec<String>,
@@ -62,7 +62,7 @@ impl Paths<'_> {
 
 impl<'ast> Visit<'ast> for Paths<'_> {
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        // Tests may look anywhere.
+        // Tests may import anything.
         if item.ident != "tests" {
             visit::visit_item_mod(self, item);
         }
@@ -87,7 +87,7 @@ fn imports() -> Imports {
     let mut files = BTreeMap::new();
     sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut files);
     let modules: BTreeSet<_> = files.keys().cloned().collect();
-    // A path ends with an item, most often.
+    // A path usually ends with an item.
     let module_of = |path: &str| {
         let mut path = path;
         loop {
@@ -106,7 +106,7 @@ fn imports() -> Imports {
     files.iter().map(imports_of).collect()
 }
 
-/// The way from a module back to itself, where there is one.
+/// The way from a module back to itself, if there is one.
 fn circle(imports: &Imports) -> Option<Vec<String>> {
     fn visit(module: &str, imports: &Imports, way: &mut Vec<String>, done: &mut BTreeSet<String>) -> bool {
         if let Some(place) = way.iter().position(|passed| passed == module) {

@@ -1,4 +1,4 @@
-//! The Makefile on machines that differ from this one: no libcurl, or a compiler that warns of more.
+//! The Makefile on different machines: without libcurl, or with a compiler that has more warnings.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -23,7 +23,7 @@ fn project(name: &str) -> PathBuf {
     folder
 }
 
-/// Runs make there. The library is the one that was built before: cargo has nothing to do.
+/// Runs make there. The library is built already: cargo has nothing to do.
 fn make(project: &Path, arguments: &[&str]) -> Output {
     assert!(root().join("target/release/libtcpEvent.so").exists(), "the library is missing: run `make` first");
     Command::new("make")
@@ -64,7 +64,7 @@ fn installed(project: &Path, arguments: &[&str]) -> Vec<PathBuf> {
 #[test]
 fn without_libcurl_all_is_built_and_installed_but_for_tcp_trace() {
     let project = project("without-libcurl");
-    // A header that cannot be included stands for one that is not there.
+    // A header that cannot be included stands for a missing one.
     let headers = project.join("headers");
     fs::create_dir_all(headers.join("curl")).unwrap();
     fs::write(headers.join("curl/curl.h"), "#error there is no libcurl\n").unwrap();
@@ -86,7 +86,7 @@ fn without_libcurl_all_is_built_and_installed_but_for_tcp_trace() {
         assert!(!is_there(end), "{end} was installed");
     }
 
-    // It comes later.
+    // Installed later.
     let output = make(&project, &[]);
     assert!(output.status.success(), "{}", said(&output));
     assert!(project.join("build/tcp_trace").exists(), "{}", said(&output));

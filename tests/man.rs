@@ -1,5 +1,5 @@
-//! The manual pages leave nothing out: each function, constant and field of the headers, each word of a filter, each option
-//! of a program is in its page. What a page or another document refers to exists. (`make lint` holds their form against mandoc.)
+//! The manual pages are complete: each function, constant and field of the headers, each filter word, each option of a
+//! program is in its page. Cross-references lead somewhere. (`make lint` checks their form with mandoc.)
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use std::process::Command;
 use tcpEvent::Filter;
 use tcpEvent::internals::classic::env::Settings;
 
-/// Pages, and the structure of a header whose fields each describes.
+/// Pages, and the structures of a header whose fields they describe.
 const PAGES: [(&str, &str); 8] = [
     ("tcpEvent.3", "tcp_event_t"),
     ("tcpevent_open.3", "tcpevent_options"),
@@ -55,11 +55,11 @@ fn last_word(text: &str) -> &str {
     &text[start..]
 }
 
-/// The functions that a header declares: what is before the parenthesis of a declaration that is no type.
+/// The functions that a header declares: the word before the parenthesis of a declaration that is no type.
 fn functions(header: &str) -> BTreeSet<String> {
     let code: String = header.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
     code.split(';')
-        // What is before may be `extern "C" {`, or the end of a structure.
+        // It may be preceded by `extern "C" {`, or the end of a structure.
         .map(|declaration| declaration.rsplit(['{', '}']).next().unwrap())
         .filter(|declaration| !declaration.contains("typedef"))
         .filter_map(|declaration| Some(last_word(declaration.split_once('(')?.0)))
@@ -124,7 +124,7 @@ fn every_field_of_the_structures_is_explained() {
     }
 }
 
-/// And what to do about it, in the page for those who look for what is wrong.
+/// And the remedy, in the page on debugging.
 #[test]
 fn every_counter_is_explained_for_debugging() {
     let page = read("docs/debugging.md");
@@ -136,7 +136,7 @@ fn every_counter_is_explained_for_debugging() {
 
 #[test]
 fn every_word_of_a_filter_is_explained() {
-    // The error for a word that is none names all that are.
+    // The error for an invalid word lists all valid ones.
     let error = Filter::parse("filter", "none").unwrap_err().to_string();
     let words = error.split_once("must be ").unwrap().1.replace(" or ", ", ");
     let told = items(&page("tcpevent_filter.7"), "Cm");
@@ -198,7 +198,7 @@ fn references_between_the_pages_lead_somewhere() {
     }
 }
 
-/// Of Markdown, those to files; headings are not looked for.
+/// Links to files; anchors are not checked.
 #[test]
 fn links_between_the_documents_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,12 +1,12 @@
-//! The monitor `tcp_trace`, run as root against real connections, networks that fail, a webhook that does as it is
-//! told, log files that are rotated, and disks that are full.
+//! The monitor `tcp_trace`, run as root with real connections, failing networks, a scripted webhook, rotated logs, and
+//! full disks.
 
 #[path = "tcp_trace/alerts.rs"]
 mod alerts;
 #[path = "tcp_trace/arguments.rs"]
 mod arguments;
 #[path = "live/consumer.rs"]
-#[allow(dead_code)] // The live tests need the rest.
+#[allow(dead_code)] // The live tests use the rest.
 mod consumer;
 #[path = "tcp_trace/failures.rs"]
 mod failures;

@@ -14,24 +14,24 @@ use consumer::{Consumer, c_program, turn};
 use traffic::{Connection, V4, V6};
 
 #[path = "live/consumer.rs"]
-#[allow(dead_code)] // The live tests need the rest.
+#[allow(dead_code)] // The live tests use the rest.
 mod consumer;
 #[path = "live/traffic.rs"]
 #[allow(dead_code)]
 mod traffic;
 
-/// No exit status that a consumer has of its own.
+/// Differs from any exit status of a consumer's own.
 const ERROR_STATUS: i32 = 99;
 
-/// A consumer that memcheck watches.
+/// A consumer under memcheck.
 struct Watched {
     consumer: Consumer,
-    /// What memcheck has to say.
+    /// The report of memcheck.
     report: PathBuf,
 }
 
-/// It runs where tracefs is mounted, as systemd does: of the calls that mount it for nobody else (since Linux 5.2) valgrind
-/// knows nothing yet.
+/// Runs with tracefs mounted, as systemd mounts it: valgrind does not know the calls for a private mount (Linux 5.2)
+/// yet.
 fn valgrind() -> Command {
     const SCRIPT: &str = "mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing || exit
                           exec valgrind \"$@\"";
@@ -41,7 +41,7 @@ fn valgrind() -> Command {
 }
 
 impl Watched {
-    /// Runs a program of `tests/c`, with as many snapshots as there can be.
+    /// Runs a program of `tests/c`, with as many snapshots as possible.
     fn run(name: &str) -> Self {
         let report = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("valgrind-{name}.txt"));
         let _ = fs::remove_file(&report);
@@ -56,15 +56,15 @@ impl Watched {
             .args(["--leak-check=full", "--errors-for-leak-kinds=definite", "--show-leak-kinds=definite"])
             .arg(c_program(name))
             .env("TCPEVENT_NETLINK_INTERVAL", "0.2")
-            // A process under valgrind is slow to follow.
+            // A process under valgrind is slow to read.
             .env("TCPEVENT_QUEUE", "100000");
         Self { consumer: Consumer::from(command), report }
     }
 
-    /// Waits for the end, which must be of this status, with nothing for memcheck to say.
+    /// Waits for the end, which must be of this status, with an empty report.
     fn end(mut self, status: i32) {
         let ended = self.consumer.wait();
-        // Where it does not know a command of bpf(2) it says so; that is no error.
+        // memcheck mentions commands of bpf(2) that it does not know; that is no error.
         let report = fs::read_to_string(&self.report).unwrap();
         assert_eq!(ended, Some(status), "{report}");
         assert!(report.contains("ERROR SUMMARY: 0 errors from 0 contexts"), "{report}");
@@ -97,7 +97,7 @@ fn a_consumer_on_two_threads_that_cleans_up_and_starts_again_has_no_memory_error
     consumer.start();
     consumer.tell("consume 2");
     expect_all(consumer, (0..100).flat_map(|_| connect_once()).collect());
-    // One that is open can come from a snapshot only.
+    // An open connection can only come from a snapshot.
     let open = Connection::open(V6(), V6());
     consumer.event("a snapshot", |event| event.ports() == open.ports());
     consumer.cleanup();
@@ -123,7 +123,7 @@ fn a_consumer_that_is_interrupted_while_it_dequeues_has_no_memory_error() {
                 }
             });
             thread::sleep(delay);
-            // SAFETY: a signal to a child of this process, which is not reaped yet.
+            // SAFETY: a signal to a child of this process that is not reaped yet.
             unsafe { libc::kill(watched.consumer.pid().try_into().unwrap(), libc::SIGINT) };
             interrupted.store(true, Ordering::Relaxed);
         });
@@ -132,8 +132,8 @@ fn a_consumer_that_is_interrupted_while_it_dequeues_has_no_memory_error() {
     }
 }
 
-/// Runs a program of `tests/c` in one of its modes. A leak check is not for forked children: what the parent's other threads
-/// held is nobody's there.
+/// Runs a program of `tests/c` in one of its modes. Forked children get no leak check: memory of the parent's other
+/// threads has no owner there.
 fn has_no_memory_error(program: &str, mode: &str, argument: Option<&str>, leak_check: &str) {
     let _turn = turn();
     let output = valgrind()

@@ -1,11 +1,11 @@
-//! The live tests, and the unit tests of the probe, under other kernels, which have kprobes (`tests/vm/run` boots them); and
+//! The live tests, and the unit tests of the probe, under other kernels with kprobes (`tests/vm/run` boots them); and
 //! the live tests by the last rung here.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{PoisonError, RwLock};
 
-/// How much slower than a real machine an emulated one is taken to be.
+/// How much slower than a real machine an emulated one is assumed to be.
 const SLOWNESS: &str = "8";
 
 const LIVE: &str = "live-";
@@ -25,7 +25,7 @@ fn tests(name: &str) -> PathBuf {
         .expect("they are built: run all tests, not this file alone")
 }
 
-/// A script that installs packages must not have apt remove others for it.
+/// A script that installs packages must not let apt remove others.
 #[test]
 fn what_a_machine_has_is_never_removed_by_apt() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -33,7 +33,7 @@ fn what_a_machine_has_is_never_removed_by_apt() {
     for script in ["tests/vm/run", "tests/demo", "Makefile", "benches/run", ".ci/setup", ".ci/run"] {
         let text = std::fs::read_to_string(root.join(script)).unwrap();
         for line in text.lines().map(str::trim_start).filter(|line| !line.starts_with('#')) {
-            // Not the words of a message, nor what apt would do.
+            // Neither a message's words, nor a simulation by apt.
             let is_told = ["apt-get install -s ", "apt-get install --assume-no "].iter().any(|dry| line.contains(dry))
                 || line.starts_with("die ")
                 || line.starts_with("echo ");
@@ -50,10 +50,10 @@ fn what_a_machine_has_is_never_removed_by_apt() {
     assert_eq!(seen, 2, "tests/vm/run and .ci/setup install packages");
 }
 
-/// The machines run side by side; what runs on this one has it for itself.
+/// The machines run side by side; tests on this one run alone.
 static MACHINE: RwLock<()> = RwLock::new(());
 
-/// What the programs do, and not what the library makes of it: that hangs on no kernel.
+/// Groups of tests that depend on the programs. What the library makes of events is the same on every kernel.
 const OF_PROGRAMS: [&str; 10] = [
     "api_closes::",
     "api_ends::",
@@ -72,7 +72,7 @@ enum Wanted {
     TheOthers,
 }
 
-/// By a rung, these of the live tests.
+/// Runs these groups of the live tests by this rung.
 fn run_tests_under(kernel: &str, rung: &str, wanted: &Wanted) {
     let _turn = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -82,7 +82,8 @@ fn run_tests_under(kernel: &str, rung: &str, wanted: &Wanted) {
     };
     let output = Command::new(root.join("tests/vm/run"))
         // One processor: with two, QEMU's emulation runs code that the other one has just patched, and the guest dies
-        // of a left-over int3 where a probe comes or goes under traffic (seen in inet_sk_set_state and tcp_set_state).
+        // of a left-over int3 when a probe is attached or detached under traffic (seen in inet_sk_set_state and
+        // tcp_set_state).
         .args([kernel, "--cpus", "1", "--timeout", "1800", "--"])
         .args(["sh", "-c", r#""$0" probe:: && exec "$@""#])
         .args([tests(UNIT), tests(LIVE)])
@@ -98,7 +99,7 @@ fn run_tests_under(kernel: &str, rung: &str, wanted: &Wanted) {
     assert_eq!(text.matches("test result: ok.").count(), 2, "all tests have passed");
 }
 
-/// The last rung is not chosen where another one works, as on most machines.
+/// The last rung is not chosen if another one works, as on most machines.
 #[test]
 fn the_last_rung_passes_the_live_tests_here() {
     let _turn = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
@@ -108,19 +109,20 @@ fn the_last_rung_passes_the_live_tests_here() {
     assert!(output.status.success(), "the live tests failed with the plain tracepoint: {}", output.status);
 }
 
-/// Its programs read through helpers, and have their owners in a map. `make test-kernels` runs all rungs everywhere.
+/// Its programs read through helpers, and keep their owners in a map. `make test-kernels` runs all rungs everywhere.
 #[test]
 fn the_truth_is_told_under_linux_6_1() {
     run_tests_under("6.1", "kprobe", &Wanted::OfPrograms);
 }
 
-/// They take as long as those of both kernels' programs together, so this one begins first: tests run in the order of their names.
+/// As long as those of both kernels' programs together, so this one begins first: tests run in the order of their
+/// names.
 #[test]
 fn the_library_keeps_its_word_under_linux_6_1() {
     run_tests_under("6.1", "kprobe", &Wanted::TheOthers);
 }
 
-/// Its programs are those of this machine's kernel, but for the kprobe.
+/// Its programs are those of this machine's kernel, except the kprobe.
 #[test]
 fn the_truth_is_told_under_linux_6_12() {
     run_tests_under("6.12", "kprobe", &Wanted::OfPrograms);

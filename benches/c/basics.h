@@ -1,4 +1,4 @@
-/* What the programs of this folder have in common. */
+/* Common to the programs of this folder. */
 #ifndef BENCH_BASICS_H
 #define BENCH_BASICS_H
 
@@ -38,7 +38,7 @@ static inline uint64_t now_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* A driver that is killed leaves nothing behind; and a sleep ends when it is over, not 50 us later. */
+/* Ends with the driver, even if that is killed; and makes sleeps exact, not 50 us late. */
 static inline void live_with_parent(void)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -55,8 +55,8 @@ static inline void stay_on(const char *cpu)
 }
 
 /*
- * A network namespace of one's own: its ports, TIME_WAIT sockets and sock_diag listings are nobody else's, and gone
- * with the process. Probes see its connections all the same.
+ * A new network namespace: it shares no ports, TIME_WAIT sockets and sock_diag listings, and ends with the process.
+ * Probes still see its connections.
  */
 static inline void take_network(void)
 {

@@ -1,19 +1,19 @@
-/* connections - makes TCP connections on loopback, as the lines on stdin say.
+/* connections - makes TCP connections on loopback, as commanded on stdin.
  *
  *   connections PORT CLIENT_CPU SERVER_CPU
  *
- *   run COUNT RATE   COUNT short connections one after another, RATE a second, or as fast as it goes where that is 0;
+ *   run COUNT RATE   COUNT short connections one after another, RATE a second, or as fast as possible if that is 0;
  *                    then "ran COUNT SECONDS"
  *   hold COUNT       opens or closes connections until COUNT are open; then "held COUNT"
  *
- * It begins with "serving PID": the server's process. PORT is the server's, and the next one that of connections that
- * are held. All is in a network namespace of its own. Ends at the end of stdin.
+ * It begins with "serving PID": the server's process. PORT is the server's; held connections use the next one.
+ * Everything is in a network namespace of its own. Ends at the end of stdin.
  *
- * A short connection is one between two processes: the client connects and sends 100 bytes; the server accepts, reads
- * them, sends 100 bytes back and closes; the client reads up to the end, and closes. Each process stays on its
- * processor: on one they take half the time that they take on two, and the scheduler takes now this, now that.
+ * A short connection is between two processes: the client connects and sends 100 bytes; the server accepts, reads them,
+ * sends 100 bytes back and closes; the client reads to the end, and closes. Each process is pinned to a processor: on a
+ * single one they take half the time of two, and the scheduler alternates.
  *
- * Those that are held have one end here and none elsewhere, as a connection to another host has: they are opened in the
+ * Held connections have one end here and none elsewhere, like a connection to another host: they are opened in the
  * kernel's repair mode, which sends nothing.
  */
 #define _GNU_SOURCE
@@ -25,7 +25,7 @@
 #include <netinet/in.h>
 
 enum {
-    /* Of the client's possible ports each destination has its own, so that TIME_WAIT uses up none. */
+    /* Each destination has its own range of the client's ports, so that TIME_WAIT exhausts none. */
     DESTINATIONS = 100,
     PAYLOAD = 100,
     BACKLOG = 128,
@@ -92,11 +92,11 @@ static void run(uint64_t count, uint64_t rate)
 
 /* ---- Connections that stay open ----------------------------------------------------------------------------- */
 
-/* A process keeps so many: fewer than any usual limit of descriptors. */
+/* Connections of a keeper process: fewer than any usual limit of descriptors. */
 enum { KEEPER_HOLDS = 500, MOST_KEEPERS = 2000 };
 
 struct keeper {
-    int socket; /* our end of its line of command */
+    int socket; /* our end of its command socket */
     uint64_t holds;
 };
 
@@ -113,7 +113,7 @@ static int connect_nowhere(uint64_t number)
     return sock;
 }
 
-/* Holds as many as it is told, and tells when it does. */
+/* Holds as many as commanded, and reports when it does. */
 static _Noreturn void keep(int line, uint64_t first_number)
 {
     int held[KEEPER_HOLDS];
@@ -169,8 +169,7 @@ static void hold(uint64_t count)
 }
 
 /*
- * Whether the two run on one processor or on two makes a difference of half the speed, and the scheduler takes now one,
- * now the other. So each has its place.
+ * On one processor the two are twice as fast as on two, and the scheduler alternates. So each is pinned.
  */
 int main(int argc, char **argv)
 {

@@ -1,11 +1,11 @@
-/* consumer - a host of the library that does nothing with the events but count them, as the lines on stdin say.
+/* consumer - a host of the library that only counts the events, as commanded on stdin.
  *
  *   load PATH            dlopen; "loaded"
  *   start                AddProbe; "started MILLISECONDS" when getStatus() is 1
- *   consume PORT         a thread takes events from now on, and counts those of that local or remote port, and those of
+ *   consume PORT         a thread takes events from now on, and counts those of that local or remote port, and the
  *                        others; "consuming"
  *   counts               "counts OF_PORT OTHERS", so far
- *   latency              "latency COUNT P50 P99 MAX": from EventTime until DequeuePerfEvent had returned, in ns, of the
+ *   latency              "latency COUNT P50 P99 MAX": from EventTime until DequeuePerfEvent returned, in ns, for the
  *                        port's events since the last such line
  *   first                takes one event in the main thread, which starts the snapshots; "first"
  *   stop                 cleanup(); "stopped" when the library's threads have ended
@@ -39,7 +39,7 @@ static void resolve(void *handle, const char *name, void *function, size_t size)
         fprintf(stderr, "consumer: the library has no symbol %s: is it libtcpEvent.so?\n", name);
         exit(1);
     }
-    /* ISO C has no cast from an object pointer to a function pointer; POSIX says that the bits are the same. */
+    /* ISO C has no cast from an object pointer to a function pointer; POSIX guarantees the same bits. */
     memcpy(function, &symbol, size);
 }
 
@@ -73,7 +73,7 @@ static void start(void)
 
 /* ---- Latencies ---------------------------------------------------------------------------------------------- */
 
-/* Each power of two has 64 buckets: a value is told to 1.6 %. */
+/* Each power of two has 64 buckets: a value is exact to 1.6 %. */
 enum { STEP_BITS = 6, STEPS = 1 << STEP_BITS, BUCKETS = (64 - STEP_BITS + 1) * STEPS };
 
 static _Atomic uint64_t latencies[BUCKETS];
@@ -88,7 +88,7 @@ static size_t bucket_of(uint64_t value)
     return (size_t)shift * STEPS + (size_t)(value >> shift);
 }
 
-/* The least value that is counted behind this bucket. */
+/* The least value beyond this bucket. */
 static uint64_t end_of(size_t bucket)
 {
     size_t shift = bucket < 2 * STEPS ? 0 : bucket / STEPS - 1;
@@ -96,7 +96,7 @@ static uint64_t end_of(size_t bucket)
     return (bucket - shift * STEPS + 1) << shift;
 }
 
-/* One thread writes: no need for a locked instruction at each event. */
+/* Only one thread writes: no need for a locked instruction at each event. */
 static void count_up(_Atomic uint64_t *counter)
 {
     atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + 1, memory_order_relaxed);
@@ -203,7 +203,7 @@ static void drain(uint64_t count, unsigned threads)
         if (errno != 0)
             die("cannot start a thread", "see ulimit -u");
     }
-    /* Before the barrier: the threads may run to their end before this one is seen again. */
+    /* Before the barrier: the threads may finish before this one runs again. */
     began = now_ns(CLOCK_MONOTONIC);
     pthread_barrier_wait(&all_ready);
     for (unsigned i = 0; i < threads; i++) {

@@ -2,9 +2,9 @@
  *
  *   sockets SOCKETS PROCESSES [here]
  *
- * "open SOCKETS" tells that all are there. The processes are pairs: one holds the clients' ends, the other the
- * servers'. 100 bytes went through each connection either way. There is no other socket in their network namespace,
- * which is their own; with "here", they are in that of the caller.
+ * "open SOCKETS" reports that all are open. The processes are pairs: one holds the clients' ends, the other the
+ * servers'. 100 bytes went through each connection either way. Their network namespace is their own and has no other
+ * sockets; with "here", they are in the caller's.
  */
 #define _GNU_SOURCE
 #include "basics.h"
@@ -59,7 +59,7 @@ static void open_servers(int listener, uint64_t count)
     }
 }
 
-/* A child tells that it is ready by a byte, and lives until its parent's end of `life` is closed. */
+/* A child sends a byte when it is ready, and lives until its parent's end of `life` is closed. */
 static _Noreturn void child(int ready, int life, int listener, struct sockaddr_in *server, uint64_t count,
                             int is_server)
 {
@@ -98,7 +98,7 @@ static void open_pair(const int ready[2], const int life[2], uint64_t pair, uint
     close(listener);
 }
 
-/* As many as may be had: the usual limit is lower, for the sake of select(2). */
+/* Raises the limit as far as possible: the usual one is lower, for the sake of select(2). */
 static void allow_descriptors(void)
 {
     struct rlimit limit;

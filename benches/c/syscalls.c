@@ -1,4 +1,4 @@
-/* syscalls - how long the least of all system calls takes: what watching costs those who have nothing to do with it.
+/* syscalls - how long the cheapest system call takes: the cost of watching for programs that do not use TCP.
  *
  *   syscalls CPU
  *

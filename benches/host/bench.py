@@ -14,7 +14,7 @@ from .watchers import rungs, tcplife, tcpstates
 
 
 class Bench:
-    """What the figures have to know."""
+    """Settings of the figures."""
 
     def __init__(self, options):
         self.quick = options.quick
@@ -30,7 +30,7 @@ class Bench:
 
     @property
     def slots(self):
-        """Of a queue that holds a sweep of all sockets."""
+        """Slots of a queue that holds a sweep of all sockets."""
         return min(2 * self.sockets, 1 << 20)
 
     def working_rungs(self):
@@ -118,7 +118,7 @@ def arguments(words):
 
 
 def check():
-    """What would fail later, and less clearly."""
+    """Checks for what would fail later, and less clearly."""
     if os.geteuid() != 0:
         raise BenchError("needs root: BPF programs, network namespaces and sysctls are measured with")
     if not LIBRARY.exists():

@@ -1,6 +1,6 @@
-"""One function for each thing that is measured. Each gives the rows of the table, and all that was read beside them.
+"""One function for each measurement. Each returns the rows of the table, and all further readings.
 
-Rounds are interleaved: each has everything that is compared in it, so that a drift of the machine meets all alike.
+Rounds are interleaved: each contains everything that is compared, so that a drift of the machine affects all equally.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from .watchers import Library, Nobody, tcplife, tcpstates, wait_for_events
 
 BPF_STATISTICS = "/proc/sys/kernel/bpf_stats_enabled"
 
-# tcpstates is so slow that fewer connections do.
+# tcpstates is so slow that it gets fewer connections.
 SHARE_OF_TCPSTATES = 4
 
 
 @contextlib.contextmanager
 def bpf_statistics():
-    """The kernel measures the run time of BPF programs, which itself takes time: in no round but those that need it."""
+    """Has the kernel measure the run time of BPF programs. That itself takes time, so only rounds that need it do this."""
     before = tasks.read(BPF_STATISTICS)
     with open(BPF_STATISTICS, "w", encoding="ascii") as file:
         file.write("1")
@@ -34,7 +34,7 @@ def bpf_statistics():
 
 
 def observe(watcher, count, rate=0, connections=None):
-    """Short connections while a watcher is attached: what they took, and what it took to watch them."""
+    """Short connections while a watcher is attached: their cost, and the watcher's."""
     with contextlib.nullcontext(connections) if connections else Connections() as connections:
         connections.made = 0
         connections.run(WARM_UP)
@@ -79,7 +79,7 @@ def watch(watcher, count, **arguments):
 
 
 def libraries(bench):
-    """The library on each rung that holds, by name."""
+    """The library on each rung that works, by name."""
     return {rung: Library(PORT, rung=rung) for rung, refusal in bench.rungs.items() if refusal is None}
 
 
@@ -92,7 +92,7 @@ def rotated(items, by):
 
 
 def check_peers(rounds):
-    """A peer that has told of nothing has not done the work that it is compared by."""
+    """Notes on peers that reported nothing: they have not done the work that they are compared by."""
     notes = []
     for name in ("tcplife", "tcpstates"):
         shares = [seen["lost_share"] for seen in rounds.get(name, [])]
@@ -106,14 +106,14 @@ def check_peers(rounds):
     return notes
 
 
-# The machine's own speed changes from second to second, and with client and server too, depending on where their memory
-# is: the rate of a watcher is held against those right beside it, of the same two processes, and many short pieces tell
-# more than few long ones.
+# The machine's speed changes from second to second, and that of client and server with the placement of their memory: a
+# watcher's rate is compared with the rounds right beside it, of the same two processes, and many short pieces say more
+# than a few long ones.
 PIECES = 3
 
 
 def loaded_rounds(bench, rounds, apart):
-    """Rounds of each of the watchers, nobody before it and after it. Its rate is held against those two."""
+    """Rounds of each of the watchers, with one of none before and after it, to which its rate is compared."""
     watchers = {**libraries(bench), "tcplife": tcplife(), "tcpstates": tcpstates()}
     seen = {"nobody": [], **{name: [] for name in watchers}}
     count = bench.connections // PIECES
@@ -146,7 +146,7 @@ def column(rounds, *keys):
 
 
 def load(bench):
-    """What watching costs connections that come one after another as fast as they can."""
+    """The cost of watching for connections that follow one another as fast as possible."""
     seen = loaded_rounds(bench, bench.rounds, apart=True)
     rows = []
     tcplife_loss = column(seen["tcplife"], "loss")
@@ -188,7 +188,7 @@ def load(bench):
 
 
 def together(bench):
-    """The same with client and server on one processor, where nobody waits for a wake-up between processors and a
+    """The same with client and server on one processor, where there are no wake-ups between processors and a
     connection takes less than half the time: the harshest load. No target is set for it."""
     if bench.processors < 2:
         raise BenchError("there is one processor only: the load is this one already")
@@ -207,7 +207,7 @@ def together(bench):
 
 
 def bpf(bench):
-    """Run time of all BPF programs of a watcher, a connection with both its ends."""
+    """Run time of all BPF programs of a watcher for each connection, both ends included."""
     watchers = {**libraries(bench), "tcplife": tcplife(), "tcpstates": tcpstates()}
     seen = {name: [] for name in watchers}
     with bpf_statistics():
@@ -235,7 +235,7 @@ def bpf(bench):
 
 
 def quiet(bench):
-    """From the end of a connection until DequeuePerfEvent has returned it, where there is nothing else to do."""
+    """From the end of a connection until DequeuePerfEvent has returned it, on an idle host."""
     rate, count = 50, 50 if bench.quick else 200
     seen = {rung: [] for rung in bench.working_rungs()}
     for _ in range(max(1, bench.rounds // 3)):
@@ -265,7 +265,7 @@ def quiet(bench):
 
 
 def idle(bench):
-    """Wake-ups of all threads of the host, between two snapshots, where no connection begins or ends."""
+    """Wake-ups of all threads of the library's process between two snapshots, while no connection begins or ends."""
     seconds, tries = 2 if bench.quick else 5, 3
     with tcplife() as peer:
         time.sleep(0.5)
@@ -277,7 +277,7 @@ def idle(bench):
         for _ in range(tries):
             wait_until_asleep(library)
             events = library.counts()
-            time.sleep(0.1)  # the thread that has answered goes to sleep
+            time.sleep(0.1)  # lets the thread that answered go to sleep
             before = tasks.wakeups(library.pid)
             time.sleep(seconds)
             woken = tasks.wakeups(library.pid) - before
@@ -292,7 +292,7 @@ def idle(bench):
 
 
 def wait_until_asleep(library):
-    """Until the first snapshot is over, and what came of it."""
+    """Waits for the end of the first snapshot."""
     before = None
     while before != (before := tasks.cpu_ns(library.pid)):
         time.sleep(0.3)
@@ -314,7 +314,7 @@ def start(bench):
 
 
 def syscalls(bench):
-    """The time of a system call that has nothing to do with connections, while nobody connects."""
+    """The time of a system call unrelated to connections, without any connections."""
     count, rounds = 40_000 if bench.quick else 200_000, max(2, bench.rounds // 2)
     watchers = {"nobody": Nobody(), **libraries(bench), "tcplife": tcplife(), "tcpstates": tcpstates()}
     seen = {name: [] for name in watchers}
@@ -361,14 +361,14 @@ class Sweeps:
         self.events = self.cpu_ns = self.process_cpu_ns = 0
 
     def next(self):
-        """Waits for the end of the next one; its CPU time in seconds, and with that of the consumer's thread."""
+        """Waits for the end of the next sweep. Returns its CPU time in seconds, without and with the consumer's thread."""
         for last in (False, False, True):
             self.events += self.sockets
             try:
                 wait_for_events_of(self.library, self.events)
                 break
             except BenchError:
-                # Where one began late, for the machine was held up, the one after it follows at once.
+                # If one began late because the machine was held up, the next one follows at once.
                 if last:
                     raise
                 self.start_anew()
@@ -386,12 +386,12 @@ class Sweeps:
         self.cpu_ns, self.process_cpu_ns = self.library.sweep_cpu_ns(), self.library.cpu_ns()
 
     def rests(self):
-        """Whether no other one has begun since."""
+        """Whether no other sweep has begun since."""
         return self.library.sweep_cpu_ns() == self.cpu_ns
 
 
 def wait_for_events_of(library, count):
-    """Until so many events have come, of whatever socket, and the sweeping thread sleeps."""
+    """Waits until so many events have come, of any socket, and the sweeping thread sleeps."""
     wait_for_events(library, lambda: sum(library.counts()) >= count, PATIENCE)
     if sum(library.counts()) != count:
         raise BenchError(
@@ -402,7 +402,7 @@ def wait_for_events_of(library, count):
 
 
 def wait_until_swept(library):
-    """Until the sweeping thread sleeps."""
+    """Waits until the sweeping thread sleeps."""
     before = None
     while before != (before := library.sweep_cpu_ns()):
         time.sleep(0.05)
@@ -454,7 +454,7 @@ def sweep(bench):
     return rows, {"rounds": seen}
 
 
-# Enough where its consumer is not kept from running for long; and little memory, whenever that is first touched.
+# Enough if its consumer is never delayed for long; and little memory, whenever that is first touched.
 SMALL_QUEUE = 8192
 
 
@@ -526,7 +526,7 @@ def scale(bench):
 
 
 def grow(sweeps, sockets):
-    """There are other sockets now. A sweep may have met some of them."""
+    """Discards sweeps after the sockets have changed: one may have seen some of the new ones."""
     library = sweeps.library
     for _ in range(2):
         before = library.sweep_cpu_ns()
@@ -538,13 +538,13 @@ def grow(sweeps, sockets):
 
 
 def throughput(bench):
-    """Events through DequeuePerfEvent from a full queue, by one thread and by eight in turn."""
+    """Events through DequeuePerfEvent from a full queue, with one thread and with eight in turn."""
     rounds, slots = 4, min(50 * bench.sockets, 1_000_000)
     share = slots // (2 * rounds)
     seen = {1: [], 8: []}
     with Sockets(bench.sockets, bench.processes) as held:
         with Library(0, probe=False, network=held.pid, consume=False, queue=slots, netlink_interval=0.1) as library:
-            # The first call starts the sweeps, and takes one. Nothing else does until the queue is full.
+            # The first call starts the sweeps, and takes one event. No other is taken until the queue is full.
             library.child.ask("first", "first")
             until = time.monotonic() + 600
             while "Shedding TCP (Netlink) events" not in library.child.errors():
@@ -572,7 +572,7 @@ def throughput(bench):
 
 
 def tracked(bench):
-    """BPF time a change of state, while few and many other connections are alive."""
+    """BPF time for each change of state, while few or many other connections are alive."""
     few, most = bench.most // 100, bench.most
     rows, seen = [], {}
     with bpf_statistics():
@@ -611,7 +611,7 @@ def tracked(bench):
     return rows + missing_rungs(bench, "tracked connections"), seen
 
 
-# Of the most that the host does without a watcher.
+# Fractions of the host's maximum without a watcher.
 OFFERED = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, None)
 
 
@@ -644,7 +644,7 @@ def of_point(rounds):
 
 
 def keeps_up(rounds):
-    """What is offered is taken, or as much is offered as goes. All between is the latter over again."""
+    """Whether the offered load is served. Beyond that, more load only repeats the maximum."""
     return statistics.median(one["rate"] - 0.97 * one["offered"] for one in rounds) >= 0
 
 

@@ -1,4 +1,4 @@
-"""What the figures were taken on."""
+"""The machine of a run."""
 
 import datetime
 import os
@@ -17,9 +17,9 @@ def first(pattern, text, default="unknown"):
 
 
 def package_of(path):
-    """As in "libbpf-tools 0.26.0+ds-1"; where Debian's packages do not say, the file alone."""
+    """As in "libbpf-tools 0.26.0+ds-1"; the file alone if no Debian package has it."""
     try:
-        # As packages have it: with links followed, and from before /bin was /usr/bin.
+        # Paths in packages: with links resolved, and from before /bin was /usr/bin.
         for name in (path, os.path.realpath(path), path.removeprefix("/usr")):
             owner = subprocess.run(["dpkg-query", "-S", name], capture_output=True, text=True, check=False).stdout
             if owner:

@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 WIDTH, HEIGHT = 760, 440
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 50, 60
 
-# Told from each other by those who do not see all colours, too; and by their marks.
+# Distinguishable for colour-blind readers too; and by their marks.
 COLOURS = {"nobody": "#666666", "kprobe": "#0072b2", "tp_btf": "#009e73", "tcplife": "#d55e00", "tcpstates": "#aa4499"}
 
 

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIBRARY = ROOT / "build" / "libtcpEvent.so"
 BUILT = ROOT / "target" / "bench"
 
-# Whatever takes so long hangs. Under emulation a start takes a minute.
+# Anything slower hangs. Under emulation a start takes a minute.
 PATIENCE = 300.0
 END_PATIENCE = 10.0
 
@@ -29,18 +29,18 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class BenchError(Exception):
-    """What keeps a figure from being measured, in one line with the remedy."""
+    """The reason why a figure cannot be measured, in one line with the remedy."""
 
 
 def build(name):
-    """The path of a C program, compiled where it is out of date."""
+    """The path of a C program, compiled if it is out of date."""
     sources = ROOT / "benches" / "c"
     program = BUILT / name
     inputs = [sources / f"{name}.c", *sources.glob("*.h"), *(ROOT / "include").glob("*.h")]
     if program.exists() and program.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
         return program
     BUILT.mkdir(parents=True, exist_ok=True)
-    # Somebody may be running the old one, or be compiling the same just now.
+    # Another process may be running the old one, or compiling the same.
     unfinished = BUILT / f"{name}.{os.getpid()}"
     compiler = os.environ.get("CC", "cc").split()
     command = [*compiler, *CFLAGS, "-I", ROOT / "include", sources / f"{name}.c", "-o", unfinished, "-ldl"]
@@ -54,7 +54,7 @@ def build(name):
 
 @contextlib.contextmanager
 def network_of(pid):
-    """Children that are started in here are in the network namespace of that process. None: in this one's."""
+    """Children started in here join the network namespace of that process. None: this one's."""
     if pid is None:
         yield
         return
@@ -79,7 +79,7 @@ def enter(namespace):
 
 
 def ensure_tracefs():
-    """The peers need it, and do not mount it: in a mount namespace of our own, where nobody else sees it."""
+    """The peers need it, and do not mount it: in a private mount namespace."""
     if (TRACEFS / "events").exists():
         return
     if libc.unshare(CLONE_NEWNS) < 0:
@@ -90,12 +90,12 @@ def ensure_tracefs():
 
 
 def end_with_parent():
-    """Runs in the child: what is left behind by a driver that was killed would disturb whatever comes next."""
+    """Runs in the child: leftovers of a killed driver would disturb whatever comes next."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:
-    """A process under control. Its stdout is a pipe, or a file in memory where nobody is to read along."""
+    """A child process. Its stdout is a pipe, or a file in memory, which needs no reader."""
 
     def __init__(self, command, *, environment=None, network=None, to_file=False):
         self.name = os.path.basename(str(command[0]))
@@ -128,7 +128,7 @@ class Child:
             self.end()
 
     def end(self):
-        """Ends it, and gives its status. Does nothing where it has been ended before."""
+        """Ends it, and returns its status. Does nothing if it has ended before."""
         if self.errors_file is None:
             return self.process.returncode
         with contextlib.suppress(OSError):
@@ -193,13 +193,13 @@ class Child:
             raise
 
     def ended(self):
-        """Why it is no more."""
+        """Why it has ended."""
         status = self.process.wait()
         said = self.errors().strip().splitlines()
         return said[-1] if said else f"{self.name} has ended, with status {status}"
 
     def ask(self, command, answer, patience=PATIENCE):
-        """Sends a line, and gives what follows the first word of the answer."""
+        """Sends a line, and returns what follows the first word of the answer."""
         try:
             self.process.stdin.write(f"{command}\n".encode())
             self.process.stdin.flush()
@@ -216,7 +216,7 @@ def contents(file):
 
 
 def cpu_of_command(command, network=None):
-    """Runs a command with its output going nowhere; its CPU time in seconds, user and system, and the time it took."""
+    """Runs a command and discards its output. Returns its CPU time in seconds, user and system, and its duration."""
     began = time.monotonic()
     with network_of(network):
         process = subprocess.Popen(

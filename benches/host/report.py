@@ -1,4 +1,4 @@
-"""BENCHMARKS.md, from the results of a run and of others that are to stand beside it."""
+"""BENCHMARKS.md, from the results of a run and of others to compare with."""
 
 import statistics
 
@@ -38,7 +38,7 @@ HOW = """## How it is measured
 """
 
 
-# What QEMU calls a processor that it makes up.
+# QEMU's name for an emulated processor.
 EMULATED = "TCG"
 ABOUT_EMULATION = """The processor is emulated, instruction by instruction: no time here, and no ratio of times, is a
 real one's. What it shows is that all works by these probes, and what is lost: counts of events and wake-ups."""
@@ -88,7 +88,7 @@ def section(result, title):
 
 
 def fields(row):
-    """Without what is computed from the others."""
+    """The row without values computed from others."""
     return {name: value for name, value in row.items() if name not in ("value", "peer_value", "ratio", "met")}
 
 

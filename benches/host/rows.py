@@ -6,14 +6,14 @@ import statistics
 
 @dataclasses.dataclass
 class Row:
-    """A figure. `ours` and `peer` have a value for each round; what counts is their median. Lower is better, unless
+    """A figure. `ours` and `peer` have a value for each round; their median counts. Lower is better, unless
     `at_least` is given.
     """
 
     figure: str
     unit: str = ""
     ours: list = dataclasses.field(default_factory=list)
-    beside: str = ""  # who the peer is
+    beside: str = ""  # name of the peer
     peer: list = dataclasses.field(default_factory=list)
     at_most: float | None = None
     at_least: float | None = None
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def met(self):
-        """None where there is no target, or no value."""
+        """None without a target, or a value."""
         if self.value is None or not self.target:
             return None
         met = True

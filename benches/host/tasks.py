@@ -1,4 +1,4 @@
-"""What the kernel tells of a process in /proc."""
+"""A process in /proc."""
 
 import os
 import re
@@ -12,7 +12,7 @@ def read(path):
 
 
 def of_tasks(pid, name, comm=None):
-    """A file of each thread, or of those with that name. Threads that end meanwhile are left out."""
+    """A file of each thread, or of those with that name. Skips threads that end meanwhile."""
     texts = []
     for task in os.listdir(f"/proc/{pid}/task"):
         folder = f"/proc/{pid}/task/{task}"
@@ -33,7 +33,7 @@ def cpu_ns(pid, comm=None):
 
 
 def wakeups(pid):
-    """How often its threads have gone to sleep: as often as they were woken, and some were woken for nothing."""
+    """How often its threads have gone to sleep: as often as they were woken, spurious wake-ups included."""
     return sum(
         int(re.search(r"^voluntary_ctxt_switches:\s*(\d+)", text, re.MULTILINE)[1]) for text in of_tasks(pid, "status")
     )
@@ -54,7 +54,7 @@ def forget_peak_memory(pid):
 
 
 def descriptors(pid):
-    """Descriptor to what is behind it."""
+    """What each descriptor refers to."""
     folder = f"/proc/{pid}/fd"
     links = {}
     for number in os.listdir(folder):

@@ -1,23 +1,23 @@
-"""Connections and sockets to be watched, each kind in a network namespace of its own."""
+"""Connections and sockets to watch, each kind in a network namespace of its own."""
 
 import os
 
 from . import tasks
 from .programs import Child, build
 
-# Of the server. Below the ephemeral ports, so that no connection of somebody else has it by chance.
+# The server's port. Below the ephemeral ports, so that no other connection gets it by chance.
 PORT = 7117
 
-# What a short connection is to a watcher: it ends at both ends, and each end goes through five changes of state.
+# A short connection to a watcher: two ends close, and each goes through five changes of state.
 CLOSES = 2
 TRANSITIONS = 10
 
-# Sent before a measurement: what the kernel and the programs do once only is done then.
+# Sent before a measurement, so that the kernel and the programs have done their one-time work.
 WARM_UP = 500
 
 
 def processors(apart):
-    """Where client and server run: on a processor each, or on one."""
+    """The processors of client and server: one each, or the same."""
     own = sorted(os.sched_getaffinity(0))
     return (own[0], own[1]) if apart and len(own) > 1 else (own[0], own[0])
 
@@ -31,17 +31,17 @@ class Connections(Child):
         self.server = int(self.greeting()[1])
 
     def run(self, count, rate=0):
-        """That many short ones, at a rate or as fast as it goes; the seconds it took."""
+        """So many short ones, at a rate or as fast as possible. Returns the seconds it took."""
         seconds = self.ask(f"run {count} {rate}", "ran")[1]
         self.made += count
         return float(seconds)
 
     def hold(self, count):
-        """From now on that many stay open."""
+        """Keeps so many open from now on."""
         self.ask(f"hold {count}", "held")
 
     def cpu_ns(self):
-        """Of the client and the server."""
+        """CPU time of the client and the server."""
         return tasks.cpu_ns(self.pid) + tasks.cpu_ns(self.server)
 
 

@@ -1,4 +1,4 @@
-"""Who watches: nobody, the library in a process that counts its events, or one of libbpf-tools.
+"""Watchers: none, the library in a process that counts its events, or one of libbpf-tools.
 
 Used as contexts: on entry it is attached, and on exit it is gone. `settle` waits until it has dealt with all that
 happened, and `finish` gives the events that it has told of a port.
@@ -14,12 +14,13 @@ from .traffic import CLOSES, TRANSITIONS
 
 RUNGS = ("kprobe", "tp_btf")
 
-# An event that does not come within this time is lost; under emulation all is slower, but no single thing as slow.
+# An event that does not come within this time is lost; under emulation everything is slower, but no single thing as
+# slow.
 LOST_AFTER = 5.0
 
 
 class Nobody:
-    """The host by itself."""
+    """The host without a watcher."""
 
     name = "nobody"
     pid = None
@@ -41,8 +42,8 @@ class Nobody:
 
 
 class Library:
-    """The library, in a host that does nothing but count: benches/c/consumer.c. It formats and prints nothing, but
-    DequeuePerfEvent itself gives addresses as text.
+    """The library, in a host that only counts: benches/c/consumer.c. It formats and prints nothing, but
+    DequeuePerfEvent itself returns addresses as text.
     """
 
     expected = CLOSES
@@ -53,7 +54,7 @@ class Library:
         self.probe = probe
         self.network = network
         self.consume = consume
-        # As it is without settings, but for those that a figure needs.
+        # The defaults, except for settings that a figure needs.
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("TCPEVENT_")}
         self.environment["TCPEVENT_LOG"] = "info"
         if rung:
@@ -100,7 +101,7 @@ class Library:
         wait_for_events(self, lambda: self.counts()[0] >= connections.made * CLOSES)
 
     def stop(self):
-        """Stops the library; its own counters."""
+        """Stops the library. Returns its own counters."""
         self.child.ask("stop", "stopped")
         for line in reversed(self.child.errors().splitlines()):
             words = [word.split("=") for word in line.split() if "=" in word]
@@ -113,7 +114,7 @@ class Library:
 
 
 def wait_for_events(library, enough, patience=LOST_AFTER):
-    """Until there are enough, or none have come for long."""
+    """Waits until there are enough events, or none have come for long."""
     seen, since = library.counts(), time.monotonic()
     while not enough() and time.monotonic() - since < patience:
         time.sleep(0.02)
@@ -122,7 +123,7 @@ def wait_for_events(library, enough, patience=LOST_AFTER):
 
 
 class Peer:
-    """One of libbpf-tools. It writes to a file in memory: nobody has to run to empty a pipe."""
+    """One of libbpf-tools. It writes to a file in memory, so that no reader has to run."""
 
     def __init__(self, name, expected):
         self.name = name
@@ -143,7 +144,7 @@ class Peer:
         self.child.kill()
 
     def wait_attached(self):
-        """Its header stays in a buffer, so its descriptors tell: it attaches, then it opens what it reads from."""
+        """Its header stays in a buffer, but its descriptors show it: it attaches, then it opens what it reads from."""
         until = time.monotonic() + PATIENCE
         before = None
         while True:
@@ -162,7 +163,7 @@ class Peer:
         return tasks.cpu_ns(self.pid)
 
     def settle(self, _connections):
-        """Returns when it is as good as idle: it wakes up every 100 ms for nothing."""
+        """Returns when it is practically idle: it wakes up every 100 ms for nothing."""
         until = time.monotonic() + PATIENCE
         before = self.cpu_ns()
         while time.monotonic() < until:
@@ -175,7 +176,7 @@ class Peer:
         raise BenchError(f"{self.name} does not come to rest")
 
     def finish(self, port):
-        """Lines of that port, but for the listening socket's. It writes the last ones when it ends."""
+        """Lines of that port, except the listening socket's. It writes the last ones when it ends."""
         self.child.interrupt()
         word = f" {port} ".encode()
         return sum(word in line and b" 0.0.0.0 " not in line for line in self.child.output().splitlines())
@@ -190,7 +191,7 @@ def tcpstates():
 
 
 def find(name):
-    """The path of a command of libbpf-tools: later Debians have put the package's name behind it."""
+    """The path of a command of libbpf-tools: later Debian releases append the package's name."""
     folders = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
     path = shutil.which(name, path=folders) or shutil.which(f"{name}-libbpf", path=folders)
     if path is None:
@@ -199,13 +200,13 @@ def find(name):
 
 
 def rungs():
-    """Each rung of the library's ladder, and None where it holds, or why it does not."""
+    """Each rung of the library's ladder, with None if it works, or the reason why not."""
     refusals = {}
     for rung in RUNGS:
         try:
             with Library(0, rung=rung):
                 refusals[rung] = None
         except BenchError as error:
-            # Of "cannot watch ..: RUNG: CAUSE; REMEDY": nobody has to remedy that a kernel is without.
+            # Of "cannot watch ..: RUNG: CAUSE; REMEDY": a missing feature of the kernel needs no remedy.
             refusals[rung] = str(error).split(f"{rung}: ", 1)[-1].split("; ")[0]
     return refusals

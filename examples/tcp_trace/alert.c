@@ -53,9 +53,9 @@ struct alerts {
     /* The alert thread's own. */
     struct summary sending;
     struct told told;
-    int64_t next_ms;     /* not to send before */
-    bool wait_is_slacks; /* and that is Slack's wish */
-    int64_t retry_ms;    /* the next wait, if none is wished for */
+    int64_t next_ms;     /* earliest time of the next message */
+    bool wait_is_slacks; /* as Slack has asked */
+    int64_t retry_ms;    /* the next wait, unless Slack asks for one */
     bool outage;
     int64_t outage_since_ms;
     uint64_t refused;
@@ -66,8 +66,9 @@ struct alerts {
 
 /* ---- The message -------------------------------------------------------------------------------------------- */
 
-/* {"text":"..."}. Slack reads <, > and & as markup, by which a process could ring a whole channel with its name. Without
- * mrkdwn, stars and backticks of a name stay what they are; without unfurl_links Slack fetches no address that is one. */
+/* {"text":"..."}. Slack reads <, > and & as markup, by which a process could notify a whole channel with its name.
+ * Without mrkdwn, stars and backticks of a name stay as they are; without unfurl_links Slack does not fetch a name
+ * that is a link. */
 static void put_body(struct text *body, const char *message)
 {
     char storage[2 * SUMMARY_MESSAGE_SIZE];
@@ -99,7 +100,7 @@ static void put_host(struct text *text)
 
 /* ---- Certificates ------------------------------------------------------------------------------------------- */
 
-/* Appends a file and a line end, which the last line of a file may lack. Returns 0, or an errno. */
+/* Appends a file and a newline, which the last line of a file may lack. Returns 0, or an errno. */
 static int append_file(struct curl_blob *blob, const char *path)
 {
     FILE *file = fopen(path, "re");
@@ -127,7 +128,7 @@ static int append_file(struct curl_blob *blob, const char *path)
     return error;
 }
 
-/* Trusts those of the file besides the system's. (CURLOPT_CAINFO alone would put the file in place of the system's.)
+/* Trusts the authorities in the file besides the system's. (CURLOPT_CAINFO alone would replace the system's.)
  * Returns 0, or an errno. */
 static int add_authorities(CURL *curl, const char *ca_file)
 {
@@ -158,8 +159,8 @@ bool alerts_url_is_valid(const char *url)
     return valid;
 }
 
-/* A webhook's answer is "ok", or a word on what is wrong; the status says as much. One that is longer ends the transfer:
- * the status has come by then. */
+/* A webhook answers "ok", or says what is wrong; the status is enough. A longer answer ends the transfer: the status
+ * has arrived by then. */
 static size_t discard(char *bytes, size_t size, size_t count, void *context)
 {
     struct alerts *alerts = context;
@@ -185,7 +186,7 @@ static int end_at_deadline(void *context, curl_off_t down, curl_off_t downloaded
     return over;
 }
 
-/* Those that are the same for all messages. Returns 0, or an errno. */
+/* The options that are the same for all messages. Returns 0, or an errno. */
 static int set_up_transfer(struct alerts *alerts)
 {
     CURL *curl = alerts->curl;
@@ -204,7 +205,7 @@ static int set_up_transfer(struct alerts *alerts)
     all = all && curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, end_at_deadline) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_XFERINFODATA, alerts) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_NOPROGRESS, 0L) == CURLE_OK;
-    /* No signals for timeouts, and a name server that does not answer is not waited for after them. */
+    /* No signals for timeouts, and no waiting for a silent name server after them. */
     all = all && curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L) == CURLE_OK;
     all = all && curl_easy_setopt(curl, CURLOPT_QUICK_EXIT, 1L) == CURLE_OK;
     if (!all)
@@ -245,7 +246,7 @@ static long post_message(struct alerts *alerts, const char **reason)
     return status >= 200 ? status : 0;
 }
 
-/* Up to a tenth more, so that the monitors of many hosts do not come back all at once. */
+/* Adds up to a tenth, so that the monitors of many hosts do not retry all at once. */
 static int64_t with_jitter(int64_t wait_ms)
 {
     uint32_t random = 0;
@@ -271,7 +272,7 @@ static void end_outage(struct alerts *alerts, int64_t now_ms)
 
 static void try_again_later(struct alerts *alerts, int64_t now_ms, long status, const char *reason)
 {
-    curl_off_t wish_s = 0; /* Retry-After, either form of it */
+    curl_off_t wish_s = 0; /* Retry-After, in either form */
     int64_t wait_ms;
     bool in_time;
 
@@ -340,7 +341,7 @@ static void wait_until(struct alerts *alerts, int64_t ms)
     pthread_cond_timedwait(&alerts->changed, &alerts->lock, &until);
 }
 
-/* Waits until there is a failure to tell of, and it is time. False at the end. Called with the lock held. */
+/* Waits until there is a failure to send, and its time has come. False at the end. Called with the lock held. */
 static bool wait_for_failures(struct alerts *alerts)
 {
     bool was_stopping = alerts->stopping;
@@ -349,7 +350,7 @@ static bool wait_for_failures(struct alerts *alerts)
         bool any = alerts->sending.failures + alerts->pending.failures > 0;
         int64_t now_ms = monotonic_ms();
 
-        /* A last try, rather than a wait that the end would cut off. */
+        /* One last attempt, rather than a wait that the end would cut off. */
         if (alerts->stopping && !was_stopping && alerts->outage && !alerts->wait_is_slacks)
             alerts->next_ms = now_ms;
         was_stopping = alerts->stopping;
@@ -384,7 +385,7 @@ void alerts_add(struct alerts *alerts, const struct failure *failure)
 {
     pthread_mutex_lock(&alerts->lock);
     summary_add(&alerts->pending, failure);
-    /* After the first one the thread is awake, or knows when to be. */
+    /* After the first one the thread is awake, or knows when to wake up. */
     if (alerts->pending.failures == 1)
         pthread_cond_signal(&alerts->changed);
     pthread_mutex_unlock(&alerts->lock);
@@ -422,7 +423,7 @@ struct alerts *alerts_start(const char *url, const char *ca_file, struct log *lo
     alerts->ca_file = ca_file;
     alerts->retry_ms = FIRST_RETRY_MS;
     pthread_mutex_init(&alerts->lock, NULL);
-    /* A clock that is set must not cut a wait short, or draw it out. */
+    /* Setting the clock must not shorten or lengthen a wait. */
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&alerts->changed, &attributes);

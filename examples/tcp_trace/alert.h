@@ -1,6 +1,6 @@
-/* Alerts: tells a Slack channel of failures, through an incoming webhook, from a thread of its own.
+/* Alerts: reports failures to a Slack channel, through an incoming webhook, from a thread of its own.
  *
- * Slack takes one message a second, can be slow, and can be down for hours. Whatever comes meanwhile is summed up. */
+ * Slack takes one message a second, can be slow, and can be down for hours. Failures meanwhile are summed up. */
 #ifndef ALERT_H
 #define ALERT_H
 
@@ -12,26 +12,26 @@
 
 struct alerts;
 
-/* What was not alerted. */
+/* Failures that were not reported. */
 struct alerts_undone {
     uint64_t refused;     /* by Slack, for good */
-    uint64_t undelivered; /* when the end came */
+    uint64_t undelivered; /* at the end */
 };
 
 /* An http or https URL with a host? */
 bool alerts_url_is_valid(const char *url);
 
-/* Starts the thread. `ca_file`: certificate authorities to trust besides the system's, or NULL. Both texts and the log
- * must outlive it. NULL where it cannot be started, and errno says why. */
+/* Starts the thread. `ca_file`: certificate authorities to trust besides the system's, or NULL. Both texts and the
+ * log must outlive it. Returns NULL on failure, and sets errno. */
 struct alerts *alerts_start(const char *url, const char *ca_file, struct log *log);
 
-/* Adds a failure to what is to be told. Returns at once. */
+/* Adds a failure to report. Returns at once. */
 void alerts_add(struct alerts *alerts, const struct failure *failure);
 
-/* So many events were lost: the next message says so. None is sent for that alone. */
+/* Counts lost events: the next message mentions them. They alone cause none. */
 void alerts_add_lost(struct alerts *alerts, uint64_t events);
 
-/* Gives what is left five seconds, and ends the thread. */
+/* Allows five seconds for what is left, and ends the thread. */
 struct alerts_undone alerts_stop(struct alerts *alerts);
 
 #endif

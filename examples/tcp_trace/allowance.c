@@ -22,7 +22,7 @@ static uint64_t mix(uint64_t bits)
     return bits ^ bits >> 31;
 }
 
-/* The user is a part of it: whoever finds two destinations with one key shares an account with nobody else. */
+/* The user is part of the key: a user who finds two destinations with the same key affects no other user's account. */
 static uint64_t destination_key(uint64_t user_key, const struct tcpevent_event *event)
 {
     uint64_t halves[2];
@@ -31,7 +31,7 @@ static uint64_t destination_key(uint64_t user_key, const struct tcpevent_event *
     return mix(mix(mix(user_key ^ halves[0]) ^ halves[1]) ^ event->remote_port);
 }
 
-/* The account of this key in a set. Where there is none, the one that is nearest to whole gives way. */
+/* The account with this key in a set. If there is none, replaces the one closest to whole. */
 static struct account *find(struct account ways[ALLOWANCE_WAYS], uint64_t key)
 {
     struct account *least = &ways[0];
@@ -46,7 +46,7 @@ static struct account *find(struct account ways[ALLOWANCE_WAYS], uint64_t key)
     return least;
 }
 
-/* What `whole_ns` becomes if time worth `cost_ns` is taken; 0 where it is not there. */
+/* What `whole_ns` becomes if time worth `cost_ns` is taken; 0 if there is not enough. */
 static uint64_t after(uint64_t whole_ns, uint64_t now_ns, uint64_t cost_ns)
 {
     uint64_t whole = (whole_ns > now_ns ? whole_ns : now_ns) + cost_ns;

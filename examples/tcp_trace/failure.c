@@ -43,7 +43,7 @@ void put_error_name(struct text *text, int error)
 
 void put_reason(struct text *text, const struct failure *failure)
 {
-    /* What the network answers to a SYN (kernel: tcp_v4_err, icmp_err_convert, tcp_v6_err, tab_unreach). */
+    /* The network's answers to a SYN (kernel: tcp_v4_err, icmp_err_convert, tcp_v6_err, tab_unreach). */
     static const struct {
         int error;
         const char *words;
@@ -61,8 +61,8 @@ void put_reason(struct text *text, const struct failure *failure)
     };
     const char *words = NULL;
 
-    /* Before the error: a program that gives up has none, or that of an ICMP message which the kernel did not take for
-     * final. */
+    /* Checked first: a program that gives up has no error, or that of an ICMP message which the kernel did not take
+     * for final. */
     if (failure->given_up) {
         put_format(text, "given up by the program after %.3f s", (double)failure->age_ns / 1e9);
         return;

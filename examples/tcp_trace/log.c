@@ -19,7 +19,7 @@ enum { LAST_LINES_PATIENCE_MS = 1000, READER_POLL_MS = 100 };
 
 /* ---- Opening ------------------------------------------------------------------------------------------------ */
 
-/* Names of an open descriptor, which are links. Only the kernel can make those. */
+/* Names of an open descriptor, which are links. Only the kernel can create such links. */
 static bool is_descriptor(const char *path)
 {
     static const char *const folders[] = {"/dev/fd/", "/proc/self/fd/"};
@@ -36,8 +36,8 @@ static bool is_descriptor(const char *path)
     return false;
 }
 
-/* Follows no link: in a folder that others can write to, one would have a privileged monitor write to a file of their
- * choice. Does not wait for the reader of a FIFO (ENXIO where there is none). */
+/* Follows no link: in a folder that others can write to, a link would make a privileged monitor write to a file of
+ * their choice. Does not wait for the reader of a FIFO (ENXIO if there is none). */
 static int open_file(const char *path)
 {
     int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
@@ -100,7 +100,7 @@ static uint64_t count_lines(const char *text, size_t length)
     return lines;
 }
 
-/* The bytes up to the last line end in these; 0 where there is none. */
+/* The bytes up to the last newline; 0 if there is none. */
 static size_t whole_lines(const char *text, size_t length)
 {
     const char *end = memrchr(text, '\n', length);
@@ -129,14 +129,14 @@ static int wait_for_reader(struct log *log)
             return ETIMEDOUT;
         if (watched[0].revents != 0)
             return 0;
-        /* The signal itself is left to the main loop. */
+        /* The main loop reads the signal itself. */
         log->ending = true;
         watched[1].fd = -1;
     }
 }
 
-/* Takes back the last `half` bytes of the file, the beginning of a line that could not be written whole. Not where
- * another process has written behind them. */
+/* Removes the last `half` bytes of the file, the beginning of a line that could not be written whole; unless another
+ * process has appended to them. */
 static bool take_back(struct log *log, size_t half)
 {
     struct stat file;
@@ -146,7 +146,7 @@ static bool take_back(struct log *log, size_t half)
            ftruncate(log->fd, end - (off_t)half) == 0 && lseek(log->fd, end - (off_t)half, SEEK_SET) >= 0;
 }
 
-/* Writes whole lines, and returns the bytes of those that the file has now. Where it is not all, errno says why. */
+/* Writes whole lines, and returns the bytes of those now in the file. If some are missing, errno says why. */
 static size_t write_lines(struct log *log, const char *lines, size_t length)
 {
     size_t written = 0;
@@ -161,7 +161,7 @@ static size_t write_lines(struct log *log, const char *lines, size_t length)
             error = wait_for_reader(log);
             if (error != 0)
                 break;
-            /* No more than goes in without waiting, and whole lines, so that those of several writers do not mix. */
+            /* No more than fits without waiting, in whole lines, so that those of several writers do not mix. */
             if (part > PIPE_BUF)
                 part = whole_lines(lines + written, PIPE_BUF);
             if (part == 0)
@@ -187,7 +187,7 @@ static const char *reason(int error)
     return error == ETIMEDOUT ? "its reader does not read" : strerrordesc_np(error);
 }
 
-/* Ends an outage, where the file takes a line again: the half line is ended, and the gap is told of. */
+/* Ends an outage, if the file takes a line again: ends the half line, and reports the gap. */
 static bool tell_of_gap(struct log *log)
 {
     char storage[RECORD_SIZE];
@@ -235,7 +235,7 @@ void log_flush(struct log *log)
 
 bool log_has_no_reader(const struct log *log)
 {
-    /* EIO of something that is no file: a terminal that is gone. */
+    /* EIO of something that is no file: the terminal is gone. */
     return log->path == NULL && (log->error == EPIPE || (log->error == EIO && !log->regular));
 }
 
@@ -289,7 +289,7 @@ void log_failure(struct log *log, const struct failure *failure)
     put_failure_record(next_line(log), failure, log->json);
 }
 
-/* Lines that concern the monitor itself must be seen also where there is no log yet, or none any more. */
+/* Notices about the monitor itself must be visible even if there is no log yet, or none any more. */
 static void copy_to_stderr(const struct log *log, size_t start)
 {
     if (log->starting || (log->error != 0 && !log_has_no_reader(log)))
@@ -327,7 +327,7 @@ void log_post(struct log *log, enum log_level level, const char *format, ...)
     else
         log->posts_left_out++;
     pthread_mutex_unlock(&log->lock);
-    /* It fails only where the number is at its most: then it is readable anyway. */
+    /* It fails only at the maximal count: then it is readable anyway. */
     if (write(log->posted_fd, &one, sizeof one) < 0)
         return;
 }

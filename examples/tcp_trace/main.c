@@ -4,7 +4,7 @@
  * An example of a program that is linked with libtcpEvent.so, and uses include/tcpevent.h. `tcp_trace --help` says how
  * to use it, README.md what it writes.
  *
- * This file is what any program does that watches: open, wait in poll() for events and for all else, read, close. The
+ * This file does what any watching program does: open, wait in poll() for events and everything else, read, close. The
  * main thread does that and writes the log. A second thread (alert.c) talks to Slack, so that reading never waits for
  * the network. Signals come through descriptors, so no handler runs.
  */
@@ -31,8 +31,8 @@
 #include "tcpevent.h"
 
 enum {
-    BATCH = 2048, /* events that are read at once */
-    /* Events that wait while a batch is written, or while others have the processors. They take 36 MB then. */
+    BATCH = 2048, /* events read at once */
+    /* Events queued while a batch is written, or while other programs have the processors. They take up to 36 MB. */
     QUEUE_SLOTS = 131072,
     PRIORITY = -10,
     LOSS_CHECK_MS = 1000,
@@ -52,7 +52,7 @@ struct monitor {
     struct tcpevent_event events[BATCH];
     uint64_t newest_ns; /* monotonic time of the newest event seen */
     struct allowance allowance;
-    uint64_t left_out; /* lines, since that was last told */
+    uint64_t left_out; /* lines, since the last report */
     struct tcpevent_event last_left_out;
     uint64_t states;
     uint64_t failures;
@@ -85,7 +85,8 @@ static void take_event(struct monitor *monitor, const struct tcpevent_event *eve
     }
     if (!failed)
         return;
-    /* Its own ones are those to Slack: to alert of them would make more of them, while Slack cannot be reached. */
+    /* Skips its own connections, which are to Slack: alerts about them would cause more of them while Slack is
+     * unreachable. */
     if (monitor->alerts != NULL && failure.pid != monitor->pid)
         alerts_add(monitor->alerts, &failure);
 }
@@ -105,7 +106,7 @@ static int take_events(struct monitor *monitor, int timeout_ms)
     return count;
 }
 
-/* What was lost since the last look. The events that came tell of no gap, the counters do. */
+/* Reports losses since the last check. They show in the counters only. */
 static void check_losses(struct monitor *monitor)
 {
     struct tcpevent_statistics statistics = {.size = sizeof statistics};
@@ -128,7 +129,7 @@ static void check_losses(struct monitor *monitor)
         alerts_add_lost(monitor->alerts, by_queue + by_ring);
 }
 
-/* The last one stands for all: where one user has most of them, it is most likely that one's. */
+/* The last event stands for all: if one user has most of them, it is probably that user's. */
 static void tell_what_was_left_out(struct monitor *monitor)
 {
     const struct tcpevent_event *last = &monitor->last_left_out;
@@ -154,8 +155,8 @@ static void check_up(struct monitor *monitor)
     tell_what_was_left_out(monitor);
 }
 
-/* Reads on until all that happened before now is in the log, but no more than the queue can hold: on a busy host there
- * is always one more event. */
+/* Reads on until everything before now is in the log, but no more than the queue can hold: on a busy host there is
+ * always one more event. */
 static void take_last_events(struct monitor *monitor)
 {
     struct timespec now;
@@ -173,7 +174,7 @@ static void take_last_events(struct monitor *monitor)
 
 /* ---- The watch ---------------------------------------------------------------------------------------------- */
 
-/* On whatever thread of the library has something to say. */
+/* Called on a thread of the library. */
 static void take_library_message(void *context, int level, const char *text)
 {
     struct log *log = context;
@@ -181,7 +182,7 @@ static void take_library_message(void *context, int level, const char *text)
     log_post(log, level <= TCPEVENT_LOG_WARN ? LOG_WARNING : LOG_NOTICE, "%s", text);
 }
 
-/* Returns 0, or a negative errno: tcpevent_last_error has the text. */
+/* Returns 0, or a negative errno; the text is in tcpevent_last_error. */
 static int open_watch(struct monitor *monitor)
 {
     char *filter = options_filter(&monitor->options);
@@ -228,7 +229,7 @@ static int signal_descriptor(const sigset_t *signals)
     return signalfd(-1, signals, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-/* Blocks them in this thread, and so in all that are started later, the library's too. Returns 0, or an errno. */
+/* Blocks them in this thread, and so in all threads started later, the library's too. Returns 0, or an errno. */
 static int block_signals(struct monitor *monitor)
 {
     sigset_t end;
@@ -237,14 +238,14 @@ static int block_signals(struct monitor *monitor)
 
     sigemptyset(&end);
     sigaddset(&end, SIGTERM);
-    /* A shell has it ignored for what it starts in the background; a descriptor would tell of it all the same. */
+    /* A shell ignores it for background jobs; a descriptor would receive it all the same. */
     if (sigaction(SIGINT, NULL, &interrupt) == 0 && interrupt.sa_handler != SIG_IGN)
         sigaddset(&end, SIGINT);
     sigemptyset(&reopen);
     sigaddset(&reopen, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &end, NULL);
     pthread_sigmask(SIG_BLOCK, &reopen, NULL);
-    /* A reader that goes away, or a limit on the file's size, is an error of write(2), and no reason to die. */
+    /* A reader that goes away, or a limit on the file's size, is an error of write(2), not a reason to die. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
 
@@ -260,7 +261,7 @@ static bool take_signal(int fd)
     return read(fd, &signal, sizeof signal) == (ssize_t)sizeof signal;
 }
 
-/* From now on a signal ends the program at once: whoever sends a second one does not want to wait. */
+/* From now on a signal ends the program at once: a second signal means that the user does not want to wait. */
 static void unblock_end_signals(void)
 {
     sigset_t end;
@@ -276,13 +277,13 @@ static void reopen_log(struct monitor *monitor)
     int error = log_reopen(&monitor->log);
 
     if (error != 0)
-        log_notice(&monitor->log, LOG_WARNING, "cannot open the log %s anew: %s; the old file goes on",
+        log_notice(&monitor->log, LOG_WARNING, "cannot reopen the log %s: %s; the old file stays in use",
                    monitor->log.name, strerrordesc_np(error));
 }
 
 /* ---- The loop ----------------------------------------------------------------------------------------------- */
 
-/* Until a signal ends it, or it cannot go on. The exit status. */
+/* Runs until a signal ends it, or it cannot go on. Returns the exit status. */
 static int watch(struct monitor *monitor)
 {
     enum { EVENTS, END, REOPEN, POSTS, WATCHED };
@@ -323,7 +324,7 @@ static int watch(struct monitor *monitor)
             check_up(monitor);
         log_flush(&monitor->log);
         if (log_has_no_reader(&monitor->log)) {
-            fputs("tcp_trace: nobody reads the log on standard output any more\n", stderr);
+            fputs("tcp_trace: the log on standard output has no reader any more\n", stderr);
             return 1;
         }
         if (watched[END].revents != 0 && take_signal(monitor->end_fd))
@@ -333,7 +334,7 @@ static int watch(struct monitor *monitor)
 
 /* ---- Beginning and end -------------------------------------------------------------------------------------- */
 
-/* Else the next file that is opened would become standard output, and a message a part of it. */
+/* Otherwise the next file opened would become standard output, and receive messages. */
 static bool standard_output_is_open(void)
 {
     bool is_open = fcntl(STDOUT_FILENO, F_GETFD) >= 0;
@@ -344,8 +345,8 @@ static bool standard_output_is_open(void)
     return is_open;
 }
 
-/* Many processes that are busy leave a thread little of the processors, and would have their own events lost by that.
- * Where it may not be had, and where another one was chosen, it stays as it is. Threads that are started later have it. */
+/* Many busy processes leave a thread little processor time, and so make it lose events. If the priority is not
+ * permitted, or another one was chosen, it stays as it is. Later threads inherit it. */
 static void raise_priority(void)
 {
     errno = 0;
@@ -363,7 +364,7 @@ static int fail_to_start(struct monitor *monitor, const char *why)
     return 1;
 }
 
-/* Where a Slack URL is set. Returns 0, or the exit status. */
+/* Starts them if a Slack URL is set. Returns 0, or the exit status. */
 static int start_alerts(struct monitor *monitor)
 {
     const struct options *options = &monitor->options;

@@ -19,16 +19,16 @@
 static const char help[] =
     "Usage: tcp_trace [OPTION]...\n"
     "Watches the TCP connections of this host: writes a line for each change of a connection's state, and a warning\n"
-    "for each connection that could not be established; tells a Slack channel of those. Needs root, or CAP_BPF and\n"
+    "for each connection that could not be established; alerts a Slack channel of those. Needs root, or CAP_BPF and\n"
     "CAP_PERFMON.\n"
     "\n"
     "  --dest ADDRESS       only connections with this remote address or prefix, IPv4 or IPv6: 192.0.2.7, 10.0.0.0/8,\n"
     "                       2001:db8::/32. Several with commas, or by giving the option again ($DEST_IP)\n"
-    "  --dport PORT         only those with this remote port or range: 443, 8000-8999. Several likewise ($DEST_PORT)\n"
-    "  --log-file PATH      append to this file, not standard output; SIGHUP opens it anew ($LOG_FILE)\n"
+    "  --dport PORT         only those with this remote port or range: 443, 8000-8999. Several as above ($DEST_PORT)\n"
+    "  --log-file PATH      append to this file, not standard output; SIGHUP reopens it ($LOG_FILE)\n"
     "  --log-rate LINES     at most so many lines a second on average, 1 to 99999, of which a user may have half; 1000 "
     "if\n"
-    "                       it is not given, 0 for no limit. How many are left out is told ($LOG_RATE)\n"
+    "                       it is not given, 0 for no limit. The log counts those left out ($LOG_RATE)\n"
     "  --json               a JSON object for each line\n"
     "  --slack-url URL      the webhook to post failures to. A secret: better give it as $SLACK_URL\n"
     "  --slack-ca-file PATH trust the certificate authorities of this PEM file too ($SLACK_CA_FILE)\n"
@@ -46,7 +46,7 @@ static const unsigned NOT_GIVEN = UINT_MAX;
 
 /* ---- Refusals ----------------------------------------------------------------------------------------------- */
 
-/* `name` is an option or a variable. NULL or empty for a value that is none, or must not be shown. */
+/* `name` is an option or a variable. `value` is NULL or empty if it is missing, or must not be shown. */
 static _Noreturn void reject(const char *name, const char *value, const char *problem)
 {
     char storage[1024];
@@ -99,8 +99,8 @@ static bool parse_number(const char *digits, size_t length, unsigned long least,
     return *number >= least && *number <= most;
 }
 
-/* Each word is checked here and put together anew from what was understood, so that no word can bring in a term of the
- * filter that is not an address or a port. */
+/* Each word is checked here and rebuilt from what was parsed, so that no word can smuggle in a term of the filter
+ * that is not an address or a port. */
 static bool put_address_word(struct text *text, const char *word)
 {
     char address[INET6_ADDRSTRLEN];
@@ -180,7 +180,7 @@ static bool add_words(char **list, const struct list *kind, const char *name, co
 
 /* ---- Reading ------------------------------------------------------------------------------------------------ */
 
-/* The value of a variable; NULL where it is not set, or empty. */
+/* The value of a variable; NULL if it is not set, or empty. */
 static const char *variable(const char *name)
 {
     const char *value = getenv(name);
@@ -204,7 +204,7 @@ static const struct option known[] = {
     {NULL, 0, NULL, 0},
 };
 
-/* The option of this value, or else this argument without a value, as it is to be named to the user. */
+/* How to name this option to the user, or this argument without its value. */
 static const char *name_of(int value, const char *argument)
 {
     static char storage[64];
@@ -216,7 +216,7 @@ static const char *name_of(int value, const char *argument)
             return name.data;
         }
     }
-    /* A URL that has lost its option is still a secret. */
+    /* A URL without its option is still a secret. */
     if (strstr(argument, "://") != NULL && argument[0] != '-')
         put(&name, "an argument");
     else
@@ -265,7 +265,7 @@ static void read_arguments(struct options *options, int argc, char **argv)
         case SLACK_URL:
             free(options->slack_url);
             options->slack_url = copy_of(optarg);
-            /* A command line can be read by everybody, in ps. */
+            /* Any user can read a command line with ps. */
             memset(optarg, 'x', strlen(optarg));
             if (!empty)
                 check_url("--slack-url", options->slack_url);

@@ -1,4 +1,4 @@
-/* What the user has asked for, on the command line and in the environment. */
+/* What the user has requested, on the command line and in the environment. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
@@ -7,8 +7,8 @@
 #include "text.h"
 
 struct options {
-    char *destinations;   /* addresses and prefixes with commas between them, all of them checked; NULL: any */
-    char *ports;          /* ports and ranges, likewise */
+    char *destinations;   /* addresses and prefixes, comma-separated and checked; NULL: any */
+    char *ports;          /* ports and ranges, in the same form */
     const char *log_file; /* NULL: standard output */
     char *slack_url;      /* NULL: no alerts */
     const char *slack_ca_file;
@@ -17,10 +17,10 @@ struct options {
     bool ignore_given_up;
 };
 
-/* Ends the program where it is told so (--help, --version), and with status 2 where it is told nonsense. */
+/* Ends the program if asked to (--help, --version), and with status 2 if the arguments are invalid. */
 struct options options_read(int argc, char **argv);
 
-/* The filter for tcpevent_options, to be freed; NULL where all connections are of interest. */
+/* The filter for tcpevent_options, to be freed; NULL for all connections. */
 char *options_filter(const struct options *options);
 
 void options_free(struct options *options);

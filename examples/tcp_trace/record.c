@@ -5,7 +5,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* null where there was none, and a word where that is not known. */
+/* null without an error, and a word if it is unknown. */
 static void put_json_error(struct text *text, int error, bool unknown)
 {
     if (unknown) {
@@ -21,7 +21,7 @@ static void put_json_error(struct text *text, int error, bool unknown)
     put(text, "\"");
 }
 
-/* null where the kernel has not told: 0 would say that there was nothing. */
+/* null if the kernel did not report it: 0 would be a value. */
 static void put_number(struct text *text, const char *name, bool known, uint64_t number)
 {
     if (known)

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* An age is no part of it: each program that gives up does so after another one. */
+/* The age does not matter: each program gives up after a different time. */
 static bool same_destination(const struct failure *a, const struct failure *b)
 {
     return a->port == b->port && a->given_up == b->given_up && a->unknown == b->unknown &&
@@ -31,8 +31,9 @@ static struct destination *find(struct summary *summary, const struct failure *f
     return NULL;
 }
 
-/* Is there a place for one more of this user and process? Each may have no more than it leaves free: so a process that
- * fails everywhere gets a third of all, a user with many of those half, and there is always room for another one. */
+/* Whether there is room for one more of this user and process. Each may have at most as many as it leaves free: so a
+ * process that fails everywhere gets a third of all, a user with many such processes half, and there is always room
+ * for another one. */
 static bool has_room_for(const struct summary *summary, const struct failure *failure)
 {
     size_t free = SUMMARY_DESTINATIONS - summary->used;
@@ -86,7 +87,7 @@ void summary_merge(struct summary *summary, struct summary *more)
 
     for (size_t i = 0; i < more->used; i++)
         add(summary, &more->destinations[i].last, more->destinations[i].failures, more->destinations[i].first_ns);
-    /* With those that were counted only, on either side. */
+    /* Includes those that were only counted, on either side. */
     summary->failures = failures;
     summary->lost += more->lost;
     summary_clear(more);
@@ -98,10 +99,10 @@ struct place {
     struct destination *destination;
     bool told;
     unsigned turn; /* how many of the same process or user are before it */
-    size_t before; /* where it was */
+    size_t before; /* its former position */
 };
 
-/* What nobody was told of yet, then most failures, then who came first. */
+/* Destinations not reported yet, then those with most failures, then the earliest. */
 static int by_weight(const void *left, const void *right)
 {
     const struct place *a = left;
@@ -135,7 +136,7 @@ static bool same_process(const struct failure *a, const struct failure *b)
     return a->uid == b->uid && a->pid == b->pid;
 }
 
-/* Has them take turns: the first one of each, then the second one of each, and so on. */
+/* Interleaves them: the first one of each, then the second one of each, and so on. */
 static void take_turns(struct place *places, size_t count, bool (*same)(const struct failure *, const struct failure *))
 {
     for (size_t i = 0; i < count; i++) {

@@ -38,8 +38,8 @@ void put_format(struct text *text, const char *format, ...)
 
 /* ---- Escapes ------------------------------------------------------------------------------------------------ */
 
-/* Bytes of the UTF-8 character at the start of these `size` bytes; 0 where there is none (RFC 3629: no surrogates, and
- * nothing longer than it need be). */
+/* Bytes of the UTF-8 character at the start of these `size` bytes; 0 if there is none (RFC 3629: no surrogates, and
+ * no overlong forms). */
 static size_t utf8_character(const unsigned char *bytes, size_t size)
 {
     unsigned char first = bytes[0];
@@ -73,7 +73,7 @@ static size_t utf8_character(const unsigned char *bytes, size_t size)
     return length;
 }
 
-/* The number of a character that is UTF-8. */
+/* The code point of a UTF-8 character. */
 static uint32_t code_point(const unsigned char *character, size_t length)
 {
     static const unsigned char first_bits[] = {0, 0x7f, 0x1f, 0x0f, 0x07};
@@ -84,9 +84,9 @@ static uint32_t code_point(const unsigned char *character, size_t length)
     return code;
 }
 
-/* What changes more than its own place of a line. Control characters: those of ISO 8859 have two bytes in UTF-8 (U+0080
- * to U+009F), and terminals obey them too. Line separators. Marks that turn the direction of what is around them, and
- * characters that are not seen, by which one name looks like another (Unicode: Default_Ignorable_Code_Point). */
+/* Characters that affect more than their own place in a line. Control characters: those of ISO 8859 have two bytes
+ * in UTF-8 (U+0080 to U+009F), and terminals obey them too. Line separators. Marks that change the text direction,
+ * and invisible characters, which make one name look like another (Unicode: Default_Ignorable_Code_Point). */
 static bool is_control(const unsigned char *character, size_t length)
 {
     static const uint32_t ranges[][2] = {
@@ -103,7 +103,7 @@ static bool is_control(const unsigned char *character, size_t length)
     return false;
 }
 
-/* The letter by which C and JSON call a control character, or 0. */
+/* The letter for a control character in C and JSON, or 0. */
 static char letter_of(unsigned char control)
 {
     return control == '\n' ? 'n' : control == '\t' ? 't' : control == '\r' ? 'r' : '\0';

@@ -5,27 +5,27 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Always NUL-terminated. What does not fit is left out: whoever gives the storage sees to it that all fits. */
+/* Always NUL-terminated. Cuts what does not fit: the storage is to be large enough. */
 struct text {
     char *data;
     size_t size; /* of the storage, with the NUL */
     size_t length;
 };
 
-/* An empty text in that storage, an array. */
+/* An empty text in this storage, an array. */
 #define TEXT_IN(storage) ((struct text){.data = (storage), .size = sizeof(storage), .length = 0})
 
 void put(struct text *text, const char *string);
 void put_bytes(struct text *text, const char *bytes, size_t count);
 void put_format(struct text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Up to `size` bytes, or to the NUL, in a form that is UTF-8 and stays on its line, whatever they are: control
- * characters, line separators, marks of direction, characters that are not seen, and what is not UTF-8, as \n, \t, \r or
- * \xNN for each byte. Characters of `also`, with a backslash before them. */
+/* Up to `size` bytes, or to the NUL, as UTF-8 that stays on its line, whatever they are: control characters, line
+ * separators, direction marks, invisible characters and invalid UTF-8 become \n, \t, \r or \xNN for each byte.
+ * Characters of `also` get a backslash before them. */
 void put_printable(struct text *text, const char *bytes, size_t size, const char *also);
 
-/* Up to `size` bytes, or to the NUL, as a JSON string, with its quotes. A byte that is not UTF-8 becomes the characters
- * \xNN: JSON has no way to say it. */
+/* Up to `size` bytes, or to the NUL, as a JSON string, with its quotes. An invalid UTF-8 byte becomes the characters
+ * \xNN: JSON cannot express it. */
 void put_json(struct text *text, const char *bytes, size_t size);
 
 /* A wall-clock time in nanoseconds, in UTC: 2026-11-22T02:30:00.123456Z, and 02:30:00. */

@@ -1,4 +1,4 @@
-//! The kernel's type information, which a user's file may take the place of.
+//! The kernel's type information, which may come from a user's file.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -6,7 +6,7 @@ use tcpEvent::{Event, Kind};
 use tcpEvent::Filter;
 
 fuzz_target!(|text: &str| {
-    // Not what names files: those are the machine's, and some act when they are opened.
+    // Skips words that name files: results would depend on the machine, and opening some has effects.
     if text.split(|c: char| c.is_whitespace() || c == ',').any(|word| word.starts_with('/')) {
         return;
     }

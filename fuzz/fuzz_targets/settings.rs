@@ -1,4 +1,4 @@
-//! The environment, but for the variable that names a file, and the filter, which has a target of its own.
+//! The environment, except the variable that names a file, and the filter, which has its own target.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

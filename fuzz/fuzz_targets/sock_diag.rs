@@ -1,4 +1,4 @@
-//! Datagrams of sock_diag: the messages in them, and of each the socket and the notification of its end.
+//! Datagrams of sock_diag: their messages, and for each the socket and the notification that it was freed.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,6 +13,6 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(socket.is_none() || destroyed.is_some());
         }
     });
-    // A header each, and perhaps a word that the list was interrupted.
+    // A header each, and perhaps a note that the list was interrupted.
     assert!(replies <= bytes.len() / 16 * 2 + 1);
 });

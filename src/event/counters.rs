@@ -1,13 +1,13 @@
-//! What was seen, and every way in which an event can be lost.
+//! What was seen, and every way to lose an event.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the kernel's side has counted.
+/// Counters of the BPF programs and the kernel.
 #[derive(Clone, Copy, Default)]
 pub struct KernelCounters {
-    /// Records that found the ring full.
+    /// Records lost because the ring was full.
     pub lost_records: u64,
-    /// Owners that found the map full.
+    /// Owners lost because the map was full.
     pub lost_owners: u64,
     /// Changes that only the second look saw.
     pub recovered: u64,
@@ -27,25 +27,25 @@ pub struct Shed {
 /// Counters of a session, over all its runs.
 #[derive(Default)]
 pub struct Counters {
-    /// Changes of state but for closes, that were read from the ring.
+    /// Changes of state other than closes, read from the ring.
     pub states: AtomicU64,
-    /// Closes that were read from the ring.
+    /// Closes read from the ring.
     pub closes: AtomicU64,
     /// Snapshots that sweeps found.
     pub snapshots: AtomicU64,
-    /// Sweeps that were made.
+    /// Sweeps made.
     pub sweeps: AtomicU64,
-    /// Records that found the ring full.
+    /// Records lost because the ring was full.
     pub lost_records: AtomicU64,
-    /// Owners that found the map of owners full.
+    /// Owners lost because the map of owners was full.
     pub lost_owners: AtomicU64,
-    /// Runs of the probe that the kernel skipped, because it was running already on the same CPU.
+    /// Runs of the probe that the kernel skipped because it was already running on the same CPU.
     pub skipped_runs: AtomicU64,
-    /// Changes among those, which the second look saw.
+    /// Changes in those runs that the second look saw.
     pub recovered: AtomicU64,
     /// Records that could not be decoded.
     pub undecoded: AtomicU64,
-    /// Closes without an owner that is known for sure.
+    /// Closes without a certain owner.
     pub unowned: AtomicU64,
 }
 
@@ -68,7 +68,7 @@ pub struct Statistics {
 }
 
 impl Counters {
-    /// A probe has ended.
+    /// Adds the counters of a probe that has ended.
     pub fn add_kernel(&self, kernel: &KernelCounters) {
         for (counter, value) in [
             (&self.lost_records, kernel.lost_records),
@@ -81,7 +81,7 @@ impl Counters {
         }
     }
 
-    /// Reads all, and takes in the queue's, and those of the probe that is attached.
+    /// Reads all counters, and adds the queue's and those of the attached probe.
     pub fn read(&self, shed: Shed, kernel: &KernelCounters) -> Statistics {
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Statistics {

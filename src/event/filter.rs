@@ -1,7 +1,6 @@
 //! Which events are wanted: a text of words, as `TCPEVENT_FILTER` and `tcpevent_options.filter` take it.
 //!
-//! The BPF program applies it (see `bpf/filter.h`). Snapshots, and owners that are found by inode, are held against it
-//! here.
+//! The BPF program applies it (see `bpf/filter.h`). Snapshots, and owners found by inode, are matched here.
 
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -14,23 +13,24 @@ use crate::event::{Event, Failure, NO_USER};
 use crate::sys::files;
 use crate::sys::one_line::shortened;
 
-/// A network prefix. An IPv4 one is in its `::ffff:` form, 96 bits longer, so that it fits either form of an address.
+/// A network prefix. An IPv4 prefix is in its `::ffff:` form, 96 bits longer, so that it matches either form of an
+/// address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
-    /// Bits that count, 0 to 128.
+    /// Significant bits, 0 to 128.
     pub length: u8,
-    /// Bits behind those are 0.
+    /// All other bits are 0.
     pub addr: [u8; 16],
 }
 
-/// Bits of an IPv4 address's `::ffff:` form that are before it.
+/// Bits of the `::ffff:` form before the IPv4 address.
 const V4_IN_V6: u8 = 96;
 
-/// A set of ports, as bits: that of port `p` is bit `p % 8` of byte `p / 8`.
+/// A set of ports, as bits: port `p` is bit `p % 8` of byte `p / 8`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSet(Box<[u8; PortSet::BYTES]>);
 
-/// What an event must fit; all where nothing is named.
+/// What an event must match. The default matches all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// `AF_INET` or `AF_INET6`.
@@ -47,9 +47,9 @@ pub struct Filter {
     pub(crate) local_ports: Option<PortSet>,
     /// Any of these.
     pub(crate) remote_ports: Option<PortSet>,
-    /// Any of these; none is all.
+    /// Any of these; if empty, any address.
     pub(crate) local_prefixes: Vec<Prefix>,
-    /// Likewise.
+    /// Any of these; if empty, any address.
     pub(crate) remote_prefixes: Vec<Prefix>,
     /// Only closes of connections that were never established.
     pub(crate) failed_only: bool,
@@ -63,7 +63,7 @@ const NETNS: &str = "an inode number, self, or the path of a network namespace";
 const CGROUP: &str = "the ID of a cgroup, or the path of its folder below /sys/fs/cgroup";
 const KEYS: &str = "src, dst, sport, dport, family, pid, uid, netns, cgroup or failed";
 
-/// Words as `TCPEVENT_FILTER` takes them: `dport 443,8000-8999 dst 10.0.0.0/8`. See `tcpevent_open` of `tcpevent.h` for all.
+/// Words as in `TCPEVENT_FILTER`: `dport 443,8000-8999 dst 10.0.0.0/8`. `tcpevent_open` in `tcpevent.h` lists all.
 impl FromStr for Filter {
     type Err = Error;
 
@@ -73,7 +73,7 @@ impl FromStr for Filter {
 }
 
 impl Filter {
-    /// Reads a text. `name` is what the user knows it by, for the error.
+    /// Parses a text. `name` is the user's name for it, for the error.
     pub fn parse(name: &'static str, text: &str) -> Result<Self, Error> {
         let mut filter = Self::default();
         let mut words = text.split_whitespace().zip(1..);
@@ -92,7 +92,7 @@ impl Filter {
             let takes = takes(key).ok_or_else(|| fault(at, key, KEYS))?;
             let (values, at) = words.next().ok_or_else(|| Error::FilterEnd { name, text: shortened(text), takes })?;
             for value in values.split(',') {
-                // How many there are is the caller's choice.
+                // The caller determines how many there are.
                 for prefixes in [&mut filter.local_prefixes, &mut filter.remote_prefixes] {
                     prefixes.try_reserve(1).map_err(|_| Error::NoMemory { what: name })?;
                 }
@@ -102,7 +102,7 @@ impl Filter {
         Ok(filter)
     }
 
-    /// `None` where the key does not take the value, or no second one.
+    /// `None` if the key does not take the value, or a second one.
     fn add(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
             "src" => self.local_prefixes.push(value.parse().ok()?),
@@ -118,22 +118,22 @@ impl Filter {
         Some(())
     }
 
-    /// Whether all events fit.
+    /// Whether it matches all events.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether the owner fits.
+    /// Whether the owner matches.
     pub fn fits_owner(&self, event: &Event) -> bool {
         self.pid.is_none_or(|pid| pid == event.pid) && self.uid.is_none_or(|uid| uid == event.uid)
     }
 
-    /// Whether all of an event fits.
+    /// Whether the whole event matches.
     pub fn fits(&self, event: &Event) -> bool {
         self.fits_but_for_owner(event) && self.fits_owner(event)
     }
 
-    /// Whether all fits but for the owner, of which that is not known.
+    /// Whether everything but the owner matches.
     pub fn fits_but_for_owner(&self, event: &Event) -> bool {
         let is_ipv4 = i32::from(event.family) == libc::AF_INET;
         let has_prefix = |list: &[Prefix], addr| {
@@ -152,7 +152,7 @@ impl Filter {
     }
 }
 
-/// What the value of a key must be. `None` where there is no such key, or it has no value.
+/// What the value of a key must be. `None` if there is no such key, or it has no value.
 fn takes(key: &str) -> Option<&'static str> {
     Some(match key {
         "src" | "dst" => PREFIX,
@@ -165,7 +165,7 @@ fn takes(key: &str) -> Option<&'static str> {
     })
 }
 
-/// An event has one of these only: two values would fit none.
+/// An event has only one of these: two different values would match nothing.
 fn once<T: Copy + PartialEq>(place: &mut Option<T>, value: T) -> Option<()> {
     (*place.get_or_insert(value) == value).then_some(())
 }
@@ -181,7 +181,7 @@ fn family(value: &str) -> Option<u16> {
 
 fn netns(value: &str) -> Option<u32> {
     let path = match value {
-        // The thread's: a process may be in several.
+        // That of the thread: threads of a process may differ.
         "self" => "/proc/thread-self/ns/net",
         path if path.starts_with('/') => path,
         number => return number.parse().ok().filter(|inode| *inode != 0),
@@ -191,7 +191,7 @@ fn netns(value: &str) -> Option<u32> {
 
 fn cgroup(value: &str) -> Option<u64> {
     if value.starts_with('/') {
-        // The inode number of its folder is a cgroup's ID (kernel: cgroup_id).
+        // A cgroup's ID is the inode number of its folder (kernel: cgroup_id).
         files::cgroup_folder(Path::new(value)).map(|folder| folder.ino())
     } else {
         value.parse().ok().filter(|id| *id != 0)
@@ -199,7 +199,7 @@ fn cgroup(value: &str) -> Option<u64> {
 }
 
 impl Prefix {
-    /// Whether it can be meant for IPv4 addresses: not ::/0 and the like.
+    /// Whether it can match IPv4 addresses: ::/0, say, does not.
     pub fn is_for_ipv4(&self) -> bool {
         self.length >= V4_IN_V6
     }
@@ -213,7 +213,7 @@ impl Prefix {
 impl FromStr for Prefix {
     type Err = ();
 
-    /// `ADDRESS` or `ADDRESS/LENGTH`. Bits behind the length are taken for 0.
+    /// `ADDRESS` or `ADDRESS/LENGTH`. Bits beyond the length are ignored.
     fn from_str(text: &str) -> Result<Self, ()> {
         let (addr, length) = match text.split_once('/') {
             Some((addr, length)) => (addr, Some(length.parse::<u8>().map_err(drop)?)),
@@ -236,7 +236,7 @@ impl FromStr for Prefix {
 impl PortSet {
     const BYTES: usize = 65_536 / 8;
 
-    /// The set as the BPF program has it.
+    /// The set in the BPF program's form.
     pub fn bits(&self) -> &[u8] {
         self.0.as_slice()
     }
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_file_of_another_kind_is_no_place() {
-        // A file, a folder, a device, a namespace of another kind; and a FIFO, which nobody writes to.
+        // A file, a folder, a device, a namespace of another kind; and a FIFO without a writer.
         let fifo = std::env::temp_dir().join(format!("tcpevent-fifo-{}", std::process::id()));
         let fifo = fifo.to_str().unwrap();
         let path = std::ffi::CString::new(fifo).unwrap();
@@ -422,10 +422,10 @@ mod tests {
             }
         }
 
-        /// Against plain arithmetic on addresses.
+        /// Compared with plain arithmetic on addresses.
         #[test]
         fn a_prefix_holds_the_addresses_whose_first_bits_are_its_own(a: u128, b: u128, length in 0u8..=128, same in 0u32..=128) {
-            // Addresses that share bits are rare otherwise.
+            // Random addresses rarely share bits.
             let keep = u128::MAX.checked_shl(128 - same).unwrap_or(0);
             let b = a & keep | b & !keep;
             let prefix: Prefix = format!("{}/{length}", Ipv6Addr::from_bits(a)).parse().unwrap();

@@ -3,14 +3,14 @@
 //! A change that finds it full displaces the oldest event; a snapshot that finds it full is itself refused. Every event
 //! that is dropped is counted by its kind.
 //!
-//! Consumers sleep until a batch of events is announced, on a semaphore: nothing is left to put in order where one is
-//! cancelled, or never comes back. A channel would wake one at the first event, who would then overtake the producer and
-//! sleep again, after a spin each time, once for every few events.
+//! Consumers wait on a semaphore until a batch of events is announced: a consumer that is cancelled, or never returns,
+//! leaves nothing to clean up. A channel would wake one at the first event; it would overtake the producer, spin and
+//! sleep again, once for every few events.
 //!
-//! A deque behind a lock, and no channel of crossbeam's: that takes its memory in a way that ends the process where there is
-//! none, and touches all of it at once. The lock is the standard library's, as all locks here are: a futex by itself. Those
-//! of parking_lot keep their waiting threads in a table of the process, with locks of its own; a forked child inherits that as
-//! it is, and waits for threads that it does not have.
+//! A deque behind a lock, not crossbeam's channel: that aborts the process when memory runs out, and touches all of its
+//! memory at once. The lock is the standard library's, as all locks here are: a futex and nothing else. parking_lot
+//! keeps waiting threads in a process-wide table with locks of its own; a forked child inherits that table as it is,
+//! and waits for threads that it does not have.
 
 pub mod readiness;
 pub mod sink;
@@ -26,7 +26,7 @@ use crate::sys::threads::lock;
 
 /// What a queue can hold.
 pub trait Queued {
-    /// What it counts as where it is dropped.
+    /// The kind that a dropped event counts as.
     fn kind(&self) -> Kind;
 }
 
@@ -66,7 +66,7 @@ impl<E: Queued> Queue<E> {
         self.slots
     }
 
-    /// Queues a change, to be announced. Returns the number of older events that were dropped to make room.
+    /// Queues a change, to be announced. Returns how many older events were dropped to make room.
     pub fn push_displacing(&self, event: E) -> u64 {
         let mut inner = self.lock();
         let mut shed = 0;
@@ -80,7 +80,7 @@ impl<E: Queued> Queue<E> {
         shed
     }
 
-    /// Queues a snapshot if there is room for it, to be announced. Returns whether there was.
+    /// Queues a snapshot if there is room, to be announced. Returns whether there was.
     pub fn push_if_room(&self, event: E) -> bool {
         let mut inner = self.lock();
         let has_room = inner.events.len() < self.slots;
@@ -92,26 +92,26 @@ impl<E: Queued> Queue<E> {
         has_room
     }
 
-    /// Wakes a consumer, if one waits, for the events that were queued since the last call.
+    /// Wakes a waiting consumer, if any, for the events queued since the last call.
     pub fn announce(&self) {
-        // Against the one in `woken`: either this sees that a consumer has taken the last announcement, or that one sees the
-        // events.
+        // Pairs with the fence in `woken`: either this sees that a consumer took the last announcement, or that
+        // consumer sees the events.
         fence(Ordering::SeqCst);
         if !self.announced.is_posted() {
             self.announced.post();
         }
     }
 
-    /// What to wait for, where the queue is empty; [`Self::woken`] is to follow.
+    /// What to wait on when the queue is empty; call [`Self::woken`] afterwards.
     pub fn announced(&self) -> &Semaphore {
         &self.announced
     }
 
-    /// A consumer has waited: the oldest event, if there is one by now.
+    /// After a wait: the oldest event, if there is one by now.
     pub fn woken(&self) -> Option<E> {
         fence(Ordering::SeqCst);
         let event = self.try_pop();
-        // Only one was woken for all of them.
+        // One consumer was woken for the whole batch.
         if event.is_some() && !self.is_empty() {
             self.announce();
         }
@@ -131,17 +131,17 @@ impl<E: Queued> Queue<E> {
         }
     }
 
-    /// The oldest event, if there is one.
+    /// The oldest event, if any.
     pub fn try_pop(&self) -> Option<E> {
         self.lock().events.pop_front()
     }
 
-    /// Events that are in it.
+    /// Number of queued events.
     pub fn len(&self) -> usize {
         self.lock().events.len()
     }
 
-    /// Whether there is none.
+    /// Whether the queue is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -224,7 +224,7 @@ mod tests {
             while !queue.push_if_room(event(Kind::Close, number)) {
                 thread::yield_now();
             }
-            // Not each one by itself: a consumer that was woken must pass it on.
+            // Several events per announcement: a woken consumer must wake the next.
             if number % 7 == 0 || number == u64::MAX {
                 queue.announce();
             }
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(got, (0..EVENTS).collect::<Vec<_>>());
     }
 
-    /// As in a host with more threads than events: each one announced must reach somebody, whoever was asleep.
+    /// As in a host with more threads than events: each announced event must reach a consumer, whichever were asleep.
     #[test]
     fn an_announced_event_is_never_slept_through() {
         const ROUNDS: usize = 20_000;
@@ -268,7 +268,7 @@ mod tests {
         });
     }
 
-    /// The collector, the sweeps and a consumer's threads, on a queue that is full most of the time.
+    /// The probe's thread, the sweeps and consumers, on a queue that is full most of the time.
     #[test]
     fn under_contention_every_event_is_delivered_whole_or_counted() {
         const EACH: u64 = 20_000;

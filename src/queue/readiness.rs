@@ -1,7 +1,7 @@
 //! Tells readers of a queue when there is something to read, through a descriptor that fits into any event loop.
 //!
-//! An epoll instance has two eventfds in it: one is readable while events are queued, the other while wakes are due. The
-//! first is written at the first event only, not at each.
+//! An epoll instance holds two eventfds: one is readable while events are queued, the other while wakes are due. The
+//! first is written for the first event only, not for each.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -23,34 +23,34 @@ pub struct Readiness {
     /// `queued` is readable, or about to be.
     signalled: AtomicBool,
     wake: OwnFd,
-    /// Wakes that `wake` holds, at least: counted up after it is written.
+    /// Lower bound on the wakes that `wake` holds: incremented after the write.
     wakes: AtomicU32,
 }
 
 /// Why a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
-    /// There may be something.
+    /// There may be an event.
     Ready,
     /// A signal handler has run.
     Interrupted,
-    /// The time is over.
+    /// The timeout has expired.
     TimedOut,
 }
 
 impl Readiness {
-    /// Whether the host has closed any of its descriptors.
+    /// Whether the host has closed any of the descriptors.
     pub fn is_lost(&self) -> bool {
         ![&self.epoll, &self.queued, &self.wake].into_iter().all(OwnFd::is_ours)
     }
 
-    /// The same of what tells of events, by one system call: an epoll instance changes what it waits for only where that is
-    /// in it, under this number.
+    /// Whether the host has closed the descriptor for events. One system call: epoll_ctl changes an entry only where
+    /// this file is registered under this number.
     pub fn has_lost_events(&self) -> bool {
         epoll::modify(&self.epoll, &self.queued, NO_DATA, EventFlags::IN).is_err()
     }
 
-    /// Nothing is there yet.
+    /// No events and no wakes yet.
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let queued = OwnFd::new(new_eventfd(EventfdFlags::empty())?);
@@ -58,28 +58,28 @@ impl Readiness {
         for fd in [&queued, &wake] {
             epoll::add(&epoll, fd, NO_DATA, EventFlags::IN)?;
         }
-        // What an epoll instance waits for is part of what it is.
+        // An epoll instance is identified by what it waits for too, so it is complete by now.
         let epoll = OwnFd::new(epoll);
         Ok(Self { epoll, queued, signalled: AtomicBool::new(false), wake, wakes: AtomicU32::new(0) })
     }
 
-    /// Readable while there is something.
+    /// Readable while events are queued or wakes are due.
     pub fn fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
     }
 
     /// Events were queued.
     pub fn signal(&self) {
-        // Against the fence in `settle`: one of the two sees what the other has done.
+        // Pairs with the fence in `settle`: one of the two sees what the other has done.
         fence(Ordering::SeqCst);
         if !self.signalled.swap(true, Ordering::SeqCst) {
             write(&self.queued, 1);
         }
     }
 
-    /// A reader has found the queue empty: it is not readable any more, unless there are events after all.
+    /// A reader found the queue empty: clears the readiness, unless events have arrived since.
     pub fn settle(&self, is_empty: impl Fn() -> bool) {
-        // In each case: another reader may have cleared the flag before the descriptor was written.
+        // In every case: another reader may have cleared the flag before the descriptor was written.
         drain(&self.queued);
         self.signalled.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -96,11 +96,11 @@ impl Readiness {
 
     /// Ends all waits, from now on.
     pub fn wake_all(&self) {
-        // More than there can be readers to take one.
+        // More than the readers that could take one.
         write(&self.wake, u64::MAX / 2);
     }
 
-    /// Whether a wake was due. It is taken.
+    /// Consumes a wake. Returns whether one was due.
     pub fn take_wake(&self) -> bool {
         let taken = self.wakes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |wakes| wakes.checked_sub(1)).is_ok();
         if taken {
@@ -109,7 +109,7 @@ impl Readiness {
         taken
     }
 
-    /// Waits until there may be something.
+    /// Waits until there may be an event.
     #[cfg(test)]
     fn wait(&self, time: Option<std::time::Duration>) -> Waited {
         let fd = libc::pollfd { fd: self.fd(), events: libc::POLLIN, revents: 0 };
@@ -118,12 +118,12 @@ impl Readiness {
 }
 
 impl Waited {
-    /// By what ppoll(2) of [`Readiness::fd`] has returned.
+    /// From the result of ppoll(2) on [`Readiness::fd`].
     pub fn of(result: i32) -> Self {
         match result {
             0 => Self::TimedOut,
             1.. => Self::Ready,
-            // It can fail for no other reason.
+            // EINTR: it cannot fail otherwise.
             _ => Self::Interrupted,
         }
     }
@@ -136,7 +136,7 @@ fn write(fd: &OwnFd, value: u64) {
     }
 }
 
-/// Takes what an eventfd has to give: all, or one where it is a semaphore. Nothing is no error.
+/// Reads an eventfd: its whole count, or one if it is a semaphore. Zero is no error.
 fn drain(fd: &OwnFd) {
     if fd.may_be_ours() {
         let _ = rustix::io::read(fd, &mut [0; size_of::<u64>()]);
@@ -160,7 +160,7 @@ mod tests {
         ready.signal();
         ready.signal();
         assert_eq!(ready.wait(None), Waited::Ready);
-        // There is one left.
+        // One event is left.
         ready.settle(|| false);
         assert_eq!(ready.wait(None), Waited::Ready);
         ready.settle(|| true);
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// A queue of which only the length counts: no reader may sleep while there is something in it.
+    /// A model queue that is only a length: no reader may sleep while it is above 0.
     #[test]
     fn nothing_that_is_queued_is_slept_over() {
         const EVENTS: u64 = 200_000;

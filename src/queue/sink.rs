@@ -2,14 +2,14 @@
 
 use crate::event::Event;
 
-/// A place for events, on whichever thread they come up.
+/// Takes events, on whichever thread they arise.
 pub trait Sink: Sync {
-    /// A change of state, a close among them: where there is no room, the oldest event gives way.
+    /// A change of state, closes included. When full, the oldest event is dropped.
     fn put_change(&self, event: Event);
 
-    /// A snapshot: where there is no room, it is dropped.
+    /// A snapshot. When full, it is itself dropped.
     fn put_snapshot(&self, event: Event);
 
-    /// There will be no more for a while: whoever waits for events is told of those that were put. Must follow them.
+    /// Ends a batch: wakes the consumers for what was put before.
     fn put_all(&self);
 }

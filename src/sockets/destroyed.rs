@@ -1,5 +1,5 @@
-//! Notifications of sockets that the kernel has freed, with their last counters. The kernel sends them to whoever listens,
-//! for the sockets of this network namespace.
+//! Notifications of sockets that the kernel has freed, with their last counters. The kernel multicasts them for the
+//! sockets of this network namespace.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -15,17 +15,17 @@ use crate::sys::own_fd::Guarded;
 /// `SKNLGRP_INET_TCP_DESTROY` and `SKNLGRP_INET6_TCP_DESTROY` (include/uapi/linux/sock_diag.h).
 const GROUPS: [u32; 2] = [1, 3];
 
-/// For some ten thousand notifications that are not read yet. It is a limit, not taken beforehand.
+/// Room for some ten thousand unread notifications. A limit; nothing is allocated up front.
 const QUEUE_BYTES: libc::c_int = 16 << 20;
 
-/// A notification has some 400 bytes.
+/// A notification takes some 400 bytes.
 const BUFFER_LEN: usize = 1 << 13;
 
 /// Listens for notifications.
 pub struct Listener {
     socket: Guarded<Socket>,
     buffer: Vec<u8>,
-    /// Times that the kernel had to drop some.
+    /// How often the kernel had to drop notifications.
     overruns: u64,
 }
 
@@ -45,14 +45,14 @@ impl Listener {
         Ok(Self { socket, buffer: Vec::with_capacity(BUFFER_LEN), overruns: 0 })
     }
 
-    /// Readable where there is a notification.
+    /// Readable when a notification is queued.
     pub fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
 
-    /// Hands out what is there.
+    /// Passes on all queued notifications.
     pub fn read(&mut self, mut each: impl FnMut(Destroyed)) {
-        // Of another socket in its place the host reads itself.
+        // If the host has put another socket in its place, that one is not ours to read.
         while self.socket.may_be_whole() {
             match receive(&self.socket, &mut self.buffer) {
                 Ok(_) => {}
@@ -67,7 +67,7 @@ impl Listener {
                     );
                     continue;
                 }
-                // None is left.
+                // None left.
                 Err(_) => return,
             }
             diag::for_each_reply(&self.buffer, 0, |reply| {
@@ -79,11 +79,11 @@ impl Listener {
     }
 }
 
-/// Takes more than the usual limit where this process may, else as much as that.
+/// Exceeds the usual limit if this process may, otherwise takes as much as the limit allows.
 fn enlarge(fd: RawFd) {
     let bytes = QUEUE_BYTES;
     for option in [libc::SO_RCVBUFFORCE, libc::SO_RCVBUF] {
-        // SAFETY: a number of the size that is said.
+        // SAFETY: a number, with its size.
         let result = unsafe {
             let size = size_of::<libc::c_int>().try_into().unwrap_or(0);
             libc::setsockopt(fd, libc::SOL_SOCKET, option, (&raw const bytes).cast(), size)

@@ -44,7 +44,7 @@ mod tcp_info {
     pub const BYTES_RETRANS: usize = 208;
 }
 
-/// `TCPDIAG_GETSOCK`: the older request, and the type of its replies. It alone lists both families in one go.
+/// `TCPDIAG_GETSOCK`: the older request, and the type of its replies. It alone lists both families at once.
 const TCPDIAG_GETSOCK: u16 = 18;
 
 /// Which sockets to list.
@@ -58,7 +58,7 @@ pub enum Families {
     Inet6,
 }
 
-/// A request for all TCP sockets but those in SYN_RECV, TIME_WAIT and CLOSE, with their tcp_info.
+/// A request for all TCP sockets except those in SYN_RECV, TIME_WAIT and CLOSE, with their tcp_info.
 pub fn dump_request(families: Families, sequence: u32) -> Vec<u8> {
     match families {
         Families::Both => dump_request_of_both(sequence),
@@ -67,7 +67,7 @@ pub fn dump_request(families: Families, sequence: u32) -> Vec<u8> {
     }
 }
 
-/// `struct inet_diag_req` behind a header: netlink-packet-sock-diag has the later request only.
+/// `struct inet_diag_req` behind a header: netlink-packet-sock-diag only has the later request.
 fn dump_request_of_both(sequence: u32) -> Vec<u8> {
     const SOCKET_ID_LEN: usize = 48;
 
@@ -101,7 +101,7 @@ fn dump_request_of_one(family: u8, sequence: u32) -> Vec<u8> {
     request(NLM_F_DUMP, family, socket_id, sequence)
 }
 
-/// A request for the socket that a listing has told of, with its cookie: for no other one with the same addresses.
+/// A request for a socket from an earlier listing. Its cookie excludes other sockets with the same addresses.
 pub fn request_again(listed: &Event, sequence: u32) -> Vec<u8> {
     let address = |bytes: [u8; 16]| match u8::try_from(listed.family) {
         Ok(AF_INET) => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
@@ -146,8 +146,8 @@ pub enum Reply<'buf> {
     Malformed,
 }
 
-/// Calls `each` for what a datagram holds of the dump with this sequence number, in order. Messages of another dump
-/// are passed over. It ends at the first message that has an impossible length.
+/// Calls `each` for each message of a datagram that belongs to the dump with this sequence number, in order. Skips
+/// messages of other dumps. Stops at the first message with an impossible length.
 pub fn for_each_reply<'buf>(mut datagram: &'buf [u8], sequence: u32, mut each: impl FnMut(Reply<'buf>)) {
     while !datagram.is_empty() {
         let Ok(message) = NetlinkBuffer::new_checked(datagram) else {
@@ -181,14 +181,14 @@ fn errno(payload: &[u8]) -> Option<i32> {
     Some(i32::from_ne_bytes(*payload.first_chunk()?).saturating_neg().max(0))
 }
 
-/// `struct inet_diag_msg`, of which a message may be too short.
+/// `struct inet_diag_msg`; `None` if the message is too short.
 fn header(payload: &[u8]) -> Option<InetResponseHeader> {
     let buffer = InetResponseBuffer::new_checked(payload.get(..HEADER_LEN)?).ok()?;
     InetResponseHeader::parse(&buffer).ok()
 }
 
-/// Reads the payload of one socket's reply: the event, but for times, namespace and owner. `None` where it
-/// is cut short, of another family, belongs to no inode (no process can hold it then) or has no tcp_info.
+/// Reads the payload of one socket's reply: the event without times, namespace and owner. `None` if it is cut short, of
+/// another family, without an inode (then no process can hold it) or without tcp_info.
 pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     let header = header(payload)?;
     if ![AF_INET, AF_INET6].contains(&header.family) || header.inode == 0 {
@@ -198,20 +198,20 @@ pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     Some(event_of(&header, info?, cgroup))
 }
 
-/// A socket that is no more.
+/// A freed socket.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Destroyed {
-    /// Its last counters. The state is most often CLOSE; neither inode nor user is there.
+    /// Its last counters. The state is usually CLOSE; inode and user are missing.
     pub event: Event,
-    /// Bytes of its send queue at the end, FIN included.
+    /// Bytes in its send queue at the end, FIN included.
     pub not_acked: u32,
-    /// Those of them that were never sent.
+    /// The part of `not_acked` that was never sent.
     pub not_sent: u32,
-    /// Bytes received that no process has read, FIN included.
+    /// Received bytes that no process has read, FIN included.
     pub not_read: u32,
 }
 
-/// Reads the payload of one socket's notification of its end. `None` where it is cut short, of another family, or has no
+/// Reads the payload of a notification that a socket was freed. `None` if it is cut short, of another family, or has no
 /// tcp_info.
 pub fn parse_destroyed(payload: &[u8]) -> Option<Destroyed> {
     let header = header(payload)?;
@@ -268,8 +268,8 @@ fn event_of(header: &InetResponseHeader, info: &[u8], cgroup: Option<&[u8]>) -> 
     }
 }
 
-/// Payload that is sent and not acknowledged. The send queue is all that is not acknowledged, sent or not, FIN included;
-/// that of a listening socket is something else.
+/// Payload sent but not acknowledged. The send queue is everything not acknowledged, sent or not, FIN included; a
+/// listener's means something else.
 fn in_flight(header: &InetResponseHeader, not_sent: u32) -> u64 {
     if header.state == state::LISTEN {
         return 0;
@@ -278,7 +278,7 @@ fn in_flight(header: &InetResponseHeader, not_sent: u32) -> u64 {
     header.send_queue.saturating_sub(not_sent).saturating_sub(fin_sent.into()).into()
 }
 
-/// The attributes that count: the last one of each kind.
+/// The attributes that are used: the last one of each kind.
 #[derive(Default)]
 struct Attributes<'buf> {
     info: Option<&'buf [u8]>,
@@ -286,7 +286,7 @@ struct Attributes<'buf> {
 }
 
 impl<'buf> Attributes<'buf> {
-    /// Attributes behind one with an impossible length cannot be found and are left alone.
+    /// Attributes after one with an impossible length cannot be located and are ignored.
     fn read(bytes: &'buf [u8]) -> Self {
         let mut found = Self::default();
         for attribute in NlasIterator::new(bytes).map_while(Result::ok) {
@@ -295,7 +295,7 @@ impl<'buf> Attributes<'buf> {
                 INET_DIAG_CGROUP_ID => &mut found.cgroup,
                 _ => continue,
             };
-            // The iterator has checked the length, but hands out everything up to the end of the message.
+            // The iterator has checked the length, but returns everything up to the end of the message.
             let length = usize::from(attribute.length());
             let attribute: &[u8] = attribute.into_inner();
             *place = Some(&attribute[ATTRIBUTE_HEADER_LEN..length]);
@@ -435,7 +435,7 @@ mod tests {
         assert_eq!((event.srtt_us, event.min_rtt_us), (250, 40));
         assert_eq!((event.cookie, event.cgroup), (0x0102_0304_0506_0708, 815));
         assert_eq!((event.kind, event.old_state, event.new_state), (Kind::Snapshot, 1, 1));
-        // 2,100 bytes are not acknowledged, of which 100 are not even sent.
+        // 2,100 bytes are not acknowledged; 100 of them were not even sent.
         assert_eq!((event.payload_received, event.payload_sent, event.payload_acked), (70_000, 74_000, 72_000));
     }
 
@@ -451,10 +451,10 @@ mod tests {
         };
         assert_eq!(payload(state::ESTABLISHED, 0), (70_000, 71_900));
         assert_eq!(payload(state::CLOSE_WAIT, 0), (69_999, 71_900));
-        // A FIN that is in flight, and one that is not sent yet.
+        // A FIN in flight, and one that was not sent yet.
         assert_eq!(payload(state::FIN_WAIT1, 0), (70_000, 71_901));
         assert_eq!(payload(state::LAST_ACK, 100), (69_999, 72_000));
-        // The queues of a listening socket are others.
+        // A listener's queues mean something else.
         assert_eq!(payload(state::LISTEN, 0), (70_000, 74_000));
     }
 
@@ -464,7 +464,7 @@ mod tests {
             let event = parse_socket(&socket(2, &attribute(2, &tcp_info(len)))).unwrap();
             (event.bytes_received, event.bytes_acked, event.bytes_sent, event.segs_out, event.segs_in)
         };
-        // Linux 4.9's ends behind delivery_rate.
+        // Linux 4.9's tcp_info ends after delivery_rate.
         assert_eq!(counters(168), (70_000, 5_001, None, 6, 3));
         // Cut in the middle of bytes_received.
         assert_eq!(counters(130), (0, 5_001, None, 0, 0));
@@ -485,7 +485,7 @@ mod tests {
             let mut attributes = attribute(2, &tcp_info(232));
             attributes[..2].copy_from_slice(&length.to_ne_bytes());
             assert_eq!(parse_socket(&socket(2, &attributes)), None, "length {length}");
-            // One that came before it still counts.
+            // An attribute before it still counts.
             let mut behind = attribute(2, &tcp_info(232));
             behind.extend(&attributes);
             assert!(parse_socket(&socket(2, &behind)).is_some(), "length {length}");
@@ -516,7 +516,7 @@ mod tests {
         assert_eq!((event.family, event.local_port, event.remote_port), (10, 8080, 443));
         assert_eq!((event.bytes_received, event.bytes_acked, event.bytes_sent), (70_000, 5_001, Some(74_536)));
         assert_eq!((event.inode, event.cookie), (0, 0x0102_0304_0506_0708));
-        // Of Linux 4.9.
+        // As Linux 4.9 sends it.
         let destroyed = parse_destroyed(&socket(2, &attribute(2, &tcp_info(168)))).unwrap();
         assert_eq!((destroyed.event.bytes_received, destroyed.event.bytes_sent), (70_000, None));
         for len in 0..HEADER_LEN {
@@ -552,7 +552,7 @@ mod tests {
         }
     }
 
-    /// A length field as it should be, or anything else.
+    /// A correct length field, or an arbitrary one.
     fn length_or_not<T: Arbitrary + Clone>() -> impl Strategy<Value = Option<T>> {
         prop_oneof![4 => Just(None), 1 => any::<T>().prop_map(Some)]
     }
@@ -561,13 +561,13 @@ mod tests {
         bytes.truncate(bytes.len().saturating_sub(by));
     }
 
-    /// How many bytes are missing at the end: none as a rule.
+    /// How many bytes are missing at the end: usually none.
     fn missing() -> impl Strategy<Value = usize> {
         prop_oneof![4 => Just(0usize), 1 => 1usize..64]
     }
 
     prop_compose! {
-        /// An attribute, with a wrong length maybe: a tcp_info of any size, or one of another kind that holds more.
+        /// An attribute, possibly with a wrong length: a tcp_info of any size, or another kind that holds more.
         fn any_attribute()(
             kind in prop_oneof![3 => Just(INET_DIAG_INFO), 1 => any::<u16>()],
             value in prop_oneof![
@@ -586,7 +586,7 @@ mod tests {
     }
 
     prop_compose! {
-        /// The payload of a reply about a socket, whose attributes may be cut anywhere.
+        /// The payload of a socket's reply, whose attributes may be cut anywhere.
         fn any_payload()(
             family in prop_oneof![Just(2u8), Just(10), any::<u8>()],
             attributes in vec(any_attribute(), 0..4),
@@ -599,7 +599,7 @@ mod tests {
     }
 
     prop_compose! {
-        /// A message, with a wrong length maybe.
+        /// A message, possibly with a wrong length.
         fn any_message()(
             kind in prop_oneof![4 => Just(SOCK_DIAG_BY_FAMILY), 1 => Just(NLMSG_ERROR), 1 => Just(NLMSG_DONE), 1 => any::<u16>()],
             flags in prop_oneof![Just(2u16), Just(0x12), any::<u16>()],
@@ -609,7 +609,7 @@ mod tests {
             near in length_or_not::<u8>(),
         ) -> Vec<u8> {
             let mut bytes = message(kind, flags, sequence, &payload);
-            // One that is somewhere near the truth gets further than most.
+            // A length near the true one gets further than most.
             if let Some(length) = length.or(near.map(u32::from)) {
                 bytes[..4].copy_from_slice(&length.to_ne_bytes());
             }
@@ -617,10 +617,10 @@ mod tests {
         }
     }
 
-    /// What may be said of any datagram.
+    /// What holds for any datagram.
     fn check(datagram: &[u8]) -> Result<(), TestCaseError> {
         let all = replies(datagram, 5);
-        // A message has 16 bytes at least, and gives two replies at most.
+        // A message has at least 16 bytes, and gives at most two replies.
         prop_assert!(all.len() <= datagram.len() / NETLINK_HEADER_LEN * 2 + 1);
         for reply in &all {
             match reply {
@@ -641,8 +641,8 @@ mod tests {
     }
 
     proptest! {
-        /// Several messages, each of which may lie about its length at each level, in a datagram that may be cut and
-        /// have other bytes anywhere.
+        /// Several messages, each with possibly wrong lengths at each level, in a datagram that may be cut and have
+        /// other bytes anywhere.
         #[test]
         fn hostile_replies_end(
             messages in vec(any_message(), 0..5),

@@ -1,5 +1,5 @@
-//! Which process holds a socket's inode open: from a BPF iterator over all open files, where one is attached, else from
-//! `/proc/PID/fd`, which takes thirty times as long.
+//! Which process holds a socket's inode open: from a BPF iterator over all open files if one is attached, otherwise
+//! from `/proc/PID/fd`, which takes thirty times as long.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
@@ -27,25 +27,25 @@ use crate::sys::threads::lock;
 #[derive(Debug, Default)]
 pub struct Owners {
     by_inode: HashMap<u64, u32>,
-    /// The process that is to be told of if it is one of those that hold an inode. That it is, [`PREFERRED`] says.
+    /// The preferred holder of an inode. Once it is seen to hold it, the holder's entry is [`PREFERRED`].
     preferred: HashMap<u64, u32>,
-    /// They are of all processes, whatever this one may look into.
+    /// All processes were covered, not just those this process may inspect.
     are_all: bool,
 }
 
-/// What a descriptor of an io_uring is a link to.
+/// Link target of an io_uring's descriptor.
 const RING_LINK: &str = "anon_inode:[io_uring]";
 
-/// What is read of a ring, at most: it tells of each of its files, and of what it has to do.
+/// At most so much of a ring's fdinfo is read: it lists the ring's files, and its pending work too.
 const MOST_RING_INFO: u64 = 4 << 20;
 
-/// A ring that is at work tells nothing of its files in that moment.
+/// A busy ring does not list its files at that moment.
 const RING_TRIES: usize = 3;
 
 /// Above all process IDs.
 const PREFERRED: u32 = u32::MAX;
 
-/// The iterator of a probe, as long as that is attached.
+/// The iterator of a probe, while that is attached.
 #[derive(Default)]
 pub struct HolderIterator(Mutex<Option<OwnFd>>);
 
@@ -53,23 +53,23 @@ pub struct HolderIterator(Mutex<Option<OwnFd>>);
 const HOLDERS_LEN: usize = 1 << 15;
 
 impl HolderIterator {
-    /// None.
+    /// No iterator.
     pub const fn new() -> Self {
         Self(Mutex::new(None))
     }
 
-    /// Takes over a link to the iterator's program. It lists processes of the own PID namespace: where /proc shows more, that
-    /// is read.
+    /// Takes over a link to the iterator's program. It lists processes of the own PID namespace; if /proc shows more,
+    /// /proc is read instead.
     pub fn set(&self, link: Option<OwnedFd>) {
         *lock(&self.0) = link.filter(|_| pid_namespace::proc_is_own()).map(OwnFd::new);
     }
 
-    /// A run of the iterator. `None` where there is none, or it cannot run.
+    /// A run of the iterator. `None` if there is no iterator, or it cannot run.
     fn start(&self) -> Option<File> {
         let link = lock(&self.0);
         // SAFETY: the link is open for as long as the lock is held.
         let fd = unsafe { libbpf_sys::bpf_iter_create(link.as_ref()?.as_raw_fd()) };
-        // SAFETY: a descriptor that the kernel has just given is nobody else's.
+        // SAFETY: the kernel has just returned the descriptor; it has no other owner.
         (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }.into())
     }
 }
@@ -84,8 +84,8 @@ impl Owners {
         Ok(owners)
     }
 
-    /// The same, where of some inodes a process is known that holds it, or did. Without an iterator it looks at those processes
-    /// only, as to look at all may take seconds.
+    /// As `find`, with a preferred holder for some inodes: a process known to hold it, or to have held it. Without an
+    /// iterator only those processes are inspected, because inspecting all may take seconds.
     pub fn find_preferring(iterator: &HolderIterator, preferred: HashMap<u64, u32>) -> Self {
         let mut owners = Self { preferred, ..Self::default() };
         if !owners.iterate(iterator) {
@@ -97,16 +97,16 @@ impl Owners {
         owners
     }
 
-    /// Whether the iterator has told all.
+    /// Whether the iterator has listed everything.
     fn iterate(&mut self, iterator: &HolderIterator) -> bool {
         self.are_all = iterator.start().is_some_and(|run| self.read(run).is_ok());
         self.are_all
     }
 
-    /// Reads what the iterator tells.
+    /// Reads the iterator's output.
     fn read(&mut self, mut run: File) -> io::Result<()> {
         let mut buffer = vec![0; HOLDERS_LEN];
-        // A holder may be told in two parts.
+        // A read may end in the middle of a holder.
         let mut kept = 0;
         loop {
             let count = match run.read(&mut buffer[kept..]) {
@@ -129,7 +129,7 @@ impl Owners {
         }
     }
 
-    /// Looks through all processes that this one may look into. Those that vanish meanwhile are left out.
+    /// Inspects all processes that this one may inspect. Skips those that vanish meanwhile.
     fn scan(&mut self) -> io::Result<()> {
         let mut enough_memory = true;
         folder::list(c"/proc", |_, name| {
@@ -140,17 +140,17 @@ impl Owners {
         if enough_memory { Ok(()) } else { Err(io::ErrorKind::OutOfMemory.into()) }
     }
 
-    /// What a process holds. `None` where there is no memory for that.
+    /// Adds what a process holds. `None` if there is no memory for that.
     ///
-    /// Its threads have one table of descriptors, as a rule. One may have its own (unshare(CLONE_FILES)); and the main thread has
-    /// none any more where it has ended before others.
+    /// Its threads usually share one table of descriptors. A thread may have its own (unshare(CLONE_FILES)), and a main
+    /// thread that ended before others has none any more.
     fn scan_process(&mut self, pid: u32) -> Option<()> {
         let of_main = self.scan_descriptors(pid, &format!("/proc/{pid}/fd"))?;
         if thread_count(pid) <= 1 {
             return Some(());
         }
         let mut result = Some(());
-        // Once one of the others has been read, they all share that, unless they differ from it.
+        // Once another thread's table has been read, the rest share that one unless they differ from it.
         let mut read = (of_main > 0).then_some(pid);
         let _ = folder::list(&path(&format!("/proc/{pid}/task")), |_, name| {
             let Some(tid) = number(name).filter(|tid| *tid != pid) else {
@@ -168,14 +168,14 @@ impl Owners {
         result
     }
 
-    /// Adds the sockets of one table. Gives how many descriptors there are.
+    /// Adds the sockets of one table. Returns the number of descriptors.
     fn scan_descriptors(&mut self, pid: u32, fds: &str) -> Option<usize> {
         let mut count = 0;
         let mut enough_memory = true;
         let mut target = [0; 64];
         // It may be gone, or another user's.
         let _ = folder::list(&path(fds), |folder, name| {
-            // Not `.` and `..`.
+            // Skips `.` and `..`.
             if number(name).is_none() {
                 return;
             }
@@ -191,7 +191,7 @@ impl Owners {
         enough_memory.then_some(count)
     }
 
-    /// Adds the sockets that an io_uring holds, as its process's. Older kernels tell no inodes of them.
+    /// Adds the sockets that an io_uring holds to its process. Older kernels do not give their inodes.
     fn scan_ring(&mut self, pid: u32, info: &str) -> Option<()> {
         for _ in 0..RING_TRIES {
             let mut text = Vec::new();
@@ -206,7 +206,7 @@ impl Owners {
             if !lines.any(|line| line.starts_with("UserFiles:")) {
                 continue;
             }
-            // Those have a slot's number before them, with blanks in front of it.
+            // Such lines start with a slot's number, padded with blanks.
             for line in lines.take_while(|line| line.starts_with(' ') || line.starts_with(char::is_numeric)) {
                 let file = line.split_once(": ").map_or("", |(_, file)| file);
                 if let Some(inode) = parse_socket_link(file) {
@@ -218,7 +218,7 @@ impl Owners {
         Some(())
     }
 
-    /// `None` where there is no memory for it: how many there are is the kernel's choice.
+    /// `None` if there is no memory: the kernel determines how many there are.
     fn insert(&mut self, inode: u64, pid: u32) -> Option<()> {
         self.by_inode.try_reserve(1).ok()?;
         let holder = self.by_inode.entry(inode).or_insert(pid);
@@ -227,12 +227,12 @@ impl Owners {
         Some(())
     }
 
-    /// Whether a holder that is not among them is none: not one that this process may not look into.
+    /// Whether an inode without a holder here has none at all, rather than one that this process may not inspect.
     pub fn are_all(&self) -> bool {
         self.are_all
     }
 
-    /// How many inodes are held.
+    /// Number of held inodes.
     pub fn count(&self) -> usize {
         self.by_inode.len()
     }
@@ -244,28 +244,28 @@ impl Owners {
     }
 }
 
-/// A path of /proc for the C library.
+/// A path of /proc as a C string.
 fn path(path: &str) -> CString {
     CString::new(path).unwrap_or_default()
 }
 
-/// The ID that an entry of /proc, or of a folder of threads or descriptors, is named by.
+/// The ID that names an entry of /proc, or of a folder of threads or descriptors.
 fn number(name: &CStr) -> Option<u32> {
     name.to_str().ok()?.parse().ok()
 }
 
-/// 0 where the process is gone.
+/// 0 if the process is gone.
 fn thread_count(pid: u32) -> u64 {
-    // The folder has a link for each, and two of its own (kernel: proc_task_getattr).
+    // The folder has a link for each thread, and two of its own (kernel: proc_task_getattr).
     fs::metadata(format!("/proc/{pid}/task")).map_or(0, |folder| folder.nlink().saturating_sub(2))
 }
 
-/// Whether two threads have the same table of descriptors. False where the kernel does not tell: they are both read then.
+/// Whether two threads have the same table of descriptors. False if the kernel does not say: both are read then.
 fn share_descriptors(one: u32, other: u32) -> bool {
     // include/uapi/linux/kcmp.h
     const KCMP_FILES: libc::c_int = 2;
 
-    // SAFETY: it takes numbers.
+    // SAFETY: takes numbers only.
     unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) == 0 }
 }
 
@@ -274,8 +274,8 @@ fn parse_socket_link(link: &str) -> Option<u64> {
     link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The first 16 bytes of a process's argv[0], padded with NULs. `None` where it has none (a kernel thread, a zombie)
-/// or is gone.
+/// The first 16 bytes of a process's argv[0], padded with NULs. `None` if it has none (a kernel thread, a zombie) or is
+/// gone.
 pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
     let named = |path: &str| {
         let (mut name, _) = read_start(path)?;
@@ -285,7 +285,7 @@ pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
     if let Some(name) = named(&format!("/proc/{pid}/cmdline")) {
         return Some(name);
     }
-    // A main thread that has ended before others has no memory any more, where the arguments are.
+    // A main thread that ended before others has lost its memory, which holds the arguments.
     if thread_count(pid) <= 1 {
         return None;
     }
@@ -300,32 +300,32 @@ pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
     found
 }
 
-/// Threads that are asked for the arguments of their process, at most: they all have the same.
+/// At most so many threads are asked for the arguments of their process, which all of them share.
 const MOST_THREADS: u32 = 4;
 
 /// A process's comm and user ID.
 pub fn read_identity(pid: u32) -> Option<([u8; COMM_LEN], u32)> {
     let (mut comm, length) = read_start(&format!("/proc/{pid}/comm"))?;
     end_line(&mut comm[..length]);
-    // The real one, as the probe has it (bpf_get_current_uid_gid): the folder's owner is the effective one, or root.
+    // The real one, as in the probe (bpf_get_current_uid_gid): the folder's owner is the effective one, or root.
     let uid = parse_real_uid(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/status")).ok()?))?;
     Some((comm, uid))
 }
 
-/// Whether a process has not ended. One that nobody has waited for has.
+/// Whether a process has not ended. A zombie has.
 pub fn lives(pid: u32) -> bool {
     let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
     status.lines().find_map(|line| line.strip_prefix("State:\t")).is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
-/// The first of the four in `Uid:`. No name can begin a line before it: the kernel escapes their newlines.
+/// The first of the four in `Uid:`. The command cannot fake that line: the kernel escapes its newlines.
 fn parse_real_uid(status: &str) -> Option<u32> {
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     ids.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// The first 16 bytes of a file, or all where it has fewer, and how many those are.
+/// The first 16 bytes of a file, or all of a shorter one, and their number.
 fn read_start(path: &str) -> Option<([u8; COMM_LEN], usize)> {
     let mut name = [0; COMM_LEN];
     let mut filled = 0;
@@ -348,7 +348,7 @@ fn cut(name: &mut [u8]) {
     }
 }
 
-/// Takes the newline away that the kernel has put behind a comm. One before that is the comm's own.
+/// Removes the newline that the kernel appends to a comm. One before that is part of the comm.
 fn end_line(comm: &mut [u8]) {
     if let Some(end) = comm.last_mut().filter(|last| **last == b'\n') {
         *end = 0;
@@ -401,7 +401,7 @@ mod tests {
         end_line(&mut []);
     }
 
-    /// Comms of this thread, as /proc gives them back.
+    /// Comms of this thread, as read from /proc.
     #[test]
     fn a_comm_of_any_bytes_is_read_as_it_is() {
         let tid = fs::read_link("/proc/thread-self").unwrap().file_name().unwrap().to_str().unwrap().parse().unwrap();
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(scanned().holder(inode), None);
     }
 
-    /// Linux gives each thread a table of its own where it asks for that.
+    /// Linux gives a thread a table of its own on request.
     #[test]
     fn a_socket_of_a_thread_with_descriptors_of_its_own_is_found() {
         use std::sync::mpsc;
@@ -466,7 +466,7 @@ mod tests {
         let (to_thread, orders) = mpsc::channel::<()>();
         let (to_us, inodes) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            // SAFETY: it takes a flag, and changes this thread only.
+            // SAFETY: takes a flag, and affects this thread only.
             assert_eq!(unsafe { libc::unshare(libc::CLONE_FILES) }, 0);
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let link = fs::read_link(format!("/proc/thread-self/fd/{}", listener.as_raw_fd())).unwrap();
@@ -480,26 +480,26 @@ mod tests {
         assert_eq!(scanned().holder(inode), None);
     }
 
-    /// A listener of which the process has no descriptor any more, but its ring has.
+    /// A listener that only the process's ring still holds; its descriptor is closed.
     #[test]
     fn a_socket_that_only_a_ring_holds_is_found() {
         // include/uapi/linux/io_uring.h
         const REGISTER_FILES: libc::c_long = 2;
 
         let mut params = [0u32; 30];
-        // SAFETY: as many entries, and the 120 bytes of struct io_uring_params to fill.
+        // SAFETY: a number of entries, and the 120 bytes of struct io_uring_params to fill.
         let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
         let Ok(ring) = libc::c_int::try_from(ring) else { panic!("{ring}") };
         if ring < 0 {
             return eprintln!("skipped: no io_uring");
         }
-        // SAFETY: the kernel has just given it, to nobody else.
+        // SAFETY: the kernel has just returned it; it has no other owner.
         let ring = unsafe { OwnedFd::from_raw_fd(ring) };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
         let inode = parse_socket_link(link.to_str().unwrap()).unwrap();
         let files = [-1, listener.as_raw_fd()];
-        // SAFETY: so many descriptors, which are read.
+        // SAFETY: so many descriptors, for reading.
         let result = unsafe {
             libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), REGISTER_FILES, files.as_ptr(), files.len())
         };
@@ -507,7 +507,7 @@ mod tests {
         drop(listener);
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.as_raw_fd())).unwrap();
         if !info.contains("socket:[") {
-            return eprintln!("skipped: this kernel does not tell what a ring holds");
+            return eprintln!("skipped: this kernel does not list the files of a ring");
         }
         assert_eq!(scanned().holder(inode), Some(std::process::id()));
         drop(ring);

@@ -1,8 +1,8 @@
-//! Snapshots of the sockets that are open: what sock_diag reports, joined with the process that holds each inode.
+//! Snapshots of the open sockets: what sock_diag reports, joined with the process that holds each inode.
 //!
-//! [`diag`] turns one message into an event, [`holders`] finds who holds an inode, [`sweep`] does the rounds.
-//! For probes that cannot see it themselves, [`destroyed`] hears of the counters of sockets that are gone, and [`older`]
-//! lists once who holds what.
+//! [`diag`] turns one message into an event, [`holders`] finds who holds an inode, [`sweep`] lists all sockets. For
+//! probes that cannot read these themselves, [`destroyed`] receives the last counters of freed sockets, and [`older`]
+//! lists the holders once.
 
 pub mod destroyed;
 pub mod diag;

@@ -1,5 +1,6 @@
-//! Who holds which endpoint, listed once: for the closes of connections that are older than the probe. Another network namespace
-//! may have a connection of the same addresses: before a holder is named, the kernel is asked whether it can be the one listed.
+//! Who holds which endpoint, listed once, for closes of connections older than the probe. Another network namespace may
+//! have a connection with the same addresses: before naming a holder, it asks the kernel whether the event can be of
+//! the listed one.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,17 +17,17 @@ use crate::sys::log::{self, Level};
 use crate::sys::own_fd::Guarded;
 use crate::sys::wake::{Sleeper, Woken};
 
-/// Endpoints that are kept at most.
+/// At most so many endpoints are kept.
 const MOST: usize = 1 << 17;
 
-/// The holders of endpoints that were open at one moment.
+/// The holders of the endpoints that were open at one moment.
 pub struct OlderEndpoints<'run> {
     sleeper: &'run Sleeper<'run>,
     by_endpoint: HashMap<Endpoint, Listed>,
     buffer: Vec<u8>,
 }
 
-/// An endpoint that was open, and who has held it.
+/// An endpoint that was open, and who held it.
 #[derive(Clone, Copy)]
 struct Listed {
     pid: u32,
@@ -34,12 +35,12 @@ struct Listed {
     comm: [u8; COMM_LEN],
     cookie: u64,
     family: u16,
-    /// The last one that is known.
+    /// The last known one.
     state: u8,
 }
 
 impl<'run> OlderEndpoints<'run> {
-    /// Lists what is open. Where that is not possible, nothing is known.
+    /// Lists the open endpoints. If that fails, it knows of none.
     pub fn list(sleeper: &'run Sleeper<'run>) -> Self {
         let mut this = Self { sleeper, by_endpoint: HashMap::new(), buffer: Vec::new() };
         if let Err(error) = this.fill() {
@@ -54,7 +55,7 @@ impl<'run> OlderEndpoints<'run> {
         let mut buffer = Vec::with_capacity(BUFFER_LEN);
         let mut outcome = Ok(());
         let mut enough_memory = true;
-        // One family may be missing from the kernel.
+        // The kernel may lack one family.
         for (families, sequence) in [(Families::Inet, 1), (Families::Inet6, 2)] {
             let request = diag::dump_request(families, sequence);
             let request = (request.as_slice(), sequence, Answer::Listing);
@@ -78,10 +79,10 @@ impl<'run> OlderEndpoints<'run> {
         if enough_memory { outcome } else { Err(io::ErrorKind::OutOfMemory.into()) }
     }
 
-    /// Names the holder where nobody else is known. An endpoint that has closed is forgotten. `is_own`: it is known that the event
-    /// is of this network namespace.
+    /// Adds the holder if the event has no owner. Forgets an endpoint that has closed. `is_own`: the event is known to
+    /// be of this network namespace.
     pub fn complete(&mut self, event: &mut Event, is_own: bool) {
-        // One that has begun since is another, of the same addresses.
+        // A connection that began since is another one with the same addresses.
         if self.by_endpoint.is_empty() || event.begin != Begin::Older {
             return;
         }
@@ -103,9 +104,9 @@ impl<'run> OlderEndpoints<'run> {
         }
     }
 
-    /// Whether an event can be of the endpoint that was listed: that one has made the same change.
+    /// Whether an event can be of the listed endpoint: whether that one has made the same change.
     fn can_be(&mut self, event: &Event, listed: &Listed) -> bool {
-        // All changes of state come, or none but ends.
+        // Either all changes of state arrive, or only closes.
         if event.kind == Kind::State && listed.state != event.old_state {
             return false;
         }
@@ -113,7 +114,7 @@ impl<'run> OlderEndpoints<'run> {
             Ok(None) => true,
             Ok(Some(now)) => event.new_state != state::CLOSE && now != event.old_state,
             Err(error) => {
-                log::line(Level::Debug, format_args!("sock_diag does not tell of one socket: {error}"));
+                log::line(Level::Debug, format_args!("sock_diag failed for one socket: {error}"));
                 false
             }
         }
@@ -132,14 +133,14 @@ impl<'run> OlderEndpoints<'run> {
         let take = |event: Event| found = Some(event.new_state);
         match ask(&open_socket()?, self.sleeper, (&request, SEQUENCE, Answer::Socket), &mut self.buffer, take) {
             Ok(()) => Ok(found),
-            // There is none, or another one (sock_diag_check_cookie).
+            // It is gone, or replaced by another (sock_diag_check_cookie).
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => Ok(None),
             Err(error) => Err(error),
         }
     }
 }
 
-/// An IPv4 address in the form that it has for a socket of the other family.
+/// An IPv4 address in its IPv4-mapped form, as an IPv6 socket has it.
 fn mapped(address: [u8; 16]) -> [u8; 16] {
     let mut mapped = [0; 16];
     mapped[10..12].fill(0xff);
@@ -199,7 +200,7 @@ mod tests {
     use super::*;
     use crate::sys::wake::Waker;
 
-    /// A change that a plain tracepoint tells of the end with these addresses.
+    /// A change of state that a plain tracepoint reports of the endpoint with these addresses.
     fn change(local: SocketAddr, remote: SocketAddr, old_state: u8, new_state: u8) -> Event {
         let kind = if new_state == state::CLOSE { Kind::Close } else { Kind::State };
         let mut event = Event { begin: Begin::Older, old_state, new_state, ..Event::of(kind) };
@@ -236,7 +237,7 @@ mod tests {
             assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE, false), 0);
             assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE_WAIT, false), 0);
             drop(server);
-            // Its FIN has come by the time that this is read.
+            // The FIN has arrived once this read returns.
             assert_eq!(std::io::Read::read(&mut &client, &mut [0]).unwrap(), 0);
             assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE_WAIT, false), own_pid);
             assert_eq!(pid_told(state::ESTABLISHED, state::CLOSE_WAIT, false), 0);

@@ -1,4 +1,4 @@
-//! A netlink socket that asks sock_diag, and the reading of what the kernel answers.
+//! A netlink socket for sock_diag requests, and the reading of the kernel's replies.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,7 +10,7 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::sys::descriptors::StandardStreams;
 use crate::sys::own_fd::Guarded;
 
-/// The kernel fills a dump's datagrams up to 32 KiB where the buffer has room for that.
+/// The kernel fills a dump's datagrams up to 32 KiB if the buffer has room for that.
 pub(super) const BUFFER_LEN: usize = 1 << 16;
 
 /// A reply that takes longer is given up; the next sweep asks again.
@@ -28,8 +28,8 @@ pub(super) fn open_socket() -> io::Result<Guarded<Socket>> {
 /// The port of the kernel's end of every netlink socket. No process can have it (kernel: netlink_autobind, netlink_bind).
 const KERNEL_PORT: u32 = 0;
 
-/// Reads one datagram of the kernel in place of what the buffer holds, and tells its full length. One that a process has
-/// sent is left out: the buffer is empty then. With `CAP_NET_ADMIN` over a network namespace, which the root of a user
+/// Reads one datagram of the kernel into the buffer, and returns its full length. A datagram from a process is
+/// discarded: the buffer is empty then. With `CAP_NET_ADMIN` over a network namespace, which the root of a user
 /// namespace has, a process may send to any netlink socket in it, and to its groups (kernel: netlink_sendmsg).
 pub(super) fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<usize> {
     buffer.clear();

@@ -1,4 +1,4 @@
-//! The thread that lists all open sockets, again and again.
+//! The thread that lists all open sockets at intervals.
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
@@ -24,34 +24,34 @@ use crate::sys::privilege::{self, Capability};
 use crate::sys::threads::no_descriptor;
 use crate::sys::wake::{Sleeper, Waker, Woken};
 
-/// Sockets of a sweep whose memory is worth giving back.
+/// A sweep with more sockets than this gives its memory back.
 const LARGE: usize = 1 << 14;
 
-/// Snapshots that are announced together: about as many as a datagram holds.
+/// Snapshots announced together: about as many as a datagram holds.
 const ANNOUNCED: usize = 128;
 
-/// What to tell of the process that holds a socket.
+/// How to name the process that holds a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
-    /// The start of its command line, and the socket's user. A socket without such a process gives no event.
+    /// By the start of its command line, and the socket's user. A socket without a process gives no event.
     CommandLine,
-    /// Its comm, and its user. A socket without a process gives an event without one.
+    /// By its comm, and its user. A socket without a process gives an event without an owner.
     Comm,
 }
 
-/// What a sweep is to do.
+/// What a sweep does.
 pub struct SweepSettings<'run> {
-    /// From one to the next.
+    /// From one sweep to the next.
     pub interval: Duration,
     /// Of the processes.
     pub naming: Naming,
     /// Which events are wanted.
     pub filter: &'run Filter,
-    /// Finds the processes, where it can.
+    /// Finds the holders, if attached.
     pub holders: &'run HolderIterator,
 }
 
-/// The body of a sweeping thread: sweeps until `waker` tells it to stop, or not at all where `is_over` by then.
+/// The body of a sweeping thread: sweeps until `waker` stops it, or not at all if `is_over` by then.
 pub fn run(
     waker: &Waker,
     is_over: impl Fn() -> bool,
@@ -63,7 +63,7 @@ pub fn run(
     let sleeper = waker.sleeper();
     drop(streams);
     match sleeper {
-        // A stop that came before the sleeper was there has woken nobody.
+        // A stop that came before the sleeper existed woke nothing.
         Ok(_) if is_over() => {}
         Ok(sleeper) => sweep_until_told(&sleeper, settings, sink, counters),
         Err(source) => log::line(Level::Warn, no_descriptor(source)),
@@ -111,7 +111,7 @@ enum End {
 struct Failure {
     what: &'static str,
     error: io::Error,
-    /// The connections that are not told of.
+    /// The connections that are missing.
     missing: &'static str,
 }
 
@@ -125,13 +125,13 @@ impl End {
     }
 }
 
-/// What is known of a process; `None` where it has no name, or is gone.
+/// What is known of a process; `None` if it has no name, or is gone.
 type Identities = HashMap<u32, Option<Identity>>;
 
 #[derive(Clone, Copy)]
 struct Identity {
     name: [u8; COMM_LEN],
-    /// `None`: the socket's is to be told.
+    /// `None`: use the socket's.
     uid: Option<u32>,
 }
 
@@ -140,16 +140,16 @@ struct Sweeper<'run> {
     settings: &'run SweepSettings<'run>,
     sink: &'run dyn Sink,
     counters: &'run Counters,
-    /// Inode number of the network namespace that is looked at: that of this thread.
+    /// Inode number of the network namespace swept: this thread's.
     netns: u32,
     socket: Option<Guarded<Socket>>,
     sequence: u32,
     complained: bool,
-    /// Another user's socket was seen whose process was not.
+    /// A socket of another user was seen whose process was not.
     missed_others: bool,
-    /// The listing under way has given a socket.
+    /// The current listing has given a socket.
     has_listed: bool,
-    /// Events that come after all others of the sweep.
+    /// Events that follow all others of the sweep.
     later: Vec<Event>,
 }
 
@@ -157,7 +157,7 @@ impl Sweeper<'_> {
     /// One event for each socket whose inode a live process holds.
     fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
         let owners = Owners::find(self.settings.holders).map_err(|error| End::failed(READING_PROC, error))?;
-        // The kernel tells of processes without it, but not of their command lines.
+        // The kernel reports processes without /proc, but not their command lines.
         if self.settings.naming == Naming::CommandLine {
             fs::metadata("/proc/self").map_err(|error| End::failed(READING_PROC, error))?;
         }
@@ -165,7 +165,7 @@ impl Sweeper<'_> {
         self.netns = own_netns();
         let missed_others_before = self.missed_others;
         let outcome = self.dump_all(buffer, &owners, &mut identities);
-        // What there is of them is told of, also where the rest is missing.
+        // These are delivered even if the rest is missing.
         let mut later = mem::take(&mut self.later).into_iter().peekable();
         while later.peek().is_some() {
             later.by_ref().take(ANNOUNCED).for_each(|event| self.sink.put_snapshot(event));
@@ -195,7 +195,7 @@ impl Sweeper<'_> {
             Some(_) => return self.dump(Families::Inet6, buffer, owners, identities),
             None => {}
         }
-        // For each listing the kernel goes through all sockets.
+        // For each listing the kernel walks all sockets.
         match self.dump(Families::Both, buffer, owners, identities) {
             Err(End::Failed(_)) if !self.has_listed => {}
             outcome => return outcome,
@@ -205,7 +205,7 @@ impl Sweeper<'_> {
             match self.dump(families, buffer, owners, identities) {
                 Ok(()) => {}
                 Err(End::Told) => return Err(End::Told),
-                // One family may be missing from the kernel: the other one is still told of.
+                // The kernel may lack one family: the other is still listed.
                 Err(End::Failed(failure)) => failures.push(Failure { missing, ..failure }),
             }
         }
@@ -226,9 +226,9 @@ impl Sweeper<'_> {
     ) -> Result<(), End> {
         self.has_listed = false;
         self.sequence = self.sequence.wrapping_add(1);
-        // Not put back where this fails: what comes late must not be taken for the next answer.
+        // Dropped on failure: a late reply must not be taken for the next answer.
         let socket = match self.socket.take() {
-            // The host may have closed it, and have another in its place.
+            // The host may have closed it, and put another in its place.
             Some(socket) if socket.is_whole() => socket,
             Some(_) | None if self.sleeper.is_lost() => return Err(End::Told),
             Some(_) | None => open_socket().map_err(|error| End::failed("opening a sock_diag socket", error))?,
@@ -243,7 +243,7 @@ impl Sweeper<'_> {
                 }
                 Woken::Ready => {}
             }
-            // ENOBUFS means that replies were dropped: the rest of this dump cannot be trusted to end.
+            // ENOBUFS means that replies were dropped: the rest of this dump may never end.
             let length = receive(&socket, buffer).map_err(|error| End::failed("reading from sock_diag", error))?;
             if length > buffer.len() {
                 log::line(Level::Debug, format_args!("a sock_diag reply of {length} bytes was cut"));
@@ -265,7 +265,7 @@ impl Sweeper<'_> {
                     ended = Some(Err(End::failed("listing sockets by sock_diag", error)));
                 }
                 Reply::Interrupted => log::line(Level::Debug, "sockets changed while the kernel listed them"),
-                Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was passed over"),
+                Reply::Malformed => log::line(Level::Debug, "a malformed sock_diag reply was skipped"),
             });
             self.sink.put_all();
             if !enough_memory {
@@ -282,15 +282,15 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Adds the owner, and hands the event on where it is wanted. `None` where there is no memory for that: how many
-    /// processes and sockets there are is the host's choice.
+    /// Adds the owner, and delivers the event if it is wanted. `None` if there is no memory for that: the host
+    /// determines how many processes and sockets there are.
     fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) -> Option<()> {
         let naming = self.settings.naming;
         let holder = owners.holder(event.inode);
         identities.try_reserve(1).ok()?;
         let identity = holder.and_then(|pid| *identities.entry(pid).or_insert_with(|| identify(pid, naming)));
         let is_missed = match holder {
-            // Maybe because this process may not look into another user's.
+            // Possibly because this process may not inspect another user's.
             None => !owners.are_all(),
             Some(pid) => identity.is_none() && is_hidden(pid),
         };
@@ -307,7 +307,7 @@ impl Sweeper<'_> {
             _ => event.owner_by = OwnerBy::Unknown,
         }
         if self.settings.filter.fits(&event) {
-            // IPv4 comes first.
+            // IPv4 is listed first.
             let is_first = i32::from(event.family) == libc::AF_INET;
             if !is_first {
                 self.later.try_reserve(1).ok()?;
@@ -322,7 +322,7 @@ impl Sweeper<'_> {
         Some(())
     }
 
-    /// Says once that snapshots are missing. They are tried for again at each sweep.
+    /// Warns once that snapshots are missing. Each sweep tries for them again.
     fn complain(&mut self, failure: &Failure) {
         let Failure { what, error, missing } = failure;
         let level = if self.complained { Level::Debug } else { Level::Warn };
@@ -348,7 +348,8 @@ fn identify(pid: u32, naming: Naming) -> Option<Identity> {
     }
 }
 
-/// Whether a process lives that /proc does not show: its option hidepid keeps other users' from who may not trace them.
+/// Whether a live process is missing from /proc: the option hidepid hides other users' processes from those who may not
+/// trace them.
 fn is_hidden(pid: u32) -> bool {
     let Ok(id) = libc::pid_t::try_from(pid) else {
         return false;
@@ -358,21 +359,21 @@ fn is_hidden(pid: u32) -> bool {
     lives && fs::metadata(format!("/proc/{pid}")).is_err()
 }
 
-/// glibc keeps what was freed, up to 32 MiB once it has seen that much: here that would last until the next sweep.
+/// glibc keeps freed memory, up to 32 MiB once it has seen that much: here that would last until the next sweep.
 fn give_back_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it takes no pointer, and any thread may call it.
+    // SAFETY: takes no pointer, and any thread may call it.
     unsafe {
         libc::malloc_trim(0)
     };
 }
 
-/// 0 where /proc does not say.
+/// 0 if /proc does not say.
 fn own_netns() -> u32 {
     fs::metadata("/proc/thread-self/ns/net").ok().and_then(|file| file.ino().try_into().ok()).unwrap_or(0)
 }
 
 fn own_uid() -> u32 {
-    // SAFETY: it takes nothing and cannot fail.
+    // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() }
 }

@@ -1,9 +1,9 @@
 //! pthread_cancel(3) of the host's threads while they are in this library.
 //!
-//! glibc cancels a thread by unwinding its stack, from within whichever cancellation point it comes to; with asynchronous
-//! cancellation, from any instruction. Rust's frames cannot be unwound like that where they have something to drop. So every
-//! exported function holds cancellation off until it returns, and the three that wait let it in for as long as they do,
-//! from a frame that has nothing to drop.
+//! glibc cancels a thread by unwinding its stack from any cancellation point; with asynchronous cancellation, from any
+//! instruction. Rust's frames cannot be unwound like that if they have something to drop. So every exported function
+//! holds cancellation off until it returns, and the three that wait allow it only while they wait, from a frame that
+//! has nothing to drop.
 //!
 //! What unwinds is "C-unwind" here, the imports included: the libc crate declares them as functions that never unwind.
 
@@ -31,8 +31,8 @@ unsafe extern "C-unwind" {
     fn sem_wait(semaphore: *mut libc::sem_t) -> c_int;
 }
 
-/// Cancellation of the calling thread is held off. To be released by hand: a value to be dropped would stand in the way of
-/// the unwinding that it lets in.
+/// Cancellation of the calling thread is held off. To be released by hand: a value with a destructor would block the
+/// unwinding that it allows.
 #[derive(Clone, Copy)]
 #[must_use]
 pub struct Held {
@@ -41,23 +41,24 @@ pub struct Held {
 
 /// Holds cancellation off.
 ///
-/// Async-signal-safe: with glibc and musl it changes a word of the thread's.
+/// Async-signal-safe: with glibc and musl it changes a word of the thread.
 pub fn hold() -> Held {
     let mut state = 0;
-    // SAFETY: a number to fill. It does not unwind: a thread that cannot be cancelled is not.
+    // SAFETY: a number to fill. It does not unwind: it disables cancellation and is no cancellation point.
     unsafe { pthread_setcancelstate(DISABLE, &raw mut state) };
     Held { state }
 }
 
 impl Held {
-    /// Lets it in again as before: a cancellation that is due may unwind from here.
+    /// Restores the previous state: a pending cancellation may unwind from here.
     #[inline]
     pub fn release(self) {
-        // SAFETY: a state that it had before. The caller has nothing to drop.
+        // SAFETY: the previous state. The caller has nothing to drop.
         unsafe { pthread_setcancelstate(self.state, ptr::null_mut()) };
     }
 
-    /// As ppoll(2) of one descriptor for reading, and a cancellation point, deferred whatever the thread's own kind is.
+    /// As ppoll(2) of one descriptor for reading. A cancellation point, deferred even if the thread's type is
+    /// asynchronous.
     #[inline]
     pub fn poll(self, fd: RawFd, time: Option<Duration>) -> c_int {
         let mut fd = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
@@ -67,7 +68,7 @@ impl Held {
         self.let_in(|| unsafe { ppoll(&raw mut fd, 1, limit, ptr::null()) })
     }
 
-    /// As sem_wait(3), a cancellation point likewise.
+    /// As sem_wait(3), and the same kind of cancellation point.
     #[inline]
     pub fn wait(self, semaphore: &Semaphore) -> c_int {
         // SAFETY: an initialised semaphore.
@@ -77,14 +78,14 @@ impl Held {
     #[inline]
     fn let_in(self, wait: impl FnOnce() -> c_int) -> c_int {
         let mut kind = DEFERRED;
-        // SAFETY: states and kinds that it had before, and numbers to fill. The callers have nothing to drop.
+        // SAFETY: earlier states and types, and numbers to fill. The callers have nothing to drop.
         unsafe {
-            // Of an asynchronous cancellation nothing could be said as to where it finds the thread.
+            // An asynchronous cancellation could find the thread anywhere.
             pthread_setcanceltype(DEFERRED, &raw mut kind);
             pthread_setcancelstate(self.state, ptr::null_mut());
             let result = wait();
             pthread_setcancelstate(DISABLE, ptr::null_mut());
-            // It is held off: this changes the kind alone.
+            // Cancellation is held off: this only restores the type.
             pthread_setcanceltype(kind, ptr::null_mut());
             result
         }

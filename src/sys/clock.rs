@@ -1,8 +1,7 @@
-//! The probe's monotonic stamps to the wall clock.
+//! Converts the probe's monotonic timestamps to the wall clock.
 //!
-//! `bpf_ktime_get_ns` reads `CLOCK_MONOTONIC`, which stands still in suspend and ignores steps of the wall clock. The
-//! distance between the two is therefore measured anew for each batch of records, which are at most some
-//! milliseconds old by then.
+//! `bpf_ktime_get_ns` reads `CLOCK_MONOTONIC`, which stops in suspend and ignores steps of the wall clock. The offset
+//! between the two is therefore measured for each batch of records, which are at most some milliseconds old by then.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,9 +9,9 @@ use std::os::unix::fs::MetadataExt;
 /// The inode number of the initial time namespace (include/linux/proc_ns.h).
 const PROC_TIME_INIT_INO: u64 = 0xEFFF_FFFA;
 
-/// How far the monotonic clock of this process's time namespace is ahead of the kernel's, which the probe's stamps are of.
-/// `None` where that is not known: it has told the offsets of its children's namespace since it made another one for them
-/// (kernel: proc_timens_show_offsets). Without /proc there is taken to be none.
+/// How far the monotonic clock of this process's time namespace is ahead of the kernel's, which the probe reads. `None`
+/// if unknown: once the process has created a time namespace for its children, the kernel shows the offsets of that one
+/// (proc_timens_show_offsets). Without /proc the offset is taken to be 0.
 pub fn namespace_offset_ns() -> Option<i64> {
     let inode = |name: &str| fs::metadata(format!("/proc/self/ns/{name}")).ok().map(|file| file.ino());
     match inode("time") {
@@ -24,30 +23,30 @@ pub fn namespace_offset_ns() -> Option<i64> {
     }
 }
 
-/// A clock, seconds, and nanoseconds to add, in each line.
+/// Each line has a clock, seconds, and nanoseconds to add.
 fn monotonic_offset_ns(offsets: &str) -> Option<i64> {
     let mut numbers = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?.split_whitespace();
     let (seconds, ns): (i64, i64) = (numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?);
     seconds.checked_mul(1_000_000_000)?.checked_add(ns)
 }
 
-/// Distance from the monotonic clock to the wall clock.
+/// Offset from the monotonic clock to the wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WallClock {
     offset_ns: i128,
 }
 
-/// Reads of the clock pair, of which the tightest counts.
+/// Reads of the clock pair; the tightest one counts.
 const READS: usize = 3;
 
 impl WallClock {
-    /// Measures the distance as it is now.
+    /// Measures the current offset.
     pub fn now() -> Self {
         Self::measure(read_clock)
     }
 
     /// The wall clock is read between two reads of the monotonic one; a preemption between them shows as a long gap,
-    /// and such a read is not used where a better one was had.
+    /// and a tighter read is preferred.
     fn measure(mut read: impl FnMut(libc::clockid_t) -> i128) -> Self {
         let (_, offset_ns) = (0..READS)
             .map(|_| {
@@ -61,7 +60,7 @@ impl WallClock {
         Self { offset_ns }
     }
 
-    /// Nanoseconds since 1970 of a monotonic stamp.
+    /// A monotonic timestamp in nanoseconds since 1970.
     pub fn wall_ns(self, monotonic_ns: u64) -> u64 {
         u64::try_from(i128::from(monotonic_ns) + self.offset_ns).unwrap_or(0)
     }

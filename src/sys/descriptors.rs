@@ -1,5 +1,5 @@
-//! Keeps the library's descriptors away from 0, 1 and 2, where a host that has closed those would take them for its own
-//! standard streams, and so would we for its stderr.
+//! Keeps the library's descriptors off 0, 1 and 2: a host that has closed those would take ours for its standard
+//! streams, and so would we for its stderr.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -10,12 +10,12 @@ use rustix::process::{Resource, getrlimit};
 pub struct StandardStreams(#[allow(dead_code)] Vec<File>);
 
 impl StandardStreams {
-    /// Takes those that are closed. Where none can be opened any more, none can be taken by accident either.
+    /// Occupies those that are closed. If nothing can be opened any more, nothing can land there by accident either.
     pub fn hold() -> Self {
         let mut held = Vec::new();
         while let Some(fd) = lowest_closed() {
             match File::open("/dev/null") {
-                // Somebody else was faster where it is another one.
+                // Another descriptor: another thread was faster.
                 Ok(file) if file.as_raw_fd() == fd => held.push(file),
                 Ok(_) | Err(_) => break,
             }
@@ -25,7 +25,7 @@ impl StandardStreams {
 }
 
 fn lowest_closed() -> Option<i32> {
-    // SAFETY: F_GETFD takes any number for a descriptor, and changes nothing.
+    // SAFETY: F_GETFD takes any number as a descriptor, and changes nothing.
     (0..=2).find(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } == -1)
 }
 

@@ -1,5 +1,5 @@
-//! Lists folders of /proc. The standard library's way panics where a host has closed the descriptor meanwhile (close_range),
-//! and takes memory for each name.
+//! Lists folders of /proc. The standard library panics if the host closes the descriptor meanwhile (close_range), and
+//! allocates memory for each name.
 
 use std::ffi::CStr;
 use std::io;
@@ -7,17 +7,17 @@ use std::os::fd::RawFd;
 
 use crate::sys::own_fd::Identity;
 
-/// The kernel fills what there is room for.
+/// The kernel fills as much as fits.
 const BUFFER_LEN: usize = 1 << 13;
 
 /// `struct linux_dirent64` (include/linux/dirent.h): inode and offset, its length, a type, and the name.
 const LENGTH_AT: usize = 16;
 const NAME_AT: usize = 19;
 
-/// Calls `each` with the folder's descriptor and the name of each entry, `.` and `..` among them.
+/// Calls `each` with the folder's descriptor and the name of each entry, `.` and `..` included.
 pub fn list(path: &CStr, mut each: impl FnMut(RawFd, &CStr)) -> io::Result<()> {
     let folder = Folder::open(path)?;
-    // Aligned, as the kernel writes numbers into it.
+    // Aligned, because the kernel writes numbers into it.
     let mut buffer = [0u64; BUFFER_LEN / size_of::<u64>()];
     loop {
         // SAFETY: room for so many bytes.
@@ -32,7 +32,7 @@ pub fn list(path: &CStr, mut each: impl FnMut(RawFd, &CStr)) -> io::Result<()> {
     }
 }
 
-/// The names of entries as the kernel writes them; up to the first one that is not.
+/// The names of entries as the kernel writes them, up to the first malformed one.
 fn names(mut entries: &[u8], mut each: impl FnMut(&CStr)) {
     let length = |entry: &[u8]| Some(usize::from(u16::from_ne_bytes(*entry.get(LENGTH_AT..)?.first_chunk()?)));
     while let Some(entry) = length(entries).filter(|length| *length > NAME_AT).and_then(|length| entries.get(..length))
@@ -44,7 +44,7 @@ fn names(mut entries: &[u8], mut each: impl FnMut(&CStr)) {
     }
 }
 
-/// What a symbolic link in a folder leads to, as much of it as there is room for.
+/// The target of a symbolic link in a folder, cut to the buffer's length.
 pub fn read_link<'buf>(folder: RawFd, name: &CStr, buffer: &'buf mut [u8]) -> Option<&'buf [u8]> {
     // SAFETY: a NUL-terminated name, and room for so many bytes.
     let length = unsafe { libc::readlinkat(folder, name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
@@ -70,9 +70,9 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Each folder of /proc has an inode of its own.
+        // Each folder of /proc has its own inode.
         if self.identity.is_some_and(|identity| identity.may_be_of(self.fd)) {
-            // SAFETY: it is this value's own.
+            // SAFETY: this value owns it.
             unsafe { libc::close(self.fd) };
         }
     }

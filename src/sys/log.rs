@@ -1,7 +1,7 @@
-//! Lines on stderr, or for whoever has opened a handle. Never stdout: consumers write their own output there.
+//! Lines on stderr, or to the logger of a handle. Never stdout: consumers write their own output there.
 //!
 //! The host owns its stderr. A line must neither block it (a full pipe), kill it (SIGPIPE), nor fail it (a closed
-//! descriptor, a full disk), so what cannot be written at once is left out.
+//! descriptor, a full disk), so a line that cannot be written at once is dropped.
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
@@ -12,15 +12,15 @@ use std::{io, mem, ptr};
 use crate::sys::clock;
 use crate::sys::one_line::OneLine;
 
-/// How important a line is.
+/// The importance of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
-    /// It does not work.
+    /// Something does not work.
     Error,
-    /// Something was lost, or is not as asked for.
+    /// Loss or degraded operation.
     Warn,
-    /// What was found and decided, counters at the end.
+    /// Findings and decisions, and counters at the end.
     Info,
     /// Everything else, libbpf's own messages included.
     Debug,
@@ -43,24 +43,24 @@ pub fn set_level(level: Level) {
     MOST.store(level as u8, Ordering::Relaxed);
 }
 
-/// Does something with a line.
+/// A consumer of lines.
 pub type Write = dyn Fn(Level, &CStr) + Send + Sync;
 
-/// Takes the lines of the threads that work for a handle.
+/// Takes the lines of a handle's threads.
 pub enum Logger {
-    /// Takes none.
+    /// Drops all lines.
     Silent,
-    /// Takes those of this level, and all that are more important.
+    /// Takes lines of this level and of all more important ones.
     Up(Level, Box<Write>),
 }
 
 thread_local! {
-    /// Where this thread's lines go; null for stderr. It has nothing to drop, so that it is there until the thread's very
-    /// end, when destructors of the host may call us.
+    /// The logger of this thread; null for stderr. It has no destructor, so it exists until the thread's very end, when
+    /// the host's destructors may call us.
     static LOGGER: Cell<*const Logger> = const { Cell::new(ptr::null()) };
 }
 
-/// Runs `body` with the lines of this thread going to a logger.
+/// Runs `body` with this thread's lines going to a logger.
 pub fn with_logger<T>(logger: &Logger, body: impl FnOnce() -> T) -> T {
     struct Before(*const Logger);
 
@@ -74,9 +74,9 @@ pub fn with_logger<T>(logger: &Logger, body: impl FnOnce() -> T) -> T {
     body()
 }
 
-/// Hands on the logger of this thread.
+/// Passes this thread's logger to `take`.
 fn with_own<T>(take: impl FnOnce(Option<&Logger>) -> T) -> T {
-    // SAFETY: null, or borrowed by a `with_logger` that is further down on this very stack.
+    // SAFETY: null, or borrowed by a `with_logger` further down on this stack.
     take(unsafe { LOGGER.get().as_ref() })
 }
 
@@ -89,7 +89,7 @@ pub fn enabled(level: Level) -> bool {
     })
 }
 
-/// Writes one line, where its level is enabled.
+/// Writes one line, if its level is enabled.
 pub fn line(level: Level, text: impl Display) {
     if enabled(level) {
         write(level, &text);
@@ -100,14 +100,14 @@ fn write(level: Level, text: &dyn Display) {
     with_own(|logger| match logger {
         Some(Logger::Silent) => {}
         Some(Logger::Up(_, write)) => {
-            // In one line there is no NUL.
+            // `OneLine` escapes NULs.
             write(level, &CString::new(OneLine(text).to_string()).unwrap_or_default());
         }
         None => write_stderr(format!("libtcpEvent: {}: {}", level.name(), OneLine(text))),
     });
 }
 
-/// A message that is written at most once a second.
+/// A message written at most once a second.
 pub struct Limited {
     text: &'static str,
     last_ns: AtomicU64,
@@ -147,7 +147,7 @@ fn write_stderr(mut line: String) {
     });
 }
 
-/// Ends a line, and cuts it where it is too long: a pipe that polls as writable takes PIPE_BUF bytes, whole.
+/// Ends a line, and truncates one that is too long: a pipe that polls as writable takes PIPE_BUF bytes at once.
 fn end_line(line: &mut String) {
     const END: &str = "...";
     if line.len() >= libc::PIPE_BUF {
@@ -158,10 +158,10 @@ fn end_line(line: &mut String) {
     line.push('\n');
 }
 
-/// Runs `body` with SIGPIPE blocked in this thread, and takes away the one that it may have raised. The host's
-/// disposition of the signal is left alone: it is shared by all threads.
+/// Runs `body` with SIGPIPE blocked in this thread, and consumes the one that it may have raised. The host's
+/// disposition of the signal is left alone: all threads share it.
 fn without_sigpipe(body: impl FnOnce()) {
-    // SAFETY: the sets are initialised by sigemptyset before they are read, and all pointers are to locals.
+    // SAFETY: sigemptyset initialises the sets before they are read, and all pointers are to locals.
     unsafe {
         let mut pipe: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&raw mut pipe);
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
 
-    /// What a handle's owner gets of a line.
+    /// A line as a handle's owner gets it.
     fn logged(text: impl Display) -> Vec<String> {
         static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
         let take = |_: Level, line: &CStr| LINES.lock().unwrap().push(line.to_str().unwrap().to_owned());
@@ -215,7 +215,7 @@ mod tests {
             assert_eq!(line.len(), expected);
             assert_eq!(line.find('\n'), Some(expected - 1));
         }
-        // Of characters of more bytes than one, none is cut.
+        // Multi-byte characters are not cut.
         let mut line = "€".repeat(libc::PIPE_BUF);
         end_line(&mut line);
         assert!(line.len() <= libc::PIPE_BUF && line.ends_with("€...\n"), "{}", line.len());

@@ -1,27 +1,28 @@
-//! Whether the process may have more memory: limits (RLIMIT_AS, RLIMIT_DATA) are told by trial.
+//! Whether the process may have more memory. Limits (RLIMIT_AS, RLIMIT_DATA) are found by trial.
 
 use std::{io, ptr};
 
 use crate::error::Error;
 
-/// What a start takes, with some to spare: the stacks of its threads, the kernel's types, buffers and maps.
+/// What a start takes, with a margin: the stacks of its threads, the kernel's types, buffers and maps.
 const FOR_A_START: usize = 24 << 20;
 
-/// What to do about limits of memory.
+/// The remedy for limits of memory.
 pub const REMEDY: &str = "raise the limits of memory (ulimit -v, ulimit -d)";
 
-/// Whether so many bytes could be had just now.
+/// Whether so many bytes are available right now.
 pub fn is_there(bytes: usize) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping, at a place that the kernel chooses, which nobody else knows; it is not touched.
+    // SAFETY: a new mapping at a place that the kernel chooses; it has no other user, and is not touched.
     unsafe {
         let start = libc::mmap(ptr::null_mut(), bytes, protection, flags, -1, 0);
         start != libc::MAP_FAILED && libc::munmap(start, bytes) == 0
     }
 }
 
-/// An error where a start would run out of memory halfway: what is small is not checked there, and would end the process.
+/// Fails if a start would run out of memory halfway: small allocations are not checked there, and would abort the
+/// process.
 pub fn check_for_a_start() -> Result<(), Error> {
     if is_there(FOR_A_START) {
         return Ok(());

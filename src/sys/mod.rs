@@ -1,4 +1,4 @@
-//! What the library does with the system it runs on, whatever it watches: threads, locks, descriptors, clocks, privileges.
+//! The library's use of the system, whatever it watches: threads, locks, descriptors, clocks, privileges.
 
 pub mod cancellation;
 pub mod clock;

@@ -1,10 +1,10 @@
-//! What is to be done once in a process, also where a fork comes in between.
+//! Initialisation once in a process, even across a fork.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// Like [`std::sync::Once`], but for this: a child that was forked while another thread of its parent was at it does not wait
-/// for that thread, which it does not have, but does it itself.
+/// Like [`std::sync::Once`], except across a fork: if another thread of the parent was running the body, the child does
+/// not wait for that thread, which it does not have, but runs the body itself.
 pub struct Once(AtomicU32);
 
 const NOT_YET: u32 = 0;
@@ -16,9 +16,9 @@ impl Once {
         Self(AtomicU32::new(NOT_YET))
     }
 
-    /// Does it, or waits until another thread of this process has. What was begun in the parent is begun again.
+    /// Runs the body, or waits until another thread of this process has. A body begun in the parent is run again.
     pub fn call(&self, body: impl FnOnce()) {
-        // Process IDs are neither 0 nor as large as DONE.
+        // A process ID is neither 0 nor as large as DONE.
         let process = std::process::id();
         loop {
             let state = self.0.load(Ordering::Acquire);

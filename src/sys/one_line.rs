@@ -1,5 +1,5 @@
-//! One line stays one line, and reads as it is written: what comes from outside in it (paths, words of filters, messages of
-//! others) has its control characters escaped, and those that make a terminal show text in another order, or not at all.
+//! One line stays one line, and reads as it is written. In text from outside (paths, words of filters, others'
+//! messages) it escapes control characters, and characters that make a terminal reorder or hide text.
 
 use std::fmt::{self, Display, Write};
 
@@ -26,7 +26,7 @@ impl Write for Escaping<'_, '_> {
     }
 }
 
-/// Control characters, separators of lines, marks of direction, and what has no width.
+/// Control characters, line separators, marks of direction, and characters without width.
 fn misleads(found: char) -> bool {
     found.is_control()
         || matches!(

@@ -1,8 +1,9 @@
-//! What the library keeps for each thread of its host: the text of its last error, and what has to be put in order where the
-//! thread ends while it waits in here (pthread_cancel, pthread_exit).
+//! What the library keeps for each thread of its host: the text of its last error, and the clean-up if the thread ends
+//! while it waits in the library (pthread_cancel, pthread_exit).
 //!
-//! A key of the C library's, and not a thread-local of Rust's: that one is gone once the host's own destructors run, which
-//! may call us (atexit, pthread_key_create). And as it would take its room from the host's stacks, it is one pointer.
+//! A key of the C library, not a thread-local of Rust's: that one is gone by the time the host's own destructors run,
+//! which may call us (atexit, pthread_key_create). It is a single pointer, because it takes its room from the host's
+//! stacks.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_char, c_void};
@@ -17,12 +18,12 @@ struct PerThread {
     waiting: Cell<Option<Abandon>>,
 }
 
-/// Puts in order what a thread has left behind that ends while it waits.
+/// Cleans up after a thread that ends while it waits.
 #[derive(Clone, Copy)]
 pub struct Abandon {
-    /// What to call.
+    /// The function to call.
     pub call: fn(*const ()),
-    /// What with.
+    /// Its argument.
     pub with: *const (),
 }
 
@@ -31,7 +32,7 @@ static KEY: AtomicU64 = AtomicU64::new(0);
 
 const HAS_KEY: u64 = 1 << 32;
 
-/// `None` where the process has no keys left.
+/// `None` if the process has no keys left.
 fn key() -> Option<libc::pthread_key_t> {
     static ONCE: Once = Once::new();
     ONCE.call(|| {
@@ -44,20 +45,20 @@ fn key() -> Option<libc::pthread_key_t> {
     KEY.load(Ordering::Acquire).checked_sub(HAS_KEY)?.try_into().ok()
 }
 
-/// What there is of the calling thread.
+/// The calling thread's value, if any.
 fn existing() -> Option<&'static PerThread> {
-    // SAFETY: what is there was put there by `get`, and is freed at the thread's end only. It does not leave this thread.
+    // SAFETY: `get` has put the value there, and only the thread's end frees it. It does not leave this thread.
     unsafe { libc::pthread_getspecific(key()?).cast::<PerThread>().as_ref() }
 }
 
-/// That of the calling thread. `None` where none can be had.
+/// The calling thread's value, created if missing. `None` if that fails.
 fn get() -> Option<&'static PerThread> {
     if let Some(existing) = existing() {
         return Some(existing);
     }
     let key = key()?;
     let new = Box::into_raw(Box::<PerThread>::default());
-    // SAFETY: as in `existing`; where it fails, nobody else has it.
+    // SAFETY: as in `existing`; if it fails, the value has no other owner.
     unsafe {
         if libc::pthread_setspecific(key, new.cast()) != 0 {
             drop(Box::from_raw(new));
@@ -67,9 +68,9 @@ fn get() -> Option<&'static PerThread> {
     }
 }
 
-/// The thread ends. It may come here again, where another destructor makes it begin anew.
+/// The thread ends. Called again if another destructor creates a new value.
 unsafe extern "C" fn end(value: *mut c_void) {
-    // SAFETY: `get` has put it there, and the C library has taken it away before the call.
+    // SAFETY: `get` has put it there, and the C library has removed it before the call.
     let this = unsafe { Box::from_raw(value.cast::<PerThread>()) };
     if let Some(Abandon { call, with }) = this.waiting.take() {
         call(with);
@@ -83,12 +84,12 @@ pub fn set_last_error(text: CString) {
     }
 }
 
-/// The text of the calling thread's last error, NUL-terminated; empty where there was none.
+/// The text of the calling thread's last error, NUL-terminated; empty without one.
 pub fn last_error() -> *const c_char {
     existing().map_or(c"".as_ptr(), |this| this.last_error.borrow().as_ptr())
 }
 
-/// The calling thread begins to wait, and does not from `None` on.
+/// The calling thread begins to wait; with `None`, it has stopped.
 pub fn set_waiting(abandon: Option<Abandon>) {
     let this = if abandon.is_some() { get() } else { existing() };
     if let Some(this) = this {

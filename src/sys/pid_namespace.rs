@@ -1,4 +1,4 @@
-//! In which PID namespace process IDs are told: the one that /proc shows, which is the library's own as a rule.
+//! The PID namespace in which process IDs are reported: that of /proc, usually the library's own.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,16 +16,16 @@ pub struct PidNamespace {
 }
 
 impl PidNamespace {
-    /// `None`: the initial one, or /proc does not tell.
+    /// `None` if it is the initial one, or /proc does not say.
     pub fn find() -> Option<Self> {
-        // Whoever is in a new namespace may have kept the old /proc. Names are looked up there, so that its IDs are taken.
+        // A process in a new namespace may still have the old /proc. Names are looked up there, so its IDs count.
         let path = if proc_is_own() { "/proc/self/ns/pid" } else { "/proc/1/ns/pid" };
         let file = fs::metadata(path).ok().filter(|file| file.ino() != PROC_PID_INIT_INO)?;
         Some(Self { device: file.dev(), inode: file.ino().try_into().ok()? })
     }
 }
 
-/// Whether /proc is that of the library's own PID namespace. True where there is none.
+/// Whether /proc is that of the library's own PID namespace. True if there is no /proc.
 pub fn proc_is_own() -> bool {
     fs::read_to_string("/proc/self/status").map_or(true, |status| is_own(&status))
 }

@@ -1,11 +1,11 @@
-//! What this library may do on its host, and what is lost where it may not.
+//! What this library may do on its host, and what is lost without that.
 
 use std::fmt::Display;
 use std::{fs, io};
 
 use crate::sys::log::{self, Level};
 
-/// A privilege, by the name of the least capability that gives it.
+/// A privilege, named by the least capability that gives it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Capability {
     name: &'static str,
@@ -17,15 +17,15 @@ const DAC_OVERRIDE: u32 = 1;
 const SYS_ADMIN: u32 = 21;
 
 impl Capability {
-    /// To read what belongs to other users: tracefs, and the folders of their processes' descriptors.
+    /// Read what belongs to other users: tracefs, and the folders of their processes' descriptors.
     pub const DAC_READ_SEARCH: Self = Self::new("CAP_DAC_READ_SEARCH", 2, DAC_OVERRIDE);
-    /// To see what a descriptor of another user's process is.
+    /// See what a descriptor of another user's process is.
     pub const SYS_PTRACE: Self = Self::new("CAP_SYS_PTRACE", 19, 19);
-    /// To attach programs to the kernel's functions and tracepoints.
+    /// Attach programs to the kernel's functions and tracepoints.
     pub const PERFMON: Self = Self::new("CAP_PERFMON", 38, SYS_ADMIN);
-    /// To load programs and maps.
+    /// Load programs and maps.
     pub const BPF: Self = Self::new("CAP_BPF", 39, SYS_ADMIN);
-    /// To do all that only root could before there were finer capabilities.
+    /// Do everything that only root could before there were finer capabilities.
     const SYS_ADMIN: Self = Self::new("CAP_SYS_ADMIN", SYS_ADMIN, SYS_ADMIN);
 
     const fn new(name: &'static str, bit: u32, stands_in: u32) -> Self {
@@ -33,21 +33,21 @@ impl Capability {
     }
 }
 
-/// Names those that the calling thread lacks, as in `CAP_BPF and CAP_PERFMON`. `None` where it has all.
+/// Names those that the calling thread lacks, as in `CAP_BPF and CAP_PERFMON`. `None` if it has all.
 pub fn missing(needed: &[Capability]) -> Option<String> {
-    // Where /proc cannot say, they are taken to be there.
+    // If /proc does not say, it is taken to have all.
     names_missing(needed, effective_set().unwrap_or(u64::MAX))
 }
 
-/// Warns of a loss, where the calling thread lacks a capability that would prevent it.
+/// Warns of a loss, if the calling thread lacks a capability that would prevent it.
 pub fn warn_of_loss(loss: impl Display, needed: &[Capability]) {
     if let Some(names) = missing(needed) {
         log::line(Level::Warn, format_args!("{loss}: run as root, or grant {names}"));
     }
 }
 
-/// Whether the kernel keeps perf events from all but CAP_SYS_ADMIN, which the calling thread lacks. Debian and Ubuntu
-/// have a value of their own for that, and set it; elsewhere CAP_PERFMON is enough at any value.
+/// Whether the kernel restricts perf events to CAP_SYS_ADMIN, and the calling thread lacks that. Debian and Ubuntu have
+/// an extra value for that restriction, and set it; elsewhere CAP_PERFMON is enough at any value.
 pub fn perf_events_are_restricted() -> bool {
     const MOST_FOR_PERFMON: i32 = 2;
 
@@ -56,12 +56,12 @@ pub fn perf_events_are_restricted() -> bool {
     paranoia.is_some_and(|value: i32| value > MOST_FOR_PERFMON) && missing(&[Capability::SYS_ADMIN]).is_some()
 }
 
-/// Whether a seccomp filter keeps a system call from this thread that the kernel itself would find fault with. Found out by
-/// calls that nobody means: the kernel says so, whatever it thinks of the caller's privilege.
+/// Whether a seccomp filter denies this thread a system call. The calls have invalid arguments, which the kernel itself
+/// reports with errors of its own, whatever the caller's privilege.
 pub fn seccomp_refuses(call: FilteredCall) -> bool {
     const SECCOMP_MODE_FILTER: libc::c_int = 2;
 
-    // SAFETY: it takes nothing more; the calls have no pointer but a null one, and numbers that are none.
+    // SAFETY: takes nothing more; the only pointer is null, and the numbers are invalid.
     let result = unsafe {
         if libc::prctl(libc::PR_GET_SECCOMP) != SECCOMP_MODE_FILTER {
             return false;
@@ -79,14 +79,14 @@ pub fn seccomp_refuses(call: FilteredCall) -> bool {
 /// System calls that container runtimes and systemd filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilteredCall {
-    /// To load programs and maps.
+    /// Load programs and maps.
     Bpf,
-    /// To attach kprobes, and programs to the tracepoints of system calls.
+    /// Attach kprobes, and programs to the tracepoints of system calls.
     PerfEventOpen,
 }
 
-/// Whether the capabilities of this process are those of a user namespace: the kernel asks for its own ones where BPF
-/// is concerned.
+/// Whether the capabilities of this process are those of a user namespace: for BPF the kernel requires those of the
+/// initial one.
 pub fn in_user_namespace() -> bool {
     fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_of_user_namespace(&map))
 }

@@ -1,4 +1,4 @@
-//! The library's own threads: how they are started.
+//! Starts the library's own threads.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -7,12 +7,12 @@ use std::{io, mem, ptr};
 use crate::error::{Error, NO_DESCRIPTORS};
 use crate::sys::memory;
 
-/// The error where a thread gets no descriptor to sleep on.
+/// The error of a thread that gets no descriptor to sleep on.
 pub fn no_descriptor(source: std::io::Error) -> Error {
     Error::System { what: "eventfd", remedy: NO_DESCRIPTORS, source }
 }
 
-/// Takes a lock. A panic of another thread that had it is that one's matter: what is behind our locks is whole at all times.
+/// Takes a lock. Ignores poisoning: what our locks protect is whole at all times.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -24,7 +24,7 @@ pub fn spawn<T: Send + 'static>(
 ) -> Result<JoinHandle<T>, Error> {
     let builder = thread::Builder::new().name(name.to_owned()).stack_size(STACK);
     with_signals_blocked(|| builder.spawn(body)).map_err(|source| {
-        // The C library has the same errno (EAGAIN) for both.
+        // The C library returns EAGAIN for both.
         if memory::is_there(STACK) {
             Error::System { what: "starting a thread", remedy: "raise the limit of processes (ulimit -u)", source }
         } else {
@@ -34,10 +34,10 @@ pub fn spawn<T: Send + 'static>(
     })
 }
 
-/// Bytes of a thread's stack. Said, so that the environment (RUST_MIN_STACK) has no say in it.
+/// Bytes of a thread's stack. Set explicitly, so that the environment (RUST_MIN_STACK) does not change it.
 const STACK: usize = 2 << 20;
 
-/// A new thread inherits the mask of the one that creates it.
+/// A new thread inherits the signal mask of its creator.
 fn with_signals_blocked<T>(body: impl FnOnce() -> T) -> T {
     // SAFETY: `all` is filled before it is read, `before` is written before it is read, and both are locals.
     unsafe {

@@ -1,9 +1,9 @@
 /*
- * A hostile caller of tcpevent.h: arguments that no function may take, handles that are none. It says what went wrong,
- * and exits with 0 where nothing did.
+ * A hostile caller of tcpevent.h: invalid arguments and invalid handles. Exits with 0 if all went well; otherwise it
+ * says what went wrong.
  *
- *   api arguments      every function with every wrong argument that cannot be undefined behaviour, and the right ones
- *                      at their limits
+ *   api arguments      every function with every wrong argument that cannot be undefined behaviour, and with valid
+ *                      ones at their limits
  *   api closes ROUNDS  threads that use a handle while another one closes it, again and again
  */
 #include <arpa/inet.h>
@@ -32,7 +32,7 @@ static void fail(int line, const char *what)
 			fail(__LINE__, #condition);                                                                    \
 	} while (0)
 
-/* A text that a program can print as it is: one line, not too long, that has this word in it. */
+/* A printable text: one line, not too long, that contains this word. */
 static void check_text(int line, const char *text, const char *word)
 {
 	if (*text == '\0')
@@ -48,7 +48,7 @@ static void check_text(int line, const char *text, const char *word)
 	}
 }
 
-/* A call that must fail with this errno, and a text that has this word. */
+/* A call that must fail with this errno, and with a text that contains this word. */
 #define REFUSED(call, errno_value, word)                                                                               \
 	do {                                                                                                           \
 		int result_ = (call);                                                                                  \
@@ -130,7 +130,7 @@ static void refuse_options(void)
 	REFUSED_WITH(size, 0, "size");
 	REFUSED_WITH(size, 1, "size");
 	REFUSED_WITH(size, sizeof(size_t) - 1, "size");
-	REFUSED_WITH(size, 4097, "size"); /* no structure will ever be longer: this one was not initialised */
+	REFUSED_WITH(size, 4097, "size"); /* longer than any future structure: not initialised */
 	REFUSED_WITH(size, (size_t)1 << 32, "size");
 	REFUSED_WITH(size, SIZE_MAX, "size");
 
@@ -158,7 +158,7 @@ static void refuse_options(void)
 	REFUSED_WITH(btf_path, "/proc", "btf_path");
 	/* One line stays one line. */
 	REFUSED_WITH(btf_path, "/no\nsuch\x1b[2J", "/no\\nsuch\\u{1b}[2J");
-	/* Also where no lines are taken. */
+	/* Even with a log level but no function for its lines. */
 	REFUSED_WITH(log_level, -1, "log_level");
 	REFUSED_WITH(log_level, 4, "log_level");
 
@@ -195,7 +195,7 @@ static void refuse_long_filters(void)
 		text[size] = '\0';
 		tried.filter = text;
 		result = tcpevent_open(&tried, &handle);
-		/* However often it is said, this is a filter. */
+		/* However often it is repeated, this is a valid filter. */
 		if (result == 0) {
 			CHECK(strcmp(patterns[i], "dport 1 ") == 0);
 			CHECK(tcpevent_close(handle) == 0);
@@ -207,7 +207,7 @@ static void refuse_long_filters(void)
 	free(text);
 }
 
-/* Programs that were compiled with a longer structure than the library knows, or with a shorter one. */
+/* Programs compiled with a longer structure than the library's, or with a shorter one. */
 static void open_with_other_structures(void)
 {
 	struct {
@@ -217,7 +217,7 @@ static void open_with_other_structures(void)
 	struct {
 		size_t size;
 		uint32_t events;
-		uint32_t later; /* is not looked at */
+		uint32_t later; /* must not be read */
 	} shorter = {sizeof(size_t) + sizeof(uint32_t), TCPEVENT_EVENTS_STATES, UINT32_MAX};
 	struct tcpevent_watch *handle = NULL;
 
@@ -236,7 +236,7 @@ static void open_with_other_structures(void)
 	longer.later[0] = 0;
 	longer.later[sizeof longer.later - 1] = 1;
 	REFUSED(tcpevent_open(&longer.known, &handle), E2BIG, "size");
-	/* The next byte is not the library's to look at. */
+	/* The library must not read the next byte. */
 	longer.known.size = sizeof longer - 1;
 	CHECK(tcpevent_open(&longer.known, &handle) == 0);
 	CHECK(tcpevent_close(handle) == 0);
@@ -267,14 +267,14 @@ static void open_at_the_limits(void)
 
 	tried.queue_slots = 1048576;
 	tried.snapshot_interval_ms = 86400000;
-	tried.log_level = TCPEVENT_LOG_DEBUG; /* and nobody to take the lines */
+	tried.log_level = TCPEVENT_LOG_DEBUG; /* without a function for its lines */
 	CHECK(tcpevent_open(&tried, &handle) == 0);
 	CHECK(tcpevent_get_statistics(handle, &statistics) == 0);
 	CHECK(statistics.queue_slots == 1048576);
 	CHECK(tcpevent_close(handle) == 0);
 }
 
-/* ---- Handles that are none ---------------------------------------------------------------------------------- */
+/* ---- Invalid handles ---------------------------------------------------------------------------------------- */
 
 static void refuse_handle(struct tcpevent_watch *handle)
 {
@@ -306,7 +306,7 @@ static void refuse_handles(void)
 	uintptr_t number = (uintptr_t)first;
 	unsigned bit;
 
-	/* Neither does one of these harm the one that is open. */
+	/* None of these affects the open handle. */
 	refuse_handle(NULL);
 	refuse_handle(at(1));
 	refuse_handle(at(UINTPTR_MAX));
@@ -325,7 +325,7 @@ static void refuse_handles(void)
 	CHECK(tcpevent_close(first) == 0);
 	refuse_handle(first);
 
-	/* A handle is never given twice: whoever kept an old one cannot reach into a new one. */
+	/* A handle is never reused: an old one cannot reach a new watch. */
 	second = open_one();
 	CHECK(second != first);
 	refuse_handle(first);
@@ -337,7 +337,7 @@ static void refuse_handles(void)
 
 /* ---- tcpevent_read, tcpevent_get_statistics ----------------------------------------------------------------- */
 
-/* A connection to oneself, opened and closed: it has one endpoint, and that one close. */
+/* A connection to itself, opened and closed: it has one endpoint, and gives one close. */
 static void connect_once(void)
 {
 	struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -368,13 +368,13 @@ static void read_into_all_sizes(struct tcpevent_watch *handle)
 	REFUSED(tcpevent_read(handle, events, sizeof *events, 1, -2), EINVAL, "timeout_ms");
 	REFUSED(tcpevent_read(handle, events, sizeof *events, 1, INT32_MIN), EINVAL, "timeout_ms");
 
-	/* Nothing is there, and nothing is written. */
+	/* Nothing is queued, and nothing is written. */
 	memset(room, 0xa5, sizeof room);
 	CHECK(tcpevent_read(handle, events, sizeof *events, SIZE_MAX, 0) == 0);
 	CHECK(tcpevent_read(handle, events, sizeof *events, most, 1) == 0);
 	CHECK(events->size == 0xa5a5a5a5);
 
-	/* Fewer than there are, to structures that are longer than the library's. */
+	/* Fewer than there are, into structures longer than the library's. */
 	for (int i = 0; i < COUNT + 2; i++)
 		connect_once();
 	for (int read = 0; read < COUNT;) {
@@ -396,7 +396,7 @@ static void read_into_all_sizes(struct tcpevent_watch *handle)
 	}
 	CHECK(room[COUNT * LONGER] == 0xa5);
 
-	/* More room than there can be events: no more is used than there are. */
+	/* Room for more events than there can be: only as much is used as there are events. */
 	for (int read = 0; read < 2;) {
 		int result = tcpevent_read(handle, events, sizeof *events, most, SECONDS * 1000);
 
@@ -426,7 +426,7 @@ static void get_statistics_of_all_sizes(struct tcpevent_watch *handle)
 	longer.known.size = (size_t)1 << 32;
 	REFUSED(tcpevent_get_statistics(handle, &longer.known), EINVAL, "size");
 
-	/* What was queued may be read before it is counted. */
+	/* An event may be read before it is counted. */
 	for (int tries = 10000; tries > 0; tries--) {
 		struct timespec moment = {0, 1000000};
 
@@ -528,7 +528,7 @@ static void each_thread_has_its_own_error(void)
 	CHECK(pthread_create(&thread, NULL, check_that_there_is_no_error, NULL) == 0);
 	CHECK(pthread_join(thread, NULL) == 0);
 	CHECK(strcmp(tcpevent_last_error(), before) == 0);
-	/* What succeeds leaves it alone, and so does what has no text. */
+	/* Calls that succeed leave it alone, and so do errors without a text. */
 	CHECK(tcpevent_wake(NULL) == -EBADF);
 	check_names();
 	CHECK(strcmp(tcpevent_last_error(), before) == 0);
@@ -605,7 +605,7 @@ int main(int argc, char **argv)
 		open_with_other_structures();
 		open_at_the_limits();
 		refuse_handles();
-		/* Whatever else this host does is not to be read here. */
+		/* Excludes whatever else this host does. */
 		snprintf(filter, sizeof filter, "pid %d", (int)getpid());
 		own.filter = filter;
 		CHECK(tcpevent_open(&own, &handle) == 0);

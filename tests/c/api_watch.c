@@ -1,29 +1,29 @@
 /*
- * A consumer of tcpevent.h under the control of a test: it does what the lines on stdin say, and tells on stdout what
- * came of it. H is a number that the test gives to a handle.
+ * A consumer of tcpevent.h controlled by a test: it executes the commands on stdin, and prints their results on stdout.
+ * H is a number that the test gives to a handle.
  *
  *   open H [NAME=VALUE]...  events, probe, queue, interval, log (numbers), btf (a path), and at the end of the line
  *                           filter=TEXT; "opened H", or "refused ERRNO TEXT"
  *   close H                 "closed RESULT"
  *   read H COUNT MS         one tcpevent_read: a line for each event, then "read RESULT MICROSECONDS"
  *   begin H COUNT MS        "begun"; the same in a thread of its own
- *   follow H THREADS        "following"; that many threads read until that fails, and say "ended RESULT"
+ *   follow H THREADS        "following"; that many threads read until a read fails, then print "ended RESULT"
  *   poll H MS               "polled RESULT EVENTS": of tcpevent_fd
  *   wake H                  "woken RESULT"
- *   handler H               the handler of SIGUSR1 wakes this one; "handling H"
+ *   handler H               the handler of SIGUSR1 wakes this handle; "handling H"
  *   statistics H            "statistics NAME=VALUE..."
- *   fork                    "forked PID": a child to which all handles are closed, and that has had one of its own
+ *   fork                    "forked PID": a child that finds all handles closed, and has opened one of its own
  *   release                 ends that child; "released STATUS"
  *   become UID              another user for good, without capabilities; "became UID"
  *   enter PATH              this network namespace for the main thread; "entered"
- *   threads                 "threads NUMBER": how many events each thread of "follow" has had, but for those with none
+ *   threads                 "threads NUMBER...": events read by each thread of "follow" that read any
  *   version                 "version TEXT"
  *
  * An event is a line of tab-separated columns: "event", H, the thread, then all fields in the order of struct
- * tcpevent_event; states by name, bytes (reserved, addresses, comm) in hexadecimal. A line of the library's log is
- * "log LEVEL TEXT". Where the test has set TCPEVENT_PROBE, that rung is the default of `probe`, and TCPEVENT_TEST_BTF
- * that of `btf`: the library itself does not look at the environment. SIGUSR2 and SIGHUP have handlers that do nothing, of which SIGHUP's is installed
- * with SA_RESTART. Ends at the end of stdin.
+ * tcpevent_event; states by name, bytes (reserved, addresses, comm) in hexadecimal. A line of the library's log is "log
+ * LEVEL TEXT". TCPEVENT_PROBE sets the default of `probe`, and TCPEVENT_TEST_BTF that of `btf`: the library itself does
+ * not read the environment. SIGUSR2 and SIGHUP have handlers that do nothing; SIGHUP's is installed with SA_RESTART.
+ * Ends at the end of stdin.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -47,7 +47,7 @@
 enum { MOST_HANDLES = 80, BATCH = 256 };
 
 static struct tcpevent_watch *handles[MOST_HANDLES];
-static struct tcpevent_watch *volatile handled; /* what the handler of SIGUSR1 wakes */
+static struct tcpevent_watch *volatile handled; /* woken by the handler of SIGUSR1 */
 
 static void fail(const char *what)
 {
@@ -63,7 +63,7 @@ static uint64_t now_us(void)
 	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
-/* The next word of the line, and never NULL. */
+/* The next word of the line; never NULL. */
 static const char *word(char **rest)
 {
 	const char *found = strtok_r(NULL, " ", rest);
@@ -331,7 +331,7 @@ static void install(int signal_number, void (*handler)(int), int flags)
 		fail("sigaction");
 }
 
-/* Every function must say that the parent's handle is not open. */
+/* Every function must report the parent's handle as closed. */
 static int is_closed(struct tcpevent_watch *handle)
 {
 	struct tcpevent_statistics statistics = {.size = sizeof statistics};
@@ -473,7 +473,7 @@ static void obey(const char *command, char **rest)
 	fflush(stdout);
 }
 
-/* The next line of stdin, whatever handlers run meanwhile. */
+/* The next line of stdin, even if signal handlers run meanwhile. */
 static bool next_line(char *line, int size)
 {
 	while (fgets(line, size, stdin) == NULL) {

@@ -1,5 +1,5 @@
 /*
- * What the programs here have in common that are hosts of the library: checks, waits, and a connection.
+ * Common to the test programs that are hosts of the library: checks, waits, and a connection.
  */
 #ifndef TCPEVENT_TEST_CHECK_H
 #define TCPEVENT_TEST_CHECK_H
@@ -15,7 +15,7 @@
 
 #include "event.h"
 
-/* Where stderr is closed, the status alone tells: the line of the failure. */
+/* With stderr closed, only the exit status tells: the line of the failure. */
 #define CHECK(condition)                                                                                               \
 	do {                                                                                                           \
 		if (!(condition)) {                                                                                    \
@@ -24,7 +24,7 @@
 		}                                                                                                      \
 	} while (0)
 
-/* Calls that signals interrupt. */
+/* Repeats calls that signals interrupt. */
 #define RETRY(call)                                                                                                    \
 	do {                                                                                                           \
 		errno = 0;                                                                                             \
@@ -46,7 +46,7 @@ static inline int patience_s(void)
 	return 10 * (slowness ? atoi(slowness) : 1);
 }
 
-/* One connection, opened, reset by the client. Returns the client's port. */
+/* Opens one connection, which the client resets. Returns the client's port. */
 static inline unsigned connect_once(void)
 {
 	struct sockaddr_in to, from;
@@ -89,7 +89,7 @@ static inline void start(void)
 	wait_for_status(1);
 }
 
-/* A connection made now is seen, by this way to take an event. */
+/* A new connection must arrive, taken by this function. */
 static inline void see_one_by(struct tcp_event_t (*dequeue)(void))
 {
 	unsigned port = connect_once();

@@ -3,7 +3,7 @@
  *
  *   confined CALLS ERRNO PROGRAM [ARGUMENT]...
  *
- * CALLS is "bpf", "perf" or "both": what bpf(2) and perf_event_open(2) are refused with is that number.
+ * CALLS is "bpf", "perf" or "both": bpf(2) and perf_event_open(2) fail with ERRNO.
  */
 #include <errno.h>
 #include <linux/audit.h>

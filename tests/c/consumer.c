@@ -1,5 +1,5 @@
 /*
- * A consumer under the control of a test: it does what the lines on stdin say, and tells on stdout what came of it.
+ * A consumer controlled by a test: it executes the commands on stdin, and prints their results on stdout.
  *
  *   start            AddProbe; then "started MILLISECONDS" once getStatus() is 1
  *   add              AddProbe only
@@ -110,7 +110,8 @@ int main(void)
 {
 	char line[4096];
 
-	/* khugepaged would make a huge page of the few that are in use, whenever it comes by: "memory" grows by 2 MiB. */
+	/* Otherwise khugepaged may turn the few pages in use into a huge page at any time, and "memory" grows by 2
+	 * MiB. */
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	while (fgets(line, sizeof(line), stdin)) {
 		char *word = strtok(line, " \n");

@@ -1,6 +1,6 @@
 /*
- * A host that calls the library where threads and the process end, and whose threads are ended within its calls. Exits with
- * 0 where all went well; else it says what did not. The library itself is to say nothing.
+ * A host that calls the library while threads and the process end, and whose threads end within its calls. Exits with 0
+ * if all went well; otherwise it says what did not. The library itself must log nothing.
  *
  *   endings exit               after main: from atexit, a static object's destructor and a destructor of the program's
  *   endings thread             from the destructor of a thread-local object, and of a key (pthread_key_create)
@@ -48,7 +48,7 @@ static void *end_setup(void *unused)
 	return unused;
 }
 
-/* Every function there is. A classic probe and `opened` are there already, and are ended. */
+/* Every function. A classic probe and `opened` exist already, and are ended. */
 static void call_all(void)
 {
 	struct tcpevent_statistics statistics = {};
@@ -155,7 +155,7 @@ static void *end_thread(void *keys)
 {
 	CHECK(!pthread_setspecific(((pthread_key_t *)keys)[0], "before"));
 	thread_object.armed = true;
-	/* From here on the library has something of this thread's. */
+	/* From here on the library keeps data for this thread. */
 	CHECK(tcpevent_close(NULL) == -EBADF);
 	CHECK(!pthread_setspecific(((pthread_key_t *)keys)[1], "after"));
 	return NULL;
@@ -212,7 +212,7 @@ static void *stay_in_call(void *unused)
 	return unused;
 }
 
-/* Nothing is left over: all that was in use can be used, and ended. */
+/* Nothing is left over: everything that was in use can be used again, and ended. */
 static void all_is_well(void)
 {
 	struct tcpevent_statistics statistics = {};
@@ -248,7 +248,7 @@ static void end_in_call(bool by_cancel)
 	memset(&action, 0, sizeof(action));
 	action.sa_handler = leave;
 	CHECK(!sigaction(SIGUSR1, &action, NULL));
-	/* It waits for nothing that comes. */
+	/* No event ever comes. */
 	if (!strcmp(call, "read"))
 		opened = open_with("dport 1", 0);
 	for (round = 0; round < rounds; round++) {
@@ -256,14 +256,14 @@ static void end_in_call(bool by_cancel)
 		RETRY(sem_wait(&in_call));
 		/* In some rounds, before it waits. */
 		nap(round % 2 ? 20000 + 7919 * round % 30000 : round * 50);
-		/* A signal handler may end a thread in a wait only: see signal-safety(7). */
+		/* A signal handler may end a thread only in a wait: see signal-safety(7). */
 		if (!by_cancel)
 			nap(300000);
 		CHECK(!(by_cancel ? pthread_cancel(thread) : pthread_kill(thread, SIGUSR1)));
 		clock_gettime(CLOCK_REALTIME, &until);
 		until.tv_sec += patience_s();
 		CHECK(!pthread_timedjoin_np(thread, &result, &until));
-		/* glibc before 2.37 forgets the result where the cancellation was held off. */
+		/* glibc before 2.37 drops the result if the cancellation was held off. */
 		CHECK(result == PTHREAD_CANCELED || (asynchronous && !result));
 		/* It may have ended right after AddProbe. */
 		if (!strcmp(call, "add"))

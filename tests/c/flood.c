@@ -1,9 +1,9 @@
 /*
- * Connects without end, as the user that owns nothing, to a port at which nobody listens.
+ * Connects endlessly, as user nobody, to a port without a listener.
  *
  *   flood PROCESSES SECONDS FIRST-ADDRESS ADDRESSES PORT
  *
- * Prints how many connections it has begun.
+ * Prints how many connections it began.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>

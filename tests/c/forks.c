@@ -1,6 +1,6 @@
 /*
- * A host that forks while eight threads are in calls of the library: each child uses all of the API, and exits. Exits with 0
- * where all went well; else it says what did not.
+ * A host that forks while eight threads are in calls of the library: each child uses the whole API, and exits. Exits
+ * with 0 if all went well; otherwise it says what did not.
  *
  *   forks COUNT    so many children, one after the other
  */
@@ -94,7 +94,7 @@ static void use_all(void)
 	char filter[32];
 	unsigned port;
 
-	/* The queue is to have room for what comes until it is read. */
+	/* The queue must hold all events until they are read. */
 	snprintf(filter, sizeof(filter), "pid %d", getpid());
 	options.filter = filter;
 	CHECK(tcpevent_close(shared) == -EBADF);
@@ -137,12 +137,12 @@ int main(int argc, char **argv)
 		int status;
 		pid_t child;
 
-		/* Wherever the others are. */
+		/* At an arbitrary point of the other threads' calls. */
 		nap(rand() % 3000);
 		child = fork();
 		CHECK(child >= 0);
 		if (child == 0) {
-			/* Ends it where it hangs. */
+			/* Ends it if it hangs. */
 			alarm(6 * patience_s());
 			use_all();
 			exit(7);
@@ -155,6 +155,6 @@ int main(int argc, char **argv)
 	}
 	printf("%lu children, %lu calls beside them\n", forks, atomic_load(&calls));
 	fflush(stdout);
-	/* The others are in calls still. */
+	/* The other threads are still in calls. */
 	_exit(0);
 }

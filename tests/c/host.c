@@ -1,6 +1,6 @@
 /*
- * A host that does to the library what hosts do: signals, dlclose, fork, closed descriptors, a second libbpf. It
- * makes its own traffic, and exits with 0 where all went well; else it says what did not.
+ * What hosts do to the library: signals, dlclose, fork, closed descriptors, a second libbpf. It makes its own traffic,
+ * and exits with 0 if all went well; otherwise it says what did not.
  *
  *   host storm COUNT     cleanup() from a signal handler on the thread that dequeues, COUNT times, with restarts,
  *                        while a timer interrupts every thread each millisecond
@@ -88,7 +88,7 @@ static void storm(unsigned long count)
 		time_t until = time(NULL) + patience_s();
 
 		AddProbe(NULL);
-		/* In half of the rounds somewhere in the start, in the others at work. */
+		/* In half of the rounds during the start, in the others at work. */
 		if (i % 2)
 			while (!getStatus()) {
 				CHECK(time(NULL) < until);
@@ -148,7 +148,7 @@ static void reload(const char *path)
 		load(path, &library, &handle);
 		start_loaded(&library);
 		see_one_by(library.dequeue);
-		/* A thread that has used the library ends when the library is gone: its thread-locals are not. */
+		/* A thread that used the library ends after the dlclose: its thread-locals still exist. */
 		CHECK(!pthread_create(&thread, NULL, see_one_in_thread, &library));
 		CHECK(!pthread_join(thread, NULL));
 		if (i % 2 == 0) {
@@ -157,7 +157,7 @@ static void reload(const char *path)
 			nap(50000);
 		} else {
 			CHECK(!dlclose(handle));
-			/* It runs on: who loads it again finds it so. */
+			/* It keeps running: the next dlopen finds it so. */
 			load(path, &library, &handle);
 			CHECK(library.get_status() == 1);
 			library.clean_up();
@@ -210,13 +210,13 @@ static void forking(void)
 	see_one();
 	CHECK(has_link());
 
-	/* One that does nothing but exit. */
+	/* A child that only exits. */
 	child = fork();
 	if (child == 0)
 		exit(3);
 	wait_for(child, 3);
 
-	/* One in which every function is called. */
+	/* A child that calls every function. */
 	child = fork();
 	if (child == 0) {
 		CHECK(!has_link());
@@ -226,12 +226,12 @@ static void forking(void)
 		printCharArray(NULL);
 		CHECK(!pthread_create(&thread, NULL, dequeue_for_ever, NULL));
 		nap(100000);
-		/* The thread waits in DequeuePerfEvent: that holds up nothing. */
+		/* The waiting DequeuePerfEvent of the thread delays nothing. */
 		exit(4);
 	}
 	wait_for(child, 4);
 
-	/* One with a probe of its own. */
+	/* A child with a probe of its own. */
 	child = fork();
 	if (child == 0) {
 		start();
@@ -241,11 +241,11 @@ static void forking(void)
 	}
 	wait_for(child, 5);
 
-	/* None of them has done anything to the parent. */
+	/* None of them has affected the parent. */
 	CHECK(getStatus() == 1);
 	see_one();
 
-	/* One that outlives the parent's probe does not keep it attached. */
+	/* A child that outlives the parent's probe does not keep it attached. */
 	CHECK(!pipe(order));
 	child = fork();
 	if (child == 0) {
@@ -275,9 +275,9 @@ static void closed_streams(void)
 	for (fd = 0; fd <= 2; fd++)
 		CHECK(fcntl(fd, F_GETFD) == -1);
 	see_one();
-	/* Something to say, and nowhere to say it. */
+	/* A message, with no stderr to take it. */
 	AddProbe("not a program");
-	/* A descriptor of the host's that happens to be its stderr gets what is written there, and nobody else's. */
+	/* A descriptor of the host that happens to be its stderr gets those messages and nothing else. */
 	see_one();
 	for (fd = 0; fd <= 2; fd++)
 		CHECK(fcntl(fd, F_GETFD) == -1);
@@ -311,7 +311,7 @@ static void beside_another_libbpf(const char *path)
 	start_loaded(&library);
 	see_one_by(library.dequeue);
 	library.clean_up();
-	/* The other one's callback is still there, and was not used for what this library had to say. */
+	/* The other libbpf's callback is still set, and was not called for this library's messages. */
 	CHECK(set_print(print) == print);
 	CHECK(printed == 0);
 }

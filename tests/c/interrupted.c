@@ -1,6 +1,6 @@
 /*
- * What consumers of this library do on SIGINT: the handler calls cleanup() on the very thread that sits in
- * DequeuePerfEvent(), then exit(). No other thread of the program could do it instead: there is none.
+ * What consumers of this library do on SIGINT: the handler calls cleanup() on the very thread that waits in
+ * DequeuePerfEvent(), then exit(). The program has no other thread that could do it.
  */
 #include <signal.h>
 #include <stdio.h>

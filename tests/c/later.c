@@ -1,6 +1,6 @@
 /*
- * A program of today with whatever library it is run with: what it gets is what its own header promises, and nothing is
- * written behind its structures. Prints what it has read of a connection of its own.
+ * A program of today run with any library version: it gets what its own header promises, and nothing is written past
+ * its structures. Prints what it has read of a connection of its own.
  */
 #include <inttypes.h>
 #include <string.h>

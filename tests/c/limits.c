@@ -1,5 +1,5 @@
 /*
- * A host that has little of something. Exits with 0 where all went well; else it says what did not.
+ * A host short of some resource. Exits with 0 if all went well; otherwise it says what did not.
  *
  *   limits memory SLOTS    tcpevent_open of so many slots, with ever more address space: -ENOMEM, -EAGAIN or a handle
  *   limits queue           AddProbe in as much address space as a probe needs, with TCPEVENT_QUEUE as it is set
@@ -40,7 +40,7 @@ static void limit(int resource, long bytes)
 
 static void memory(unsigned slots)
 {
-	/* Bytes of an event in the queue: include/tcpevent.h says some 280. The rest is for threads, types and maps. */
+	/* Bytes of a queued event: include/tcpevent.h says some 280. The rest is for threads, types and maps. */
 	const long step = (280L * slots + (64L << 20)) / 32;
 	int refused = 0, opened = 0;
 	long more;
@@ -73,7 +73,7 @@ static void memory(unsigned slots)
 		refused += WEXITSTATUS(status) == ENOMEM;
 		opened += WEXITSTATUS(status) == 0;
 	}
-	/* At first there was too little, and in the end enough. */
+	/* Too little at first, and enough in the end. */
 	CHECK(refused >= 4 && opened == 1);
 }
 
@@ -90,7 +90,7 @@ static void queue(void)
 
 /* ---- sweeps ---- */
 
-/* A snapshot's event takes some 280 bytes; more than fits into what is left below. */
+/* A snapshot takes some 280 bytes: so many do not fit into the memory left below. */
 #define SOCKETS 12000
 #define LEFT (1L << 20)
 
@@ -156,7 +156,7 @@ static void sweeps(void)
 	little = before;
 	little.rlim_cur = (rlim_t)(data_bytes() + LEFT);
 	CHECK(!setrlimit(RLIMIT_DATA, &little));
-	/* IPv6 comes last, and waits until then. */
+	/* IPv6 is swept last, and waits until then. */
 	for (i = 0; i < SOCKETS; i++) {
 		sockets[i] = socket(AF_INET6, SOCK_STREAM, 0);
 		CHECK(sockets[i] >= 0);
@@ -168,7 +168,7 @@ static void sweeps(void)
 		nap(10000);
 	}
 	printf("%s\n", last_line);
-	/* It goes on once there is enough. */
+	/* It goes on once there is enough memory. */
 	for (i = 0; i < SOCKETS; i++)
 		close(sockets[i]);
 	CHECK(!setrlimit(RLIMIT_DATA, &before));
@@ -225,13 +225,13 @@ static void stack(size_t bytes)
 	CHECK(!pthread_attr_init(&attributes));
 	CHECK(!pthread_attr_setstacksize(&attributes, bytes));
 	CHECK(!pthread_create(&thread, &attributes, call_all, NULL));
-	/* The first cleanup is call_all's own: this one ends setupBPF. */
+	/* The first cleanup is in call_all: this one ends setupBPF. */
 	CHECK(!sem_wait(&cleaned_up));
 	CHECK(!pthread_create(&other, NULL, end_setup, NULL));
 	CHECK(!pthread_join(thread, NULL) && !pthread_join(other, NULL));
 }
 
-/* Files of the host's, of kinds that could be taken for the library's, under the numbers that those had. */
+/* Files of the host, of kinds that could be taken for the library's, under the same numbers. */
 #define OWN_FILES 80
 
 static int own_files[OWN_FILES];
@@ -269,7 +269,7 @@ static void take_all_descriptors(void)
 	}
 }
 
-/* They are all there, and nothing was written to them. */
+/* All are still there, and nothing was written to them. */
 static void own_files_are_untouched(void)
 {
 	uint64_t count;
@@ -303,7 +303,7 @@ static void closed(const char *what)
 		start();
 		see_one();
 	}
-	/* Sweeps are under way. */
+	/* Sweeps are running. */
 	nap(250000);
 	take_all_descriptors();
 	connect_once();
@@ -317,7 +317,7 @@ static void closed(const char *what)
 	nap(250000);
 	until = time(NULL) + patience_s();
 	if (handle) {
-		/* What came before is there still; then it says what happened, and waits for nothing. */
+		/* Earlier events are still there; then it reports what happened, and waits for nothing. */
 		do
 			result = tcpevent_read(handle, events, sizeof(*events), 64, 100);
 		while (result > 0);
@@ -331,7 +331,7 @@ static void closed(const char *what)
 	CHECK(time(NULL) <= until);
 	nap(250000);
 	own_files_are_untouched();
-	/* And it can be used again. */
+	/* It can be used again. */
 	start();
 	see_one();
 	cleanup();

@@ -1,8 +1,8 @@
 /*
- * Makes bpf(2) look like that of Linux 4.15 to a program that has this preloaded: what that kernel does not know is
- * refused, as it would be there. What it knows goes to the real one.
+ * Preloaded into a program, makes bpf(2) look like Linux 4.15's: what that kernel lacks is refused as it would be
+ * there. Everything else goes to the real one.
  *
- * libbpf, inside the library under test, calls syscall(3) for it.
+ * libbpf, inside the library under test, calls bpf(2) through syscall(3).
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,7 +16,7 @@
 
 #include <linux/bpf.h>
 
-/* The last ones that Linux 4.15 has, by include/uapi/linux/bpf.h of that version. */
+/* The last ones of Linux 4.15 (its include/uapi/linux/bpf.h). */
 enum {
 	LAST_COMMAND = BPF_PROG_QUERY,
 	LAST_MAP_TYPE = BPF_MAP_TYPE_CPUMAP,
@@ -26,7 +26,7 @@ enum {
 	MOST_INSTRUCTIONS = 4096,
 };
 
-/* Whether something is set in the command's attributes behind what that kernel has of them. */
+/* Whether the command's attributes have anything set beyond those of that kernel. */
 static bool has_more(const union bpf_attr *attr, size_t size, size_t known)
 {
 	const unsigned char *bytes = (const unsigned char *)attr;
@@ -43,7 +43,7 @@ static bool knows(const struct bpf_insn *instruction)
 	case BPF_JMP32:
 		return false;
 	case BPF_JMP:
-		/* Neither calls of other functions of the program, nor of the kernel. */
+		/* Calls of other functions of the program, or of the kernel, are unknown to it. */
 		if (BPF_OP(instruction->code) == BPF_CALL)
 			return !instruction->src_reg && instruction->imm <= LAST_HELPER;
 		return true;
@@ -56,15 +56,15 @@ static bool knows(const struct bpf_insn *instruction)
 	}
 }
 
-/* What libbpf puts in place of a read of what the kernel's types do not have: a call that is refused where it is reached. */
+/* libbpf replaces reads of fields that the kernel's types lack by a call that is refused if it is reached. */
 static bool is_poison(const struct bpf_insn *instruction)
 {
 	return instruction->code == (BPF_JMP | BPF_CALL) && instruction->imm == 0xbad2310;
 }
 
 /*
- * Whether verifiers before Linux 5.0 see that an instruction is not reached: it is jumped over if a register is 0, and that
- * is what it is set to. They follow both ways of all other conditions.
+ * Whether verifiers before Linux 5.0 see that an instruction is unreachable: it is skipped if a register is 0, and the
+ * register was set to 0. They follow both branches of all other conditions.
  */
 static bool is_skipped(const struct bpf_insn *instructions, long at)
 {
@@ -131,7 +131,7 @@ long syscall(long number, ...)
 			return -1;
 		}
 	}
-	/* As POSIX has it: in C alone, a pointer to data is none to a function. */
+	/* The cast of POSIX: ISO C does not convert data pointers to function pointers. */
 	*(void **)&real = dlsym(RTLD_NEXT, "syscall");
 	return real(number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]);
 }

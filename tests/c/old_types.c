@@ -1,6 +1,6 @@
 /*
- * Types of Linux 4.15 as its headers have them, as far as the probe reads them: those that have changed since, with their
- * old form. Compiled for its type information alone.
+ * Types of Linux 4.15 that the probe reads and that have changed since, in their old form. Compiled for its type
+ * information alone.
  */
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -124,7 +124,7 @@ struct socket {
 	struct sock *sk;
 };
 
-/* Before Linux 5.6 some are bits. */
+/* Before Linux 5.6 some were bit fields. */
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
@@ -180,7 +180,7 @@ struct task_struct {
 	unsigned int flags;
 };
 
-/* By value: of what is only pointed to, the compiler tells nothing. */
+/* By value: for types behind pointers the compiler emits no information. */
 struct {
 	struct pt_regs pt_regs;
 	struct tcp_sock tcp_sock;

@@ -3,9 +3,9 @@
  *
  *   pair CLIENT_PORT SERVER_PORT UP DOWN
  *
- * It connects, sends so many bytes from the client and from the server, and prints "open". For each line on stdin it does one
- * of these: "in-order": the client closes, and then the server, "closed"; "reset": the server resets, and the client keeps its
- * end, "closed".
+ * It connects, sends UP bytes from the client and DOWN bytes from the server, and prints "open". Commands on stdin,
+ * each answered by "closed": "in-order": the client closes, then the server; "reset": the server resets, and the client
+ * keeps its end.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>

@@ -1,11 +1,11 @@
 /*
- * A server that is another user's process, under a name of any bytes.
+ * A server in another user's process, under a name of arbitrary bytes.
  *
  *   peer UID COMM [headless]
  *
- * UID -1: the users that it is run by. headless: its main thread ends, and another one does the rest.
+ * UID -1: keeps its caller's users. headless: its main thread ends, and another one does the rest.
  *
- * It prints the port of 127.0.0.1 that it listens at. For each line on stdin it accepts a connection, prints
+ * It prints the port of 127.0.0.1 on which it listens. For each line on stdin it accepts a connection, prints
  * "accepted", and leaves the connection alone. Ends at the end of stdin.
  */
 #include <arpa/inet.h>

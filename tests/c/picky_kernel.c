@@ -1,16 +1,15 @@
 /*
- * Interposes on the calls that the library makes for sock_diag, so that it meets other kernels than this one. PICKY names
- * what it meets, several words of:
+ * Interposes on the library's calls for sock_diag, to imitate other kernels. PICKY says how, with any of these words:
  *
  *   one-family   no listing of both families at once
  *   no-ipv4, no-ipv6
- *                none of this one
+ *                without this family
  *   no-module    no sock_diag for TCP at all
  *   no-socket    not even the netlink family
- *   short-info   a tcp_info as Linux 4.9 has it, which ends behind delivery_rate (168 bytes)
+ *   short-info   Linux 4.9's tcp_info, which ends after delivery_rate (168 bytes)
  *
- * A request that is refused goes to the kernel as one for a family that has no sock_diag: the refusal is the kernel's own.
- * For each request, a byte is written to the file PICKY_COUNT.
+ * A refused request is passed to the kernel for a family without sock_diag, so that the error is the kernel's own. Each
+ * request writes a byte to the file PICKY_COUNT.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -91,7 +90,7 @@ ssize_t send(int fd, const void *bytes, size_t length, int flags)
 	return real(fd, &other, sizeof(other), flags) < 0 ? -1 : (ssize_t)length;
 }
 
-/* What is behind the 168 bytes becomes an attribute that nobody knows. */
+/* What follows the 168 bytes becomes an attribute of an unknown type. */
 static void shorten(struct nlmsghdr *message)
 {
 	struct inet_diag_msg *socket = NLMSG_DATA(message);

@@ -1,7 +1,7 @@
 /*
- * A consumer as those of the reference library are written: event.h behind the usual system headers, no feature
- * macros, symbols from dlopen called through pointers without prototypes, a program text for AddProbe, a busy wait,
- * printf formats of plain int and long, and a SIGINT handler that calls cleanup() and exit().
+ * A consumer written like those of the reference library: event.h after the usual system headers, no feature macros,
+ * symbols from dlopen called through pointers without prototypes, a program text for AddProbe, a busy wait, printf
+ * formats of plain int and long, and a SIGINT handler that calls cleanup() and exit().
  *
  *   cc -std=gnu11 -I include reference_style.c -ldl
  */

@@ -1,18 +1,18 @@
 /*
- * Connections between processes of its own, each in a way that makes it hard to tell whose they are.
+ * Connections between its own processes, each with an owner that is hard to determine.
  *
  *   scenarios NAME COUNT
  *
  * For each endpoint it prints "truth LOCAL-PORT REMOTE-PORT PID UID COMM": the last process that acts on it in its own
- * context (connect, accept, shutdown, close, exit). The process itself prints that line, before its last act.
+ * context (connect, accept, shutdown, close, exit). That process prints the line itself, before its last act.
  *
- * Environment: SERVER_ADDR, where the server listens (127.0.0.1); SERVER_NS and CLIENT_NS, network namespaces by
- * name; BLACKHOLE_ADDR, an address that never answers; PROTOCOL, "mptcp" for connections of that.
+ * Environment: SERVER_ADDR, where the server listens (127.0.0.1); SERVER_NS and CLIENT_NS, network namespaces by name;
+ * BLACKHOLE_ADDR, an address that never answers; PROTOCOL, "mptcp" for MPTCP connections.
  *
- * Where the kernel cannot do what is asked for, it prints "unsupported".
+ * Prints "unsupported" if the kernel cannot do a scenario.
  *
- * The scenarios "adopted-client" and "adopted-server" print "ready" once all connections are open, "waiting-server" once all
- * servers wait for one, and go on after a line on stdin.
+ * The scenarios "adopted-client" and "adopted-server" print "ready" once all connections are open, "waiting-server"
+ * once all servers wait for one, and go on after a line on stdin.
  */
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -38,7 +38,7 @@
 
 enum { CLIENT_UID = 1002, SERVER_UID = 1001 };
 
-/* A worker has the user of the server that it was forked by. */
+/* A worker has the user of the server that forked it. */
 #define SAME_UID ((uid_t)-1)
 
 static void die(const char *what)
@@ -168,7 +168,7 @@ static int make_socket(int family)
 #define TCP_IS_MPTCP 43
 #endif
 
-/* MPTCP that has fallen back to TCP would test nothing. */
+/* MPTCP fallen back to TCP would test nothing. */
 static void check_protocol(int fd)
 {
 	int is_mptcp = 1;
@@ -199,7 +199,7 @@ static void tell_port(int sync, int fd)
 		die("tell_port");
 }
 
-/* Listens, and tells the client where. */
+/* Listens, and sends the client the address. */
 static int listen_for(int sync)
 {
 	int fd = bind_server(0, 0, 0);
@@ -261,14 +261,14 @@ static void put(int fd, const char *text)
 		die("put");
 }
 
-/* The passive side of an orderly end. */
+/* The passive end of an orderly close. */
 static void close_after_peer(int fd)
 {
 	read_to_end(fd);
 	close(fd);
 }
 
-/* Bodies that many scenarios share. Each runs in a process of its own and is handed the sync socket. */
+/* Bodies that many scenarios share. Each runs in a process of its own and gets the sync socket. */
 
 static void client_closes_after_peer(int sync)
 {
@@ -304,7 +304,7 @@ static void server_closes(int sync)
 	close(fd);
 }
 
-/* Connected, and then nothing: what happens to the endpoint is the other side's doing. */
+/* Connects, and then does nothing: what happens to the endpoint comes from the other side. */
 static void client_idles(int sync)
 {
 	int fd = dial(sync);
@@ -338,7 +338,7 @@ static void client_resets(int sync)
 	client_resets_port(sync, hear_port(sync));
 }
 
-/* The other side holds its end for some time yet. */
+/* The other side holds its end for some time. */
 static void client_resets_slowly(int sync)
 {
 	int fd = dial(sync);
@@ -397,7 +397,7 @@ static void forking_server(int sync)
 		become("t-child", SAME_UID, NULL);
 		put(fd, "reply");
 		own(fd);
-		/* The parent's copy must be gone before this one, as it is in such servers. */
+		/* The parent's copy must be gone before this one, as in such servers. */
 		hear(sync);
 		close(fd);
 		_exit(0);
@@ -475,7 +475,7 @@ static void passing_server(int sync)
 	wait(NULL);
 }
 
-/* Holds what its peer resets, and lets go of it as soon as it sees that, or not. */
+/* Holds a connection that its peer resets, and lets go of it once it sees the reset, or not. */
 static void hold(int fd, int sync, int lets_go)
 {
 	own(fd);
@@ -485,7 +485,7 @@ static void hold(int fd, int sync, int lets_go)
 	hear(sync);
 }
 
-/* The child never touches it before the reset, and it is the one that has it then. */
+/* The child never touches it before the reset, but is the one that holds it then. */
 static void fork_and_hold(int sync, int lets_go)
 {
 	int fd = take(listen_for(sync)), closed[2];
@@ -512,7 +512,7 @@ static void forked_child_lets_go(int sync)
 	fork_and_hold(sync, 1);
 }
 
-/* Who has accepted it is gone when it is reset. */
+/* The process that accepted it is gone when it is reset. */
 static void pass_and_exit(int sync, int lets_go)
 {
 	int channel[2], fd;
@@ -541,7 +541,7 @@ static void receiver_lets_go(int sync)
 	pass_and_exit(sync, 1);
 }
 
-/* The child has a copy, and so has who has accepted it: that one is told of. */
+/* The child has a copy, and so has the process that accepted it: that one is the owner. */
 static void accepter_holds(int sync)
 {
 	int fd = take(listen_for(sync));
@@ -554,7 +554,7 @@ static void accepter_holds(int sync)
 	own(fd);
 	say(sync);
 	hear(sync);
-	/* The last copy of it. */
+	/* The last copy. */
 	kill(child, SIGKILL);
 	waitpid(child, NULL, 0);
 }
@@ -607,7 +607,7 @@ static void server_is_not_there(int sync)
 	int fd = MUST(socket(address.ss_family, SOCK_STREAM, 0));
 	unsigned port;
 
-	/* Bound, but not listening: nobody else gets the port meanwhile. */
+	/* Bound, but not listening: this reserves the port. */
 	MUST(bind(fd, (struct sockaddr *)&address, length));
 	port = port_of(getsockname, fd);
 	if (write(sync, &port, sizeof(port)) != sizeof(port))
@@ -689,7 +689,7 @@ static void client_exits(int sync)
 	own(fd);
 }
 
-/* Until the client's process is gone, and its end of the sync socket with it. */
+/* Waits until the client's process is gone, and its end of the sync socket with it. */
 static void server_closes_late(int sync)
 {
 	int fd = take(listen_for(sync));
@@ -718,8 +718,8 @@ static void client_leaves_a_child(int sync)
 }
 
 /*
- * A child that was just forked executes another program, which is when its copy of the socket is closed, and the socket with
- * it: it has never touched that.
+ * A child that was just forked executes another program, which closes its copy of the socket, and so the socket: it has
+ * never touched that.
  */
 static void leave_to_exec(int fd, int linger)
 {
@@ -774,7 +774,7 @@ static void *start_programs(void *stop)
 	return NULL;
 }
 
-/* Other threads start programs all the time, each of which has a copy of it for a moment. */
+/* Other threads keep starting programs, each of which has a copy of it for a moment. */
 static void close_beside_programs(int fd)
 {
 	pthread_t threads[2];
@@ -802,7 +802,7 @@ static void server_closes_beside_programs(int sync)
 	close_beside_programs(take(listen_for(sync)));
 }
 
-/* What the process is called later is not who has acted. */
+/* A later name of the process must not be reported as the owner's. */
 static void client_executes(int sync)
 {
 	int fd = dial(sync);
@@ -894,7 +894,7 @@ static void io_uring_accepts_many(int sync)
 	hear(sync);
 }
 
-/* It has no descriptor of it: that is in a slot of the ring. */
+/* The process has no descriptor of it: it is in a slot of the ring. */
 static void take_into_slot(int sync, unsigned ioprio, unsigned slot)
 {
 	struct sockaddr_in6 peer;
@@ -942,7 +942,7 @@ static void io_uring_server_idles(int sync)
 	hear(sync);
 }
 
-/* By a worker: since Linux 5.12 (and 5.10.162) that is a thread of the process, with a name of its own. */
+/* By a worker: since Linux 5.12 (and 5.10.162) a thread of the process, with a name of its own. */
 static void io_uring_worker_accepts(int sync)
 {
 	struct pollfd listener = {.fd = listen_for(sync), .events = POLLIN};
@@ -976,7 +976,7 @@ static void io_uring_worker_accepts(int sync)
 	hear(sync);
 }
 
-/* By the system call that 32-bit programs have. It needs nothing that is not below 4 GiB. */
+/* By the system call of 32-bit programs. Its arguments must be below 4 GiB. */
 static int take_as_32_bit(int listener)
 {
 #ifdef __x86_64__
@@ -1009,7 +1009,7 @@ static void server_of_32_bit_idles(int sync)
 	hear(sync);
 }
 
-/* It is a process, whatever it says. */
+/* A process, despite its name. */
 static void named_as_a_worker_closes(int sync)
 {
 	become("kworker/0:1", SAME_UID, NULL);
@@ -1018,7 +1018,7 @@ static void named_as_a_worker_closes(int sync)
 
 enum { REUSERS = 3 };
 
-/* Several processes listen at one port, each by a socket of its own; the kernel chooses one for the connection. */
+/* Several processes listen on one port, each with its own socket; the kernel chooses one for the connection. */
 static void reusing_server(int sync)
 {
 	int first = bind_server(0, SO_REUSEPORT, 1), ready[2], i;
@@ -1067,7 +1067,7 @@ static int listen_fast_open(int sync)
 	return fd;
 }
 
-/* The first connection of a client to a host gets it a cookie; those after it send what they have to say with the SYN. */
+/* The first connection of a client to a host gets it a cookie; later ones send their data with the SYN. */
 static int dial_fast_open(int sync)
 {
 	struct sockaddr_storage address;
@@ -1135,10 +1135,10 @@ static void fast_open_server_idles(int sync)
 	hear(sync);
 }
 
-/* Closed by the main process once it is told to go on. */
+/* The main process closes it as the signal to go on. */
 static int go_on[2];
 
-/* Both ends are ready; the reset comes when the whole program is told to go on. */
+/* Both ends are ready; the reset comes when the whole program may go on. */
 static void reset_later(int fd, int sync)
 {
 	char byte;
@@ -1157,7 +1157,7 @@ static void client_resets_later(int sync)
 	reset_later(dial(sync), sync);
 }
 
-/* The server has waited for it since before that. */
+/* The server has been waiting since before that. */
 static void client_comes_later(int sync)
 {
 	unsigned port = hear_port(sync);

@@ -1,9 +1,9 @@
-// Reads events as RealTimeKql's public reader does (microsoft/KqlTools, branch naprakas/AddEbpfInput): the library by the
-// name "event", setupBPF with a char[] on a thread, three seconds, then DequeuePerfEvent on another; no AddProbe, getStatus
-// or cleanup, and the process ends while both threads are in the library. There Ctrl-C does that, by Environment.Exit. Here
-// a file does, as Mono reports Ctrl-C only with a terminal; and exit(3), as Mono's Environment.Exit waits for ever while a
-// thread is in any foreign call that signals do not end (pthread_mutex_lock does as well). Prints the columns of
-// tcp_table --tsv.
+// Reads events as RealTimeKql's public reader does (microsoft/KqlTools, branch naprakas/AddEbpfInput): loads the
+// library as "event", calls setupBPF with a char[] on a thread, waits three seconds, then calls DequeuePerfEvent on
+// another; no AddProbe, getStatus or cleanup, and the process ends while both threads are in the library. There Ctrl-C
+// ends it, by Environment.Exit. Here a file does, as Mono reports Ctrl-C only with a terminal; and exit(3), as Mono's
+// Environment.Exit waits for ever while a thread is in any foreign call that signals do not end (pthread_mutex_lock
+// does as well). Prints the columns of tcp_table --tsv.
 
 using System;
 using System.IO;
@@ -34,7 +34,7 @@ static class Reader
     [DllImport("event")] static extern TcpEvent DequeuePerfEvent();
     [DllImport("libc")] static extern void exit(int status);
 
-    // What the library looks for in a program's text, to tell the stock one from another.
+    // The library looks for these words to recognise the stock program.
     const string Program = "int kprobe__tcp_set_state(struct pt_regs *ctx) { return 0; } /* tcpEvents */";
 
     static void Dequeue()

@@ -1,4 +1,4 @@
-//! tcpevent_open and its errors, and that the library keeps to itself whatever happens.
+//! tcpevent_open and its errors; and the library writes nothing that was not asked for.
 
 use std::io::Write;
 use std::path::Path;
@@ -45,7 +45,7 @@ fn the_log_goes_to_the_program_at_the_level_it_asks_for() {
     assert!(of_log.contains(&&format!("log 2 attached by {probe}")), "{of_log:?}");
     assert!(of_log.iter().all(|line| line.starts_with("log 2 ")), "{of_log:?}");
 
-    // A healthy start has nothing to warn of. All of it goes to the one who asked.
+    // A healthy start has no warnings. The log goes only to the handle that asked for it.
     let (lines, _) = run_script(watcher(), "open 0 log=1\nclose 0\nopen 1 log=3\nclose 1\n");
     let closed = lines.iter().position(|line| line == "closed 0").unwrap();
     assert_eq!(lines[..closed], ["opened 0"]);
@@ -57,7 +57,7 @@ fn watcher() -> Command {
     Command::new(c_program("api_watch"))
 }
 
-/// All that `tests/c/api_watch.c` prints that is given these commands: lines on stdout, text on stderr.
+/// All that `tests/c/api_watch.c` prints for these commands: lines on stdout, text on stderr.
 fn run_script(mut program: Command, script: &str) -> (Vec<String>, String) {
     let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
@@ -142,7 +142,7 @@ fn the_probe_is_the_one_that_was_asked_for() {
         watcher.open_handle(0, "probe=1");
         assert_eq!(watcher.statistics(0)["probe"], 1);
         watcher.pass_later_connection(0);
-        // The first that works.
+        // The first rung that works.
         watcher.open_handle(1, "probe=0");
         assert_eq!(watcher.statistics(1)["probe"], 1);
     } else {
@@ -158,7 +158,7 @@ fn the_probe_is_the_one_that_was_asked_for() {
 fn few_descriptors_are_an_error_that_says_so_or_enough() {
     let _turn = turn();
     let mut opened = 0;
-    // A program that is linked with the library needs 5 to be loaded at all.
+    // Merely loading a program linked with the library takes 5.
     for limit in (5..40).step_by(if slowness() > 1 { 7 } else { 2 }) {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\"")]).arg(c_program("api_watch"));

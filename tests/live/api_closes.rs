@@ -1,4 +1,4 @@
-//! TCPEVENT_EVENTS_CLOSES: what a connection has carried, how long it took and why it ended.
+//! TCPEVENT_EVENTS_CLOSES: what a connection carried, how long it took and why it ended.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -29,7 +29,7 @@ use crate::traffic::{Connection, V4, V6, closed_port, own_comm, set_linger_0};
 const ORDERLY_ENDS: [fn(Connection); 4] = [
     Connection::close_client_first,
     Connection::close_server_first,
-    // The first end is gone before the other's FIN comes, which a TIME_WAIT socket takes.
+    // The first end is gone before the other's FIN arrives, which a TIME_WAIT socket receives.
     |Connection { client, mut server, .. }| {
         drop(client);
         assert_eq!(server.read(&mut [0]).unwrap(), 0);
@@ -40,7 +40,7 @@ const ORDERLY_ENDS: [fn(Connection); 4] = [
     },
 ];
 
-/// The payload; without the peer's FIN where that is taken for a byte, as a plain tracepoint may do at the end that has
+/// The payload; without the peer's FIN if that was counted as a byte, as a plain tracepoint may do at the end that
 /// closed first.
 fn payload_but_fin(event: &Event, received: u64) -> [u64; 3] {
     let [mut told, sent, acked] = event.payload();
@@ -51,7 +51,7 @@ fn payload_but_fin(event: &Event, received: u64) -> [u64; 3] {
 }
 
 #[test]
-fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
+fn payload_is_what_the_programs_sent_whichever_end_closes_first() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     for at in [V4(), V6()] {
@@ -78,7 +78,7 @@ fn payload_is_what_the_programs_have_sent_whoever_closes_first() {
     }
 }
 
-/// The counters of an event, as the kernel gives them in TCP_INFO.
+/// The counters of an event, compared with the kernel's TCP_INFO.
 fn check_counters(event: &Event, info: &anu_tcp_info) {
     assert_eq!(event.bytes_received, info.tcpi_bytes_received, "{event:#?}");
     assert_eq!(event.bytes_acked, info.tcpi_bytes_acked, "{event:#?}");
@@ -109,7 +109,7 @@ fn counters_are_those_of_tcp_info_just_before_a_reset() {
         connection.reset_by_client();
         let [client, server] = watcher.closes(0, cookies);
         check_counters(&client, &of_client);
-        // The reset itself.
+        // The reset itself counts.
         of_server.tcpi_segs_in += 1;
         check_counters(&server, &of_server);
         assert_eq!(client.payload(), [333, 70_000, 70_000], "{client:#?}");
@@ -119,7 +119,7 @@ fn counters_are_those_of_tcp_info_just_before_a_reset() {
 }
 
 #[test]
-fn a_close_with_unread_data_is_a_reset_of_which_only_the_other_end_has_an_error() {
+fn a_close_with_unread_data_is_an_error_at_the_other_end_only() {
     if is_beyond_the_rung("the counters of sockets that are still held") {
         return;
     }
@@ -182,7 +182,7 @@ fn ages_are_those_by_the_clock_of_the_test() {
     assert_eq!((client.direction, server.direction), (Direction::Connected, Direction::Accepted));
 }
 
-/// Waits until a connect is over, whatever came of it, and returns the error.
+/// Waits until a connect has ended, and returns its error.
 fn end_of_connect(socket: &Socket) -> i32 {
     let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     let patience = patience().as_millis().try_into().unwrap();
@@ -247,7 +247,7 @@ fn a_lost_syn_and_lost_data_count_as_sent_again_and_not_as_payload() {
     assert_eq!(client.bytes_sent, 1000 + client.bytes_retransmitted, "{client:#?}");
     assert_eq!(client.payload(), [0, 1000, 1000], "{client:#?}");
     assert_eq!(server.payload(), [1000, 0, 0], "{server:#?}");
-    // The SYN is sent again after a second. (Once this was 0, for a reason that is not known: what was skipped may tell.)
+    // The SYN is sent again after a second. (Once this was 0, for an unknown reason: the skipped runs may explain it.)
     let statistics = watcher.statistics(0);
     assert!((900_000_000..=established - before).contains(&client.establish_ns), "{client:#?} {statistics:?}");
     assert!(server.age_ns < client.age_ns - 900_000_000, "{client:#?} {server:#?}");
@@ -258,7 +258,7 @@ fn a_lost_syn_and_lost_data_count_as_sent_again_and_not_as_payload() {
 
 /// A server THERE, and a client HERE whose SYN carries data.
 pub fn send_with_syn(network: &Network, data: &[u8]) -> (TcpListener, TcpStream) {
-    // Both ends may, without a cookie, and every listener does.
+    // Allows it at both ends without a cookie, and for every listener.
     let allow = || fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1543").unwrap();
     let listener = network.there.run(|| {
         allow();
@@ -268,7 +268,7 @@ pub fn send_with_syn(network: &Network, data: &[u8]) -> (TcpListener, TcpStream)
     let client = network.here.run(|| {
         allow();
         let socket = tcp_socket(to);
-        // Where the answer does not come, it would wait.
+        // Otherwise it would wait for an answer that may not come.
         socket.set_nonblocking(true).unwrap();
         assert_eq!(socket.send_to_with_flags(data, &to.into(), libc::MSG_FASTOPEN).unwrap(), data.len());
         socket.set_nonblocking(false).unwrap();
@@ -301,7 +301,7 @@ fn data_in_a_syn_is_payload() {
 }
 
 #[test]
-fn a_connection_that_is_accepted_before_its_handshake_is_over_is_none_of_before() {
+fn a_connection_accepted_before_its_handshake_ends_is_not_older_than_the_probe() {
     if is_beyond_the_rung("the counters of sockets that are still held") || lacks_cookies() {
         return;
     }
@@ -315,7 +315,7 @@ fn a_connection_that_is_accepted_before_its_handshake_is_over_is_none_of_before(
     assert_eq!(tcp_info(&server).tcpi_state, SYN_RECV);
     network.there.mend();
     let mended = monotonic_ns();
-    // The answer is sent again after a second.
+    // The SYN-ACK is sent again after a second.
     wait_for_state(&server, ESTABLISHED);
     let cookies = [cookie(&client), cookie(&server)];
     set_linger_0(&client);
@@ -355,7 +355,7 @@ fn a_refused_connect_has_failed_with_econnrefused() {
     }
 }
 
-/// Milliseconds without an acknowledgement after which the kernel ends a connection, or the attempt at one.
+/// Milliseconds without an acknowledgement after which the kernel ends a connection or a connect.
 fn set_user_timeout(socket: &impl AsRawFd, milliseconds: i32) {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, milliseconds);
 }
@@ -384,7 +384,7 @@ fn connects_and_connections_that_the_network_ends_have_its_errors() {
     assert_eq!(of_client.payload(), [0, 13, 0], "{of_client:#?}");
     assert_eq!(of_client.bytes_sent - of_client.bytes_retransmitted, 13, "{of_client:#?}");
 
-    // What answers the first SYN comes while connect() still holds the socket; what answers the second one ends it.
+    // The answer to the first SYN arrives while connect() still holds the socket; the answer to the second one ends it.
     for (socket, error) in [(&timed_out, libc::ETIMEDOUT), (&unreachable, libc::EHOSTUNREACH)] {
         assert_eq!(end_of_connect(socket), error);
     }
@@ -401,13 +401,13 @@ fn connects_and_connections_that_the_network_ends_have_its_errors() {
 }
 
 #[test]
-fn an_attempt_that_its_program_gives_up_says_so_however_that_is_done() {
+fn a_connect_given_up_by_its_program_is_marked_in_every_way_of_doing_so() {
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(STATES_AND_CLOSES);
     network.here.cut();
     let to = SocketAddr::new(Network::THERE_V4.parse().unwrap(), 9);
-    // Each keeps the socket open, unless closing it is the way.
+    // Each keeps the socket open, except the one that closes it.
     let ways: [fn(Socket) -> Option<Socket>; 4] = [
         |_| None,
         |socket| {
@@ -439,7 +439,7 @@ fn an_attempt_that_its_program_gives_up_says_so_however_that_is_done() {
         drop(kept);
     }
 
-    // A process that is killed while it connects.
+    // A process killed while it connects.
     let mut child = Command::new("ip")
         .args(["netns", "exec", network.here.name, "bash", "-c"])
         .arg(format!("exec 3<>/dev/tcp/{}/{}", to.ip(), to.port()))
@@ -450,7 +450,7 @@ fn an_attempt_that_its_program_gives_up_says_so_however_that_is_done() {
     let is_its = |event: &Event| event.pid == pid && event.remote == to;
     watcher
         .events_until(0, "its SYN", |events| events.iter().any(|event| is_its(event) && event.new_state == "SYN_SENT"));
-    // A plain tracepoint does not say so of attempts that end sooner than 10 ms after they have begun.
+    // A plain tracepoint does not say so of connects that end within 10 ms.
     thread::sleep(Duration::from_millis(20));
     child.kill().unwrap();
     child.wait().unwrap();
@@ -477,7 +477,7 @@ fn an_attempt_that_the_kernel_cannot_begin_has_failed_without_error() {
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
     let (socket, to, _open) = network.here.run(|| {
-        // One port for all that connects to one place.
+        // A single local port for all connections to the same place.
         fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40000").unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 9)).unwrap();
         let to = listener.local_addr().unwrap();
@@ -492,7 +492,7 @@ fn an_attempt_that_the_kernel_cannot_begin_has_failed_without_error() {
     assert_eq!((event.remote, event.local.port(), event.pid), (to, 0, process::id()), "{event:#?}");
 }
 
-/// Has `ss -K` end a socket, in the network namespace of this thread. False where the kernel cannot.
+/// Has `ss -K` end a socket in this thread's network namespace. False if the kernel cannot.
 fn abort_by_ss(socket: &impl AsRawFd, local_port: u16) -> bool {
     let output = Command::new("ss")
         .args(["-K", "-t", "-n", "-a", "sport", "=", &format!(":{local_port}")])
@@ -571,7 +571,7 @@ fn a_connection_older_than_the_probe_says_so_and_has_its_payload_all_the_same() 
             assert!(event.knows(OWNER | UID | ERROR) && !event.knows(TIMES), "{event:#?}");
             assert_eq!((event.age_ns, event.establish_ns), (0, 0), "{event:#?}");
         }
-        // Of who has not acted since, the process is known and not the thread.
+        // If the owner has not acted since, the process is known but not the thread.
         for (event, owner_by, comm) in [(of_client, "close", own_comm()), (of_server, "inode", own_process_comm())] {
             assert_eq!(
                 (event.pid, event.comm.clone(), event.owner_by.as_str()),
@@ -580,15 +580,15 @@ fn a_connection_older_than_the_probe_says_so_and_has_its_payload_all_the_same() 
             );
         }
         assert_eq!(of_client.payload(), [70, 5000, 5000], "{of_client:#?}");
-        // Whether the client has acknowledged the last bytes is up to its delayed acknowledgement.
+        // Its delayed acknowledgement decides whether the client has acknowledged the last bytes.
         assert_eq!([of_server.payload_received, of_server.payload_sent], [5000, 70], "{of_server:#?}");
         assert!([0, 70].contains(&of_server.payload_acked), "{of_server:#?}");
         assert_eq!((of_client.error, of_server.error), (0, libc::ECONNRESET));
         if number == 0 {
-            // The kernel had given cookies when it was asked for them.
+            // The kernel assigned the cookies when the test asked for them.
             assert_eq!([of_client.cookie, of_server.cookie], asked);
         } else {
-            // With a kprobe there is none.
+            // With a kprobe it has none.
             assert!([0, cookie(&server)].contains(&of_server.cookie), "{of_server:#?}");
         }
     }

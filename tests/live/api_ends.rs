@@ -1,4 +1,4 @@
-//! Why a connection has ended, and whose bytes are whose: where one might be taken for another, it is told as unknown.
+//! Why a connection ended, and which bytes are its own: where two might be confused, they are reported as unknown.
 
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
@@ -39,9 +39,9 @@ const HOST_UNREACHABLE: u8 = 1;
 const PROTOCOL_UNREACHABLE: u8 = 2;
 const FILTERED: u8 = 13;
 
-/// Answers a segment from the first of two IPv4 addresses to the other, as a router on its way does that cannot send it on.
+/// Answers a segment from the first of two IPv4 addresses to the other, as a router that cannot forward it.
 fn answer_unreachable(code: u8, ends: [SocketAddr; 2], sequence: u32) {
-    // ICMP_DEST_UNREACH; then the header that it is about, and 8 bytes of what is behind that.
+    // ICMP_DEST_UNREACH; then the offending header, and 8 bytes of its payload.
     let mut message = vec![3, code, 0, 0, 0, 0, 0, 0];
     message.extend([0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
     for end in ends {
@@ -58,8 +58,8 @@ fn answer_unreachable(code: u8, ends: [SocketAddr; 2], sequence: u32) {
     router.send_to(&message, &SocketAddr::new(ends[0].ip(), 0).into()).unwrap();
 }
 
-/// Has a router say of a connection at the loopback address that its host cannot be reached, and waits until the socket
-/// has that for an error. The program never asks for it.
+/// Has a router report the host of a loopback connection as unreachable, and waits until that is the socket's error.
+/// The program never reads it.
 fn leave_host_unreachable(stream: &TcpStream) {
     set_option(stream, libc::IPPROTO_IP, libc::IP_RECVERR, 1);
     let ends = [stream.local_addr().unwrap(), stream.peer_addr().unwrap()];
@@ -80,7 +80,7 @@ fn both_closes(watcher: &mut Watcher, ports: (u16, u16)) -> [Event; 2] {
 }
 
 #[test]
-fn a_message_of_before_is_not_what_has_ended_a_connection_in_order() {
+fn an_earlier_icmp_message_is_not_the_error_of_an_orderly_close() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     for client_first in [true, false] {
@@ -105,7 +105,7 @@ fn a_message_of_before_is_not_what_has_ended_a_connection_in_order() {
 }
 
 #[test]
-fn a_message_of_before_is_not_what_a_program_has_reset_its_connection_for() {
+fn an_earlier_icmp_message_is_not_the_error_of_a_reset_by_the_program() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let connection = Connection::open(V4(), V4());
@@ -117,7 +117,7 @@ fn a_message_of_before_is_not_what_a_program_has_reset_its_connection_for() {
     server.read(&mut [0]).expect_err("it was reset");
     drop(server);
     let [of_client, of_server] = both_closes(&mut watcher, ports);
-    // A plain tracepoint has its counters from a socket that the kernel has cleared by then.
+    // A plain tracepoint gets the counters from a socket that the kernel has cleared by then.
     assert_eq!((of_client.error, of_client.flags), (0, 0), "{of_client:#?}");
     assert_eq!(of_client.knows_end(), [true, !rung_is_tracepoint()], "{of_client:#?}");
     assert_eq!(of_client.pid, process::id(), "{of_client:#?}");
@@ -128,24 +128,23 @@ fn a_message_of_before_is_not_what_a_program_has_reset_its_connection_for() {
 }
 
 #[test]
-fn an_attempt_that_is_given_up_after_a_routers_answer_tells_that() {
+fn a_connect_given_up_after_a_routers_answer_has_its_error() {
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
-    // The answers are that the host cannot be reached, that an administrator does not want that, and that the network cannot be
-    // reached.
+    // The answers: host unreachable, prohibited by an administrator, network unreachable.
     for (port, route, error) in [
         (9, Some("unreachable"), libc::EHOSTUNREACH),
         (10, Some("prohibit"), libc::EHOSTUNREACH),
         (11, None, libc::ENETUNREACH),
     ] {
         network.route_unreachable(route);
-        // Some kernels let a router answer a host once a second only (6.1: ip_error, inet_peer_xrlim_allow).
+        // Some kernels limit a router to one answer a second for each host (6.1: ip_error, inet_peer_xrlim_allow).
         thread::sleep(Duration::from_millis(1100));
         let to = SocketAddr::new(Network::UNREACHABLE_V4.parse().unwrap(), port);
-        // The answer to the first SYN comes while connect() still holds the socket: the kernel notes it, and goes on.
+        // The answer to the first SYN arrives while connect() still holds the socket: the kernel notes it, and goes on.
         let socket = network.here.run(|| begin_connect(to));
-        // Longer than a plain tracepoint takes for the duration of connect() itself.
+        // Longer than what a plain tracepoint takes for the duration of connect() itself.
         thread::sleep(Duration::from_millis(50));
         drop(socket);
         let event = end_of_attempt(&mut watcher, to);
@@ -182,13 +181,13 @@ fn an_attempt_that_a_firewalls_answer_ends_was_not_given_up() {
             let socket = begin_connect(to);
             let from = socket.local_addr().unwrap().as_socket().unwrap();
             let sequence = next_sequence(&socket);
-            // Longer than a plain tracepoint takes for the duration of connect() itself.
+            // Longer than what a plain tracepoint takes for the duration of connect() itself.
             thread::sleep(Duration::from_millis(20));
             answer_unreachable(code, [from, to], sequence);
             socket
         });
         let event = end_of_attempt(&mut watcher, to);
-        // It is the kernel that has ended it, and the program closes it afterwards.
+        // The kernel has ended it; the program closes it afterwards.
         assert_eq!(socket.take_error().unwrap().and_then(|error| error.raw_os_error()), Some(error), "code {code}");
         drop(socket);
         if rung_is_tracepoint() {
@@ -200,9 +199,10 @@ fn an_attempt_that_a_firewalls_answer_ends_was_not_given_up() {
     }
 }
 
-/// Within connect() itself the kernel ends an attempt too, and a plain tracepoint cannot tell that from a program that gives up.
+/// The kernel may also end a connect within connect() itself, and a plain tracepoint cannot tell that from a program
+/// that gives up.
 #[test]
-fn an_attempt_that_ends_within_10_ms_is_not_said_to_be_given_up_by_a_plain_tracepoint() {
+fn a_plain_tracepoint_does_not_mark_a_connect_that_ends_within_10_ms_as_given_up() {
     let _turn = turn();
     let network = Network::new();
     let mut watcher = Watcher::open(CLOSES);
@@ -226,7 +226,7 @@ fn an_attempt_that_ends_within_10_ms_is_not_said_to_be_given_up_by_a_plain_trace
     panic!("none of so many attempts was quick enough");
 }
 
-/// The port is taken where the same connection exists already.
+/// The port is taken because the same connection already exists.
 #[test]
 fn an_attempt_whose_local_port_is_taken_was_not_given_up() {
     let _turn = turn();
@@ -278,7 +278,7 @@ fn a_plain_tracepoint_says_that_it_does_not_know_why_a_connect_has_failed() {
 
 // ---- Whose bytes
 
-/// What was sent is told, or it is told that this is not known.
+/// Checks that the bytes sent are right, or reported as unknown.
 fn check_sent(event: &Event, sent: u64) {
     if !event.knows(COUNTERS) && rung_is_tracepoint() {
         assert_eq!(event.payload(), [0; 3], "{event:#?}");
@@ -287,14 +287,14 @@ fn check_sent(event: &Event, sent: u64) {
     }
 }
 
-/// The closes of one end, in the order in which they came.
+/// The closes of one end, in order of arrival.
 fn closes_of_end(watcher: &mut Watcher, ports: (u16, u16), count: usize) -> Vec<Event> {
     let is_its = |event: &&Event| event.ports() == ports;
     let events = watcher.events_until(0, "its closes", |events| events.iter().filter(is_its).count() == count);
     events.iter().filter(is_its).cloned().collect()
 }
 
-/// A connection from a port, whose first socket may still be there.
+/// A connection from a port whose first socket may still exist.
 fn connect_from(port: u16, to: SocketAddr) -> TcpStream {
     let socket = tcp_socket(to);
     socket.set_reuse_address(true).unwrap();
@@ -303,7 +303,7 @@ fn connect_from(port: u16, to: SocketAddr) -> TcpStream {
     socket.into()
 }
 
-/// A connection from a port by which bytes were sent: both ends.
+/// A connection from a port that sends bytes: both ends.
 fn send_from(port: u16, listener: &TcpListener, count: usize) -> (TcpStream, TcpStream) {
     let mut client = connect_from(port, listener.local_addr().unwrap());
     let bytes = vec![b'x'; count];
@@ -313,14 +313,14 @@ fn send_from(port: u16, listener: &TcpListener, count: usize) -> (TcpStream, Tcp
     (client, server)
 }
 
-/// One end resets, which the other one has heard of then.
+/// One end resets, and the other has seen it.
 fn reset(one: TcpStream, other: &mut TcpStream) {
     set_linger_0(&one);
     drop(one);
     other.read(&mut [0]).expect_err("it was reset");
 }
 
-/// A listener; a client that has sent it 7 bytes and was reset then, and is held still; and the client's ports.
+/// A listener; a client, still open, that sent it 7 bytes and was then reset; and the client's ports.
 fn seven_bytes_and_a_reset() -> (TcpListener, TcpStream, (u16, u16)) {
     let listener = TcpListener::bind(V4()).unwrap();
     let (mut first, server) = send_from(0, &listener, 7);
@@ -334,7 +334,7 @@ fn of_a_port_that_is_used_again_no_connection_has_the_others_bytes() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let (listener, first, ports) = seven_bytes_and_a_reset();
-    // The first socket is still held: the kernel does not tell its counters.
+    // The first socket is still held: the kernel does not report its counters.
     let (mut second, server) = send_from(ports.0, &listener, 9000);
     drop(server);
     assert_eq!(second.read(&mut [0]).unwrap(), 0);
@@ -345,7 +345,7 @@ fn of_a_port_that_is_used_again_no_connection_has_the_others_bytes() {
     drop(first);
 }
 
-/// As above, but long after: the first close is told by then.
+/// As above, but long after: the first close has been reported by then.
 #[test]
 fn counters_that_come_late_are_not_those_of_a_later_connection() {
     let _turn = turn();
@@ -361,7 +361,7 @@ fn counters_that_come_late_are_not_those_of_a_later_connection() {
 }
 
 #[test]
-fn a_socket_that_connects_again_tells_of_each_connection_its_own_bytes() {
+fn a_socket_that_connects_again_reports_the_bytes_of_each_connection() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let listeners = [(), ()].map(|()| TcpListener::bind(V4()).unwrap());
@@ -386,11 +386,11 @@ fn a_socket_that_connects_again_tells_of_each_connection_its_own_bytes() {
 
 // ---- Ways to send
 
-/// Sends by one way, and tells how many bytes.
+/// Sends in one way, and returns how many bytes.
 type Send = fn(&TcpStream, &fs::File) -> usize;
 
 #[test]
-fn bytes_are_exact_by_whatever_call_they_are_sent() {
+fn bytes_are_exact_whichever_call_sends_them() {
     let _turn = turn();
     let mut watcher = Watcher::open(CLOSES);
     let path = std::env::temp_dir().join(format!("tcpevent-sent-{}", process::id()));
@@ -450,7 +450,7 @@ fn splice(client: &TcpStream, file: &fs::File) -> usize {
         }
         sent += left;
         while left > 0 {
-            // SAFETY: likewise.
+            // SAFETY: descriptors, and no offsets.
             let count = unsafe { libc::splice(reader.as_raw_fd(), null, client.as_raw_fd(), null, left, 0) };
             left -= usize::try_from(count).expect("splice");
         }
@@ -460,7 +460,7 @@ fn splice(client: &TcpStream, file: &fs::File) -> usize {
 fn send_zero_copy(client: &TcpStream, _file: &fs::File) -> usize {
     set_option(client, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1);
     let mut sent = 0;
-    // It stays as it is until the kernel says that it needs it no more: longer than the connection.
+    // Unchanged until the kernel no longer needs it: longer than the connection.
     let bytes: &'static [u8] = vec![b'z'; 40_000].leak();
     while sent < bytes.len() {
         sent += socket2::SockRef::from(client).send_with_flags(&bytes[sent..], libc::MSG_ZEROCOPY).unwrap();
@@ -468,7 +468,7 @@ fn send_zero_copy(client: &TcpStream, _file: &fs::File) -> usize {
     sent
 }
 
-/// A connection is taken away without a segment, and put up again: its counters are those of its new socket.
+/// A connection is removed without a segment, and restored: its counters are those of its new socket.
 #[test]
 fn a_connection_that_is_repaired_counts_from_then_on() {
     if is_beyond_the_rung("the counters of sockets that are still held") {
@@ -513,7 +513,7 @@ fn queue_sequence(stream: &impl AsRawFd, queue: i32) -> u32 {
     set_option(stream, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, queue);
     let mut sequence = 0u32;
     let mut length = libc::socklen_t::try_from(size_of_val(&sequence)).unwrap();
-    // SAFETY: a number to be filled, and its size.
+    // SAFETY: a number to fill, and its size.
     let result = unsafe {
         let to = (&raw mut sequence).cast();
         libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ, to, &raw mut length)

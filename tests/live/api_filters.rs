@@ -1,4 +1,4 @@
-//! Filters: what fits comes, what does not fit does not, whoever applies it: the kernel, or the library.
+//! Filters: exactly the matching events arrive, whether the kernel or the library applies the filter.
 
 use std::collections::HashSet;
 use std::fs;
@@ -22,12 +22,12 @@ use crate::traffic::{Connection, DUAL, Peer, V4, V6, closed_port, set_linger_0};
 
 const PEER_UID: u32 = 1002;
 
-/// What is known of an endpoint that has closed.
+/// Known facts of a closed endpoint.
 #[derive(Clone, Debug)]
 struct Truth {
     local: SocketAddr,
     remote: SocketAddr,
-    /// 0 where it does not matter.
+    /// 0 if it does not matter.
     pid: u32,
     uid: u32,
     netns: u32,
@@ -46,10 +46,10 @@ impl Truth {
     }
 }
 
-/// A host with something to tell apart by each key.
+/// A host whose endpoints differ in each key.
 struct Scene {
     network: Network,
-    /// Before its cgroup, which is removed when it is empty.
+    /// Dropped before its cgroup, which must be empty to be removed.
     in_cgroup: Server,
     cgroup: Cgroup,
     own_cgroup: u64,
@@ -80,7 +80,7 @@ impl Scene {
         listener.local_addr().unwrap().port()
     }
 
-    /// Makes one connection of each kind, all of which have ended when this returns.
+    /// Makes one connection of each kind; all have ended when this returns.
     fn make(&mut self) -> Vec<Truth> {
         let own = |local, remote| Truth {
             local,
@@ -105,7 +105,7 @@ impl Scene {
         let socket = tcp_socket(to);
         socket.bind(&V4().into()).unwrap();
         let local = socket.local_addr().unwrap().as_socket().unwrap();
-        socket.connect(&to.into()).expect_err("nobody listens there");
+        socket.connect(&to.into()).expect_err("no listener there");
         truths.push(Truth { failed: true, ..own(local, to) });
 
         let (local, remote) = {
@@ -126,7 +126,7 @@ impl Scene {
         let client = (Ipv4Addr::LOCALHOST, self.in_cgroup.connect_and_reset()).into();
         let server = (Ipv4Addr::LOCALHOST, self.in_cgroup.port).into();
         truths.push(own(client, server));
-        // Reset before it is accepted, it has no owner.
+        // Reset before it is accepted: it has no owner.
         truths.push(Truth { pid: 0, cgroup: id_of(&self.cgroup.folder), ..own(server, client) });
         truths
     }
@@ -151,7 +151,7 @@ fn connect_and_reset(listener: &TcpListener, from: IpAddr, to: IpAddr) -> [(Sock
 
 type Fits = Box<dyn Fn(&Truth) -> bool>;
 
-/// Texts of filters, with what they mean.
+/// Texts of filters, with their meaning.
 fn filters(scene: &Scene) -> Vec<(String, Fits)> {
     fn filter(text: impl Into<String>, fits: impl Fn(&Truth) -> bool + 'static) -> (String, Fits) {
         (text.into(), Box::new(fits))
@@ -206,11 +206,11 @@ fn what_fits_comes_and_nothing_else_does() {
     for (handle, (text, _)) in (0..).zip(&filters) {
         watcher.open_handle(handle, &format!("events=2 filter={text}"));
     }
-    // Fits nothing that is there.
+    // Matches nothing here.
     let nothing = 60;
     watcher.open_handle(nothing, "events=2 filter=src 127.0.0.1 family inet6 dport 9 failed");
 
-    // Twice: when all of the second time has come, nothing of the first one is on the way any more.
+    // Twice: once all of the second round has arrived, nothing of the first one is still on its way.
     let truths = [scene.make(), scene.make()].concat();
     for (handle, (text, fits)) in (0..).zip(&filters) {
         let expected: Vec<_> = truths.iter().filter(|truth| fits(truth)).collect();
@@ -267,7 +267,7 @@ fn changes_of_state_come_as_soon_as_they_fit() {
     connection.close_client_first();
     let failed = cookie(&refused((Ipv4Addr::LOCALHOST, closed_port()).into()));
 
-    // There is no local port at first, and no owner of an end that nobody has accepted.
+    // At first there is no local port, and an end that was not accepted has no owner.
     let owned_end = if sees_accepts() { "ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE" } else { "CLOSE_WAIT LAST_ACK CLOSE" };
     for (handle, expected) in [
         (0, ["SYN_SENT ESTABLISHED FIN_WAIT1 FIN_WAIT2 CLOSE", "SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE"]),
@@ -293,7 +293,7 @@ fn uid_0_does_not_mean_a_user_that_is_not_known() {
     let connection = Connection::open(V4(), V4());
     let cookies = cookies_of(&connection);
     connection.close_client_first();
-    // A plain tracepoint does not know whose an end is that nobody has accepted yet.
+    // A plain tracepoint does not know the owner of an end that was not accepted yet.
     let accepted_end = match (rung_is_tracepoint(), sees_accepts()) {
         (false, _) => "SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE",
         (true, true) => "ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE",
@@ -303,7 +303,7 @@ fn uid_0_does_not_mean_a_user_that_is_not_known() {
     assert_eq!(watcher.lives(0, cookies).map(|life| states(&life)), expected);
 }
 
-/// A child that is about to execute a program has a copy of each socket for a moment, and may be the last to have one.
+/// A child about to execute a program holds a copy of each socket for a moment, and may be the last to hold it.
 #[test]
 fn no_close_is_lost_beside_programs_that_are_started() {
     const CONNECTIONS: usize = 200;
@@ -407,7 +407,7 @@ fn the_classic_functions_take_the_filter_from_the_environment() {
         let [(local, _), _] = connect_and_reset(listener, localhost, localhost);
         local.port()
     });
-    // The close, and three snapshots. (A sweep may have met the connection that was closed.)
+    // The close, and three snapshots. (A sweep may have caught the connection that was closed.)
     let until = Instant::now() + patience();
     let (mut closes, mut snapshots) = (0, 0);
     while closes < 1 || snapshots < 3 {

@@ -1,4 +1,4 @@
-//! Two hosts in network namespaces, with a cable between them that can be cut.
+//! Two hosts in network namespaces, connected by a cable that can be cut.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -6,27 +6,27 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::{io, thread};
 
-/// The two hosts, gone when dropped. They have each other's hardware addresses: nobody asks for them.
+/// The two hosts, removed when dropped. Their neighbour entries are fixed, so there is no ARP.
 pub struct Network {
     pub here: Host,
     pub there: Host,
 }
 
-/// A network namespace, as `ip netns` has it.
+/// A network namespace of `ip netns`.
 pub struct Host {
     pub name: &'static str,
     device: &'static str,
     address: &'static str,
     mac: &'static str,
-    /// Address and hardware address of the other one.
+    /// Address and hardware address of the other host.
     other: [&'static str; 2],
 }
 
 impl Network {
-    /// RFC 5737's addresses for documentation: nobody's.
+    /// Documentation addresses (RFC 5737): unused.
     pub const HERE_V4: &str = "198.51.100.1";
     pub const THERE_V4: &str = "198.51.100.2";
-    /// A host behind THERE, which says that it cannot be reached. The way there is never cut: it is by another address.
+    /// A host behind THERE, which reports it as unreachable. The route to it is never cut: it uses another address.
     pub const UNREACHABLE_V4: &str = "203.0.113.9";
     const GATEWAY_V4: &str = "198.51.100.3";
 
@@ -68,9 +68,9 @@ impl Network {
         Self { here, there }
     }
 
-    /// Gives the one on the way to the unreachable host another kind of route there (ip-route(8)), or none.
+    /// Gives the router to the unreachable host another kind of route there (ip-route(8)), or none.
     pub fn route_unreachable(&self, kind: Option<&str>) {
-        // Of its answers to one host, the kernel lets two pass at once and then one a second; without this limit, five.
+        // The kernel sends one host two such answers at once and then one a second; without this limit, five.
         self.there.run(|| fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0").unwrap());
         self.there.ip("route flush 203.0.113.0/24");
         if let Some(kind) = kind {
@@ -80,7 +80,7 @@ impl Network {
 }
 
 impl Host {
-    /// From now on nothing that it sends to the other one comes to anybody.
+    /// From now on nothing that it sends reaches the other host.
     pub fn cut(&self) {
         self.set_neighbour("02:00:00:00:00:09");
     }
@@ -93,12 +93,12 @@ impl Host {
         self.ip(&format!("neigh replace {} lladdr {mac} dev {} nud permanent", self.other[0], self.device));
     }
 
-    /// Runs something in a thread of this host. What sockets it makes stay there.
+    /// Runs something in a thread of this host. Sockets it creates stay there.
     pub fn run<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(self.path()).unwrap();
         thread::scope(|scope| {
             let entered = scope.spawn(move || {
-                // SAFETY: it takes no pointers, and changes nothing for other threads.
+                // SAFETY: takes no pointers, and affects this thread only.
                 let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
                 assert_eq!(result, 0, "setns: {}", io::Error::last_os_error());
                 run()

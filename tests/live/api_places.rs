@@ -1,4 +1,4 @@
-//! Whose an endpoint is and where: process, user, socket, network namespace, cgroup.
+//! The owner and the place of an endpoint: process, user, socket, network namespace, cgroup.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -31,7 +31,7 @@ fn each_end_is_of_the_process_that_has_acted_on_it_last() {
     let own = (process::id(), 0, own_comm());
     let its = (peer.pid(), UID, COMM.to_owned());
 
-    // One that closes by itself, and one whose peer dies.
+    // One that closes by itself, and one whose peer is killed.
     let closing = peer.connect();
     let mut idle = peer.connect();
     let idle_cookie = cookie(&idle);
@@ -90,7 +90,7 @@ fn the_inode_is_that_of_the_open_socket_as_long_as_there_is_one() {
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(server.read(&mut [0]).unwrap(), 0);
     wait_for_state(&client, FIN_WAIT2);
-    // The client's end goes through its last state without a process.
+    // The client's end passes its last state without a process.
     drop(client);
     set_linger_0(&server);
     drop(server);
@@ -100,7 +100,7 @@ fn the_inode_is_that_of_the_open_socket_as_long_as_there_is_one() {
     let of = |life: &[Event]| life.iter().map(|event| event.inode).collect::<Vec<_>>();
     // FIN_WAIT2 comes while it is open; CLOSE when it is not.
     assert_eq!(of(&client), [inodes[0], inodes[0], inodes[0], inodes[0], 0]);
-    // Nobody has accepted it when it is established.
+    // When it becomes established it has not been accepted.
     assert_eq!(of(&server)[..2], [0, inodes[1]]);
 }
 
@@ -134,7 +134,7 @@ fn the_network_namespace_is_that_of_the_socket_and_not_of_the_watcher() {
 
 // ---- Cgroups
 
-/// The hierarchy of cgroups of version 2; mounted for the test where it is not.
+/// The cgroup hierarchy, version 2; mounted for the test if missing.
 pub struct Cgroups {
     root: PathBuf,
     is_own: bool,
@@ -157,7 +157,7 @@ impl Cgroups {
         Self { root, is_own: true }
     }
 
-    /// The folder of this process's own.
+    /// This process's own folder.
     pub fn own(&self) -> PathBuf {
         let list = fs::read_to_string("/proc/self/cgroup").unwrap();
         let path = list.lines().find_map(|line| line.strip_prefix("0::/")).expect("it is in one of version 2");
@@ -187,13 +187,13 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// A server in it, which accepts two connections.
+    /// A server in it that accepts two connections.
     pub fn serve(&self) -> Server {
         let processes = self.folder.join("cgroup.procs");
         let mut command = Command::new(c_program("peer"));
         command.args(["0", "tev-in-cgroup"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        // SAFETY: opening, writing and closing a file is allowed between fork and exec; nothing allocates but the path,
-        // which is there.
+        // SAFETY: opening, writing and closing a file is allowed between fork and exec; only the path is allocated,
+        // which exists already.
         unsafe { command.pre_exec(move || fs::write(&processes, "0")) };
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
@@ -213,14 +213,14 @@ impl Drop for Cgroup {
     }
 }
 
-/// A process of a cgroup, and the port of 127.0.0.1 that it listens at. Killed when dropped.
+/// A process in a cgroup, and the port of 127.0.0.1 on which it listens. Killed when dropped.
 pub struct Server {
     child: Child,
     pub port: u16,
 }
 
 impl Server {
-    /// A connection to it, which is reset. Returns the client's port.
+    /// Opens a connection to it and resets it. Returns the client's port.
     pub fn connect_and_reset(&self) -> u16 {
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
         let port = client.local_addr().unwrap().port();
@@ -256,7 +256,7 @@ fn the_cgroup_is_that_in_which_the_socket_was_made() {
         ends.iter().all(|ports| events.iter().any(|event| event.ports() == *ports))
     });
     let ids = ends.map(|ports| events.iter().find(|event| event.ports() == ports).unwrap().cgroup);
-    // What a listener's connections are in is what the listener is in.
+    // Connections are in their listener's cgroup.
     assert_eq!(ids, [id_of(&cgroups.own()), id_of(&cgroup.folder)]);
     assert_ne!(ids[0], ids[1]);
 }

@@ -1,4 +1,4 @@
-//! tcpevent_read and what is around it: the queue, the descriptor, waking, threads, several handles, fork.
+//! tcpevent_read and its surroundings: the queue, the descriptor, waking, threads, several handles, fork.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -12,17 +12,17 @@ use crate::api_watcher::{Event, Watcher};
 use crate::consumer::{is_beyond_the_rung, lacks_cookies, patience, slowness, turn};
 use crate::traffic::{Connection, V4, closed_port};
 
-/// Events of this process only: how many there are is known then.
+/// Filters for this process, so that the number of events is known.
 fn own_closes() -> String {
     format!("events=2 filter=pid {}", process::id())
 }
 
-/// An endpoint that opens and closes at once, and so gives one close. Returns its cookie.
+/// An endpoint that opens and closes at once: one close. Returns its cookie.
 fn close_once() -> u64 {
     cookie(&refused(SocketAddr::from((Ipv4Addr::LOCALHOST, closed_port()))))
 }
 
-/// Waits for the statistics to be so.
+/// Waits for such statistics.
 fn wait_for_statistics(watcher: &mut Watcher, is_so: impl Fn(&HashMap<String, i64>) -> bool) -> HashMap<String, i64> {
     let until = Instant::now() + patience();
     loop {
@@ -35,7 +35,7 @@ fn wait_for_statistics(watcher: &mut Watcher, is_so: impl Fn(&HashMap<String, i6
     }
 }
 
-/// Every event is in the queue, was handed out, or was shed.
+/// Every event is in the queue, delivered, or shed.
 fn check_sums(statistics: &HashMap<String, i64>) {
     let sum = |names: &[&str]| names.iter().map(|name| statistics[*name]).sum::<i64>();
     assert_eq!(
@@ -78,20 +78,21 @@ fn a_full_queue_drops_the_oldest_closes_and_counts_them() {
 fn a_full_queue_refuses_snapshots_and_every_event_is_counted_once() {
     let _turn = turn();
     let open: Vec<_> = (0..20).map(|_| Connection::open(V4(), V4())).collect();
-    // One sweep, and no second one today.
+    // A single sweep.
     let options = format!("events=7 queue=8 interval=86400000 filter=pid {}", process::id());
     let mut watcher = Watcher::open(&options);
     let statistics = wait_for_statistics(&mut watcher, |statistics| statistics["sweeps"] == 1);
     assert!(statistics["snapshots"] >= 60, "{statistics:?}");
     assert_eq!(statistics["shed_snapshots"], statistics["snapshots"] - 8, "{statistics:?}");
     check_sums(&statistics);
-    // Changes of state take their place: a listener's two, then a refused connect's two, the second of which is a close.
+    // Changes of state take their place: two of a listener, then two of a refused connect, the second of which is a
+    // close.
     for _ in 0..5 {
         close_once();
     }
     let statistics = wait_for_statistics(&mut watcher, |statistics| statistics["closes"] == 5);
     assert_eq!((statistics["states"], statistics["queued"]), (15, 8), "{statistics:?}");
-    // Snapshots were the oldest; of 20 changes, 8 are left.
+    // The snapshots were the oldest; of 20 changes, 8 are left.
     let shed = ["shed_snapshots", "shed_states", "shed_closes"].map(|name| statistics[name]);
     assert_eq!((shed[0], shed[1] + shed[2]), (statistics["snapshots"], 12), "{statistics:?}");
     check_sums(&statistics);
@@ -123,7 +124,7 @@ fn a_read_gives_no_more_events_than_it_was_asked_for_and_in_order() {
 // ---- Waiting
 
 #[test]
-fn a_read_waits_as_long_as_it_is_told_to_and_not_shorter() {
+fn a_read_waits_no_shorter_than_its_timeout() {
     if is_beyond_the_rung("the cookie of an attempt that has failed") || lacks_cookies() {
         return;
     }
@@ -136,7 +137,7 @@ fn a_read_waits_as_long_as_it_is_told_to_and_not_shorter() {
         assert_eq!(read.result, 0);
         assert!((time..time + late).contains(&read.time), "{:?} and not {time:?}", read.time);
     }
-    // For ever is until something comes.
+    // Waits without a limit until an event comes.
     watcher.tell("read 0 10 -1");
     wait_until_it_waits(watcher.pid());
     let expected = close_once();
@@ -157,16 +158,16 @@ fn the_descriptor_is_readable_while_there_are_events() {
     assert_eq!(poll(&mut watcher, 10_000), readable);
     wait_for_statistics(&mut watcher, |statistics| statistics["queued"] == 3);
     for left in [2, 1, 0] {
-        // However often it is asked.
+        // However often it is polled.
         assert_eq!(poll(&mut watcher, 0), readable);
         assert_eq!(poll(&mut watcher, 0), readable);
         assert_eq!(watcher.read(0, 1, 0).result, 1);
         assert_eq!(watcher.statistics(0)["queued"], left);
     }
-    // It may say so once too often, and not again.
+    // It may be readable once too often, but not again.
     assert_eq!(watcher.read(0, 1, 0).result, 0);
     assert_eq!(poll(&mut watcher, 0), "0 0");
-    // A poll that waits is told.
+    // A waiting poll wakes up.
     watcher.tell("poll 0 10000");
     close_once();
     assert_eq!(watcher.answer("polled"), readable);
@@ -178,7 +179,7 @@ fn the_descriptor_is_readable_while_there_are_events() {
 const EINTR: i32 = -libc::EINTR;
 const EBADF: i32 = -libc::EBADF;
 
-/// The system call that the main thread of a process sits in, once it sits in another one than read(2).
+/// Waits until the main thread of a process blocks in a system call other than read(2).
 fn wait_until_it_waits(pid: u32) {
     let until = Instant::now() + patience();
     loop {
@@ -193,7 +194,7 @@ fn wait_until_it_waits(pid: u32) {
 }
 
 fn send(pid: u32, signal: i32) {
-    // SAFETY: a signal to a child of this process, which is not reaped yet.
+    // SAFETY: a signal to a child of this process that is not reaped yet.
     assert_eq!(unsafe { libc::kill(pid.try_into().unwrap(), signal) }, 0);
 }
 
@@ -219,7 +220,7 @@ fn a_wake_ends_one_read_that_waits_or_else_the_next_one() {
     assert_eq!(watcher.read(0, 10, 0).result, 0);
     assert_eq!(watcher.ask("poll 0 0", "polled"), "0 0");
 
-    // Events wait meanwhile.
+    // Events are queued meanwhile.
     close_once();
     wait_for_statistics(&mut watcher, |statistics| statistics["queued"] == 1);
     assert_eq!(watcher.ask("wake 0", "woken"), "0");
@@ -255,7 +256,7 @@ fn a_wake_in_a_signal_handler_ends_the_read_that_was_interrupted_and_no_other() 
         assert_eq!(watcher.finish_read().result, EINTR);
         assert_eq!(watcher.read(0, 10, 0).result, 0);
     }
-    // Between two reads, when nobody waits.
+    // Between two reads, with no reader waiting.
     send(watcher.pid(), libc::SIGUSR1);
     assert_eq!(watcher.read(0, 10, -1).result, EINTR);
     assert_eq!(watcher.read(0, 10, 0).result, 0);
@@ -265,7 +266,7 @@ fn a_wake_in_a_signal_handler_ends_the_read_that_was_interrupted_and_no_other() 
 fn any_signal_handler_ends_a_read_that_waits_and_a_stop_does_not() {
     let _turn = turn();
     let mut watcher = Watcher::open(&own_closes());
-    // The second one has asked for system calls to be restarted: as poll(2), it ends all the same.
+    // The second one restarts system calls (SA_RESTART): as poll(2), the read ends all the same.
     for signal in [libc::SIGUSR2, libc::SIGHUP] {
         watcher.tell("read 0 10 -1");
         wait_until_it_waits(watcher.pid());
@@ -302,7 +303,7 @@ fn each_event_goes_to_one_of_many_readers() {
     let expected: BTreeSet<_> = (0..count).map(|_| close_once()).collect();
     let got: Vec<_> = (0..count).map(|_| watcher.next_event().cookie).collect();
     assert_eq!(got.iter().copied().collect::<BTreeSet<_>>(), expected);
-    // The library counts what it has queued batch by batch.
+    // The library counts queued events batch by batch.
     let expected = i64::try_from(count).unwrap();
     let statistics = wait_for_statistics(&mut watcher, |statistics| statistics["closes"] == expected);
     assert_eq!(statistics["delivered"], expected, "{statistics:?}");
@@ -367,7 +368,7 @@ fn handles_have_filters_queues_and_ends_of_their_own() {
     let second = [0, 1].map(|number| clients(&listeners[number]));
     let events = watcher.events_until(1, "its client", |events| !events.is_empty());
     assert_eq!(events.iter().map(|event| event.cookie).collect::<Vec<_>>(), [second[1][0]]);
-    // A handle that is opened now has seen nothing of that.
+    // A handle opened now has seen none of that.
     watcher.open_handle(0, "events=2");
     let later = watcher.pass_later_connection(0);
     assert!(later.iter().all(|event| !second.concat().contains(&event.cookie)), "{later:#?}");
@@ -378,7 +379,7 @@ fn handles_have_filters_queues_and_ends_of_their_own() {
 fn a_process_can_have_64_handles_and_no_more() {
     let _turn = turn();
     let mut watcher = Watcher::open("events=2");
-    // Without probes, they are quick to open.
+    // Without probes they open quickly.
     let filter = format!("filter=pid {}", process::id());
     for handle in 1..64 {
         watcher.open_handle(handle, &format!("events=4 interval=86400000 queue=16 {filter}"));
@@ -395,7 +396,7 @@ fn a_process_can_have_64_handles_and_no_more() {
 
 // ---- What is left behind
 
-/// What a process holds.
+/// The resources of a process.
 #[derive(Debug, PartialEq, Eq)]
 struct Holdings {
     descriptors: Vec<String>,
@@ -421,7 +422,7 @@ fn cycles_of_open_and_close_leave_nothing_behind() {
         watcher.open_handle(0, "events=7 interval=100");
         watcher.pass_later_connection(0);
         watcher.close_handle(0);
-        // Descriptors are closed when it returns; a thread that is over may still be on the kernel's list.
+        // Descriptors are closed when it returns; an ended thread may still be on the kernel's list.
         assert_eq!(holdings(watcher.pid()).descriptors, before.descriptors);
         let until = Instant::now() + patience();
         while holdings(watcher.pid()) != before {
@@ -435,7 +436,7 @@ fn cycles_of_open_and_close_leave_nothing_behind() {
     assert_eq!(watcher.stderr(), [""; 0]);
 }
 
-/// The BPF programs and links that a process holds, by the kernel's numbers: "prog_id" or "link_id", and the number.
+/// The BPF programs and links that a process holds: "prog_id" or "link_id", and the kernel's number.
 fn bpf_objects(pid: u32) -> Vec<(String, u32)> {
     let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap().flatten();
     let mut objects = Vec::new();
@@ -454,14 +455,14 @@ fn exists(object: &(String, u32)) -> bool {
     const GET_FD_BY_ID: [i32; 2] = [13, 30];
     let command = GET_FD_BY_ID[usize::from(object.0 == "link_id")];
     let attributes = [object.1, 0, 0, 0];
-    // SAFETY: a `union bpf_attr` as long as is said: the number, and zeroes.
+    // SAFETY: a `union bpf_attr` of the given length: the number, and zeroes.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(&attributes)) };
     if fd < 0 {
         let error = std::io::Error::last_os_error();
         assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{object:?}: {error}");
         return false;
     }
-    // SAFETY: it is open, and nobody else's.
+    // SAFETY: it is open, and has no other owner.
     unsafe { libc::close(i32::try_from(fd).unwrap()) };
     true
 }
@@ -476,7 +477,7 @@ fn a_forked_child_has_no_handles_and_keeps_no_probe() {
     let objects = bpf_objects(watcher.pid());
     assert!(objects.iter().any(|(name, _)| name == "prog_id"), "{objects:?}");
     assert!(objects.iter().all(exists), "{objects:?}");
-    // It calls every function, and opens and closes a handle of its own.
+    // The child calls every function, and opens and closes a handle of its own.
     let child: u32 = watcher.ask("fork", "forked").parse().unwrap();
     assert_eq!(bpf_objects(child), [], "the child holds on to them");
     let event = close_once();
@@ -506,14 +507,14 @@ fn a_process_that_dies_with_open_handles_leaves_no_probe() {
 }
 
 #[test]
-fn what_is_tracked_is_what_is_open() {
+fn tracked_endpoints_are_those_that_are_open() {
     let _turn = turn();
     let mut watcher = Watcher::open("events=2");
     let before = watcher.statistics(0)["tracked"];
     let connections: Vec<_> = (0..50).map(|_| Connection::open(V4(), V4())).collect();
     let cookies: Vec<_> = connections.iter().flat_map(cookies_of).collect();
     let open = watcher.statistics(0);
-    // Others on this host come and go.
+    // Other programs' endpoints come and go.
     assert!((90..=110).contains(&(open["tracked"] - before)), "{before} before, {open:?}");
     assert!(open["tracked_most"] > open["tracked"], "{open:?}");
     connections.into_iter().for_each(Connection::close_client_first);

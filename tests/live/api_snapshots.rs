@@ -1,4 +1,4 @@
-//! TCPEVENT_EVENTS_SNAPSHOTS: what an open connection is like just now.
+//! TCPEVENT_EVENTS_SNAPSHOTS: the current figures of an open connection.
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpListener};
@@ -88,7 +88,7 @@ fn half_closed_ends_have_the_state_they_are_in() {
     });
     let [client, server] = cookies.map(|cookie| events.iter().find(|event| event.cookie == cookie).unwrap());
     assert_eq!([client.new_state.as_str(), server.new_state.as_str()], ["FIN_WAIT2", "CLOSE_WAIT"]);
-    // The FIN is none of it.
+    // The FIN does not count.
     assert_eq!([client.payload(), server.payload()], [[0, 10, 10], [10, 0, 0]]);
 }
 
@@ -102,12 +102,12 @@ fn sweeps_come_at_the_interval_that_is_asked_for() {
         .events_until(0, "four sweeps", |events| events.iter().filter(|event| event.cookie == own_cookie).count() == 4);
     let times: Vec<_> =
         events.iter().filter(|event| event.cookie == own_cookie).map(|event| event.monotonic_ns).collect();
-    // One that comes late makes none of the others late.
+    // A late sweep does not delay the following ones.
     let three = Duration::from_nanos(times[3] - times[0]);
     let late = Duration::from_millis(300) * slowness();
     let expected = Duration::from_millis(1500);
     assert!((expected.saturating_sub(late)..expected + late).contains(&three), "{three:?}");
-    // The last one may not be over yet.
+    // The last one may still be running.
     let statistics = watcher.statistics(0);
     assert!(statistics["sweeps"] >= 3, "{statistics:?}");
     assert_eq!((statistics["states"], statistics["closes"]), (0, 0), "{statistics:?}");

@@ -1,4 +1,4 @@
-//! TCPEVENT_EVENTS_STATES: each change of each endpoint's state once and in order, from its first to its last.
+//! TCPEVENT_EVENTS_STATES: each change of each endpoint's state, once and in order, from first to last.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -19,12 +19,12 @@ const CLIENT_CLOSES_FIRST: [&str; 2] =
 const SERVER_CLOSES_FIRST: [&str; 2] =
     ["CLOSE SYN_SENT ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE", "SYN_RECV ESTABLISHED FIN_WAIT1 FIN_WAIT2 CLOSE"];
 
-/// The network namespace that events are told to be of.
+/// The network namespace that events report.
 fn told_netns() -> u32 {
     if rung_is_tracepoint() { 0 } else { own_netns() }
 }
 
-/// What all events of an endpoint have in common, of a connection of this thread that was made in this time.
+/// Checks what all events of one endpoint have in common, for a connection that this thread made in this time.
 fn check_life(life: &[Event], local: SocketAddr, remote: SocketAddr, began: Moment) {
     let ended = Moment::now();
     let (last, before) = life.split_last().expect("there are events");
@@ -44,7 +44,7 @@ fn check_life(life: &[Event], local: SocketAddr, remote: SocketAddr, began: Mome
         assert_eq!(event.remote, remote, "{event:#?}");
         assert_eq!(event.family, if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, "{event:#?}");
         assert_eq!(event.netns, told_netns(), "{event:#?}");
-        // Nobody has accepted it yet.
+        // Not accepted yet.
         let is_accepted = event.direction == Direction::Accepted;
         let is_unseen = is_accepted && !sees_accepts() && event.owner_by == "unknown";
         let owner = if (event.old_state == "SYN_RECV" && is_accepted) || is_unseen {
@@ -54,7 +54,7 @@ fn check_life(life: &[Event], local: SocketAddr, remote: SocketAddr, began: Mome
         };
         assert_eq!((event.pid, event.comm.clone()), owner, "{event:#?}");
         let is_owned = event.pid != 0;
-        // The socket's own user is told elsewhere.
+        // The socket's own user is checked elsewhere.
         let has_user = is_owned || !rung_is_tracepoint();
         assert_eq!(event.uid, if has_user { 0 } else { NO_USER }, "{event:#?}");
         let known = [(is_owned, OWNER), (has_user, UID), (true, TIMES | told_place())];
@@ -160,7 +160,7 @@ fn a_refused_connect_leads_from_syn_sent_to_close() {
         let socket = refused(to);
         let [life] = watcher.lives(0, [cookie(&socket)]);
         assert_eq!(states(&life), "CLOSE SYN_SENT CLOSE");
-        // Where it came from is forgotten by now.
+        // Its source is forgotten by now.
         check_life(&life, SocketAddr::new(to.ip(), life[1].local.port()), to, began);
         assert_ne!(life[1].local.port(), 0);
     }
@@ -231,7 +231,7 @@ fn a_listener_that_is_shut_down_can_listen_again() {
 }
 
 #[test]
-fn a_connection_that_nobody_accepts_ends_with_its_listener() {
+fn a_connection_that_is_not_accepted_ends_with_its_listener() {
     if is_beyond_the_rung("that nobody holds a socket") || lacks_cookies() {
         return;
     }
@@ -252,7 +252,7 @@ fn a_connection_that_nobody_accepts_ends_with_its_listener() {
     let close = server.last().unwrap();
     assert_eq!((close.kind, close.direction, close.inode), (Kind::Close, Direction::Accepted, 0), "{close:#?}");
     assert_eq!((close.pid, close.comm.clone()), (process::id(), own_comm()), "{close:#?}");
-    // It has kept one cookie, whatever that is.
+    // It kept one cookie, whichever.
     assert!(server.iter().all(|event| event.cookie == close.cookie && event.cookie != 0), "{server:#?}");
 }
 
@@ -271,7 +271,7 @@ fn a_socket_that_connects_again_is_the_same_endpoint_with_figures_from_nothing()
         let (mut server, _) = listener.accept().unwrap();
         (&socket).write_all(&vec![b'x'; payload]).unwrap();
         server.read_exact(&mut vec![0; payload]).unwrap();
-        // The acknowledgement comes with it.
+        // Carries the acknowledgement.
         server.write_all(b"y").unwrap();
         (&socket).read_exact(&mut [0]).unwrap();
         disconnect(&socket);
@@ -297,7 +297,7 @@ fn a_socket_that_never_connects_gives_no_event() {
     let bare = tcp_socket(V4());
     let bound = tcp_socket(V6());
     bound.bind(&V6().into()).unwrap();
-    // There is no route to class E: the connect fails before there is anything to send.
+    // Class E has no route: the connect fails before anything is sent.
     let without_route = tcp_socket(V4());
     without_route.connect(&SocketAddr::from(([255, 255, 255, 255], 9)).into()).expect_err("no such host");
     let cookies = [cookie(&bare), cookie(&bound), cookie(&without_route)];

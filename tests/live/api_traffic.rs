@@ -1,4 +1,4 @@
-//! What the kernel says of the sockets of a test, to hold the library's events against.
+//! What the kernel says of a test's sockets, to compare with the library's events.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -15,7 +15,7 @@ use tcpEvent::internals::classic::abi::anu_tcp_info;
 use crate::consumer::patience;
 use crate::traffic::{Connection, V4, wall_ns};
 
-/// A socket option that is a plain structure, as far as the kernel knows it: what it does not know is 0.
+/// A socket option that is a plain structure; fields unknown to the kernel are 0.
 pub fn option<T: Copy>(socket: &impl AsRawFd, level: i32, name: i32) -> T {
     // SAFETY: only used for integers and structures of integers.
     let mut value: T = unsafe { zeroed() };
@@ -33,8 +33,8 @@ pub fn set_option(socket: &impl AsRawFd, level: i32, name: i32, value: i32) {
     assert_eq!(result, 0, "setsockopt({level}, {name}): {}", io::Error::last_os_error());
 }
 
-/// The kernel's number of a socket. It gets one now where it had none: so the test asks only after the library has had
-/// its chance to see to that.
+/// The socket cookie. Asking makes the kernel assign one, so the test asks only after the library has had its chance to
+/// do so.
 pub fn cookie(socket: &impl AsFd) -> u64 {
     let cookie = option(&socket.as_fd(), libc::SOL_SOCKET, libc::SO_COOKIE);
     let socket = SockRef::from(socket);
@@ -51,7 +51,7 @@ fn endpoints() -> MutexGuard<'static, Endpoints> {
     ENDPOINTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The cookie that was asked for of the socket with this endpoint, last of all: for a probe that does not tell it.
+/// The last cookie asked for of a socket with this endpoint: for a probe that does not report cookies.
 pub fn cookie_at(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     let is = |known: Option<SocketAddr>, address: SocketAddr| {
         known.is_none_or(|known| known == address || (address.port() == 0 && known.ip() == address.ip()))
@@ -61,7 +61,7 @@ pub fn cookie_at(local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     found.map(|(cookie, ..)| *cookie)
 }
 
-/// Of the client's end and of the server's.
+/// Cookies of the client's end and the server's.
 pub fn cookies_of(connection: &Connection) -> [u64; 2] {
     [cookie(&connection.client), cookie(&connection.server)]
 }
@@ -70,8 +70,8 @@ pub fn tcp_info(socket: &impl AsRawFd) -> anu_tcp_info {
     option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)
 }
 
-/// TCP_INFO of both ends once each segment of one is received by the other, and all payload acknowledged: nothing is on
-/// the way then that could change a counter.
+/// TCP_INFO of both ends once all segments have arrived and all payload is acknowledged: nothing in flight can change a
+/// counter any more.
 pub fn settled_tcp_info(connection: &Connection) -> [anu_tcp_info; 2] {
     let until = Instant::now() + patience();
     loop {
@@ -94,7 +94,7 @@ pub const SYN_RECV: u8 = 3;
 pub const FIN_WAIT2: u8 = 5;
 pub const CLOSE: u8 = 7;
 
-/// Waits until a socket is in a state: what the peer sends may take its time.
+/// Waits until a socket is in a state: the peer's segments may take a while.
 pub fn wait_for_state(socket: &impl AsRawFd, state: u8) {
     let until = Instant::now() + patience();
     while tcp_info(socket).tcpi_state != state {
@@ -103,12 +103,12 @@ pub fn wait_for_state(socket: &impl AsRawFd, state: u8) {
     }
 }
 
-/// The name of this process, which is that of its first thread.
+/// The command of this process: its first thread's.
 pub fn own_process_comm() -> String {
     std::fs::read_to_string("/proc/self/comm").unwrap().trim_end().to_owned()
 }
 
-/// The inode number that /proc/PID/fd has for a socket.
+/// The inode number in /proc/PID/fd.
 pub fn inode(socket: &impl AsFd) -> u64 {
     File::from(socket.as_fd().try_clone_to_owned().unwrap()).metadata().unwrap().ino()
 }
@@ -116,7 +116,7 @@ pub fn inode(socket: &impl AsFd) -> u64 {
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn monotonic_ns() -> u64 {
     let mut now = MaybeUninit::<libc::timespec>::uninit();
-    // SAFETY: a place to write to, which is filled where it returns 0.
+    // SAFETY: a place to write to, filled if the call returns 0.
     let now = unsafe {
         assert_eq!(libc::clock_gettime(libc::CLOCK_MONOTONIC, now.as_mut_ptr()), 0);
         now.assume_init()
@@ -124,7 +124,7 @@ pub fn monotonic_ns() -> u64 {
     u64::try_from(now.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap()
 }
 
-/// A moment by both clocks.
+/// A moment on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub monotonic_ns: u64,
@@ -141,7 +141,7 @@ pub fn tcp_socket(to: SocketAddr) -> Socket {
     Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap()
 }
 
-/// A socket whose connect has begun and is left to itself.
+/// A socket whose connect has begun and continues by itself.
 pub fn begin_connect(to: SocketAddr) -> Socket {
     let socket = tcp_socket(to);
     socket.set_nonblocking(true).unwrap();
@@ -150,9 +150,9 @@ pub fn begin_connect(to: SocketAddr) -> Socket {
     socket
 }
 
-/// Dissolves the association of a socket, as connect(2) has it: its connection is reset, and it can connect again.
+/// Dissolves a socket's association as in connect(2): its connection is reset, and it can connect again.
 pub fn disconnect(socket: &impl AsRawFd) {
-    // SAFETY: an address of a family that has nothing but that, and its size.
+    // SAFETY: an address of a family that has no further fields, and its size.
     unsafe {
         let mut nowhere: libc::sockaddr = zeroed();
         nowhere.sa_family = libc::AF_UNSPEC.try_into().unwrap();
@@ -161,7 +161,7 @@ pub fn disconnect(socket: &impl AsRawFd) {
     }
 }
 
-/// A connect that is refused. Returns its socket.
+/// A refused connect. Returns its socket.
 pub fn refused(to: SocketAddr) -> Socket {
     let socket = tcp_socket(to);
     let error = socket.connect(&to.into()).expect_err("nobody listens there");
@@ -169,8 +169,7 @@ pub fn refused(to: SocketAddr) -> Socket {
     socket
 }
 
-/// A socket that is connected to itself: it has opened by a simultaneous open, and when it shuts down, it closes by a
-/// simultaneous close.
+/// A socket connected to itself: it opened by a simultaneous open, and closes by a simultaneous close when shut down.
 pub fn self_connected() -> TcpStream {
     let socket = tcp_socket(V4());
     socket.bind(&V4().into()).unwrap();

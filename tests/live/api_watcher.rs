@@ -1,4 +1,4 @@
-//! A process that watches through `include/tcpevent.h`, under the control of a test: `tests/c/api_watch.c`.
+//! A process that watches through `include/tcpevent.h`, controlled by a test: `tests/c/api_watch.c`.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -31,12 +31,12 @@ pub use tcpEvent::internals::handles::{
     TCPEVENT_KNOWN_PLACE as PLACE, TCPEVENT_KNOWN_TIMES as TIMES, TCPEVENT_KNOWN_UID as UID,
 };
 
-/// PLACE where it can be known.
+/// PLACE, if it can be known.
 pub fn told_place() -> u32 {
     if rung_is_tracepoint() { 0 } else { PLACE }
 }
 
-/// `uid` where it is not known.
+/// `uid` if unknown.
 pub const NO_USER: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub enum Direction {
     Accepted,
 }
 
-/// A `struct tcpevent_event` as the process got it: what is not here is in `raw`, and by that a field of this one too.
+/// A `struct tcpevent_event` as the process got it. It derefs to `raw` for all other fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub handle: u32,
@@ -92,7 +92,7 @@ fn bytes(columns: &mut Split<'_, char>) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-/// The 16 bytes of an address, of which those that its family has no use for are 0.
+/// The 16 bytes of an address; bytes that its family does not use are 0.
 fn address(family: i32, bytes: [u8; 16]) -> IpAddr {
     match family {
         libc::AF_INET => {
@@ -152,7 +152,7 @@ impl Event {
         self.known & groups == groups
     }
 
-    /// Of a close: whether its error and its counters are known.
+    /// For a close: whether its error and its counters are known.
     pub fn knows_end(&self) -> [bool; 2] {
         [self.knows(ERROR), self.knows(COUNTERS)]
     }
@@ -167,13 +167,13 @@ impl Event {
         (self.local.port(), self.remote.port())
     }
 
-    /// Whether it is the last one of its endpoint.
+    /// Whether it is the last event of its endpoint.
     pub fn is_end(&self) -> bool {
         self.kind != Kind::Snapshot && self.new_state == "CLOSE"
     }
 }
 
-/// The states that an endpoint has gone through, by its events, which must be without a gap.
+/// The states that an endpoint went through, from its events, which must have no gap.
 pub fn states(events: &[Event]) -> String {
     let mut path = events.first().map(|event| event.old_state.clone()).unwrap_or_default();
     for (index, event) in events.iter().enumerate() {
@@ -185,7 +185,7 @@ pub fn states(events: &[Event]) -> String {
     path
 }
 
-/// What one tcpevent_read gave.
+/// The result of one tcpevent_read.
 #[derive(Debug)]
 pub struct Read {
     /// The number of events, or a negative errno.
@@ -199,11 +199,11 @@ pub struct Read {
 #[derive(Debug)]
 pub struct Refusal {
     pub errno: i32,
-    /// What tcpevent_last_error says.
+    /// The text of tcpevent_last_error.
     pub text: String,
 }
 
-/// The words by which its lines begin.
+/// The first words of its lines.
 const WORDS: [&str; 18] = [
     "opened",
     "refused",
@@ -228,22 +228,22 @@ const WORDS: [&str; 18] = [
 /// The process, with any number of handles. Killed when dropped.
 pub struct Watcher {
     process: Consumer,
-    /// Lines that came while another one was waited for: threads print when they like.
+    /// Lines that came while another one was awaited: threads print at any time.
     kept: VecDeque<String>,
 }
 
 impl Watcher {
-    /// One that has no handle yet.
+    /// A process without a handle.
     pub fn idle() -> Self {
         Self::by(Command::new(c_program("api_watch")))
     }
 
-    /// Likewise, run by another program.
+    /// The same, run by another program.
     pub fn by(command: Command) -> Self {
         Self { process: Consumer::from(command), kept: VecDeque::new() }
     }
 
-    /// One whose handle 0 is open with these options.
+    /// A process whose handle 0 is open with these options.
     pub fn open(options: &str) -> Self {
         let mut watcher = Self::idle();
         watcher.open_handle(0, options);
@@ -254,8 +254,8 @@ impl Watcher {
         self.process.pid()
     }
 
-    /// Options are as `tests/c/api_watch.c` has them. The queue holds whatever else happens on this host, unless it is
-    /// asked for.
+    /// Options are those of `tests/c/api_watch.c`. Unless set, the queue is large enough for whatever else happens on
+    /// this host.
     fn tell_open(&mut self, handle: u32, options: &str) -> String {
         let queue = if options.contains("queue=") { "" } else { "queue=65536 " };
         self.tell(&format!("open {handle} {queue}{options}"));
@@ -279,7 +279,7 @@ impl Watcher {
         self.process.tell(command);
     }
 
-    /// The rest of the next line that begins with this word.
+    /// Returns the rest of the next line that begins with this word.
     pub fn answer(&mut self, word: &str) -> String {
         let line = self.answer_any(&[word]);
         line[word.len()..].trim_start().to_owned()
@@ -305,7 +305,7 @@ impl Watcher {
         Event::parse(&self.answer_any(&["event"]))
     }
 
-    /// Gives a command, and returns the rest of the line by which it is answered.
+    /// Sends a command, and returns the rest of the line that answers it.
     pub fn ask(&mut self, command: &str, word: &str) -> String {
         self.tell(command);
         self.answer(word)
@@ -315,7 +315,7 @@ impl Watcher {
         assert_eq!(self.ask(&format!("close {handle}"), "closed"), "0");
     }
 
-    /// What has come on stderr so far.
+    /// The lines on stderr so far.
     pub fn stderr(&mut self) -> Vec<String> {
         self.process.stderr()
     }
@@ -351,7 +351,7 @@ impl Watcher {
         self.finish_read()
     }
 
-    /// Reads until all events together are enough. Others than those of the test are among them.
+    /// Reads until the events so far are enough. They include other programs'.
     pub fn events_until(&mut self, handle: u32, what: &str, mut enough: impl FnMut(&[Event]) -> bool) -> Vec<Event> {
         let until = Instant::now() + patience();
         let mut events = Vec::new();
@@ -360,7 +360,7 @@ impl Watcher {
             let read = self.read(handle, 1000, i64::try_from(left).unwrap());
             assert!(read.result > 0, "{what} did not come ({}); there were {events:#?}", read.result);
             events.extend(read.events);
-            // Cookies may be asked for later than their events have come.
+            // The test may ask for cookies after their events have come.
             if rung_is_tracepoint() {
                 events.iter_mut().filter(|event| event.cookie == 0).for_each(|event| {
                     event.raw.cookie = cookie_at(event.local, event.remote).unwrap_or(0);
@@ -370,8 +370,8 @@ impl Watcher {
         events
     }
 
-    /// Reads until each of these endpoints has reached CLOSE, and then until a connection of later has. So all that
-    /// there was of these endpoints is returned, endpoint by endpoint.
+    /// Reads until each of these endpoints has reached CLOSE, and then until a later connection has. So it returns
+    /// everything of these endpoints, endpoint by endpoint.
     pub fn lives<const N: usize>(&mut self, handle: u32, cookies: [u64; N]) -> [Vec<Event>; N] {
         let mut events = self.events_until(handle, &format!("the ends of {cookies:?}"), |events| {
             cookies.iter().all(|cookie| events.iter().any(|event| event.cookie == *cookie && event.is_end()))
@@ -380,7 +380,7 @@ impl Watcher {
         cookies.map(|cookie| events.iter().filter(|event| event.cookie == cookie).cloned().collect())
     }
 
-    /// Opens and closes a connection, and returns the events up to the last one of it: what happened before has come.
+    /// Opens and closes a connection, and returns the events up to its last one: everything earlier has come by then.
     pub fn pass_later_connection(&mut self, handle: u32) -> Vec<Event> {
         let connection = Connection::open(V4(), V4());
         let cookies = cookies_of(&connection);
@@ -390,7 +390,7 @@ impl Watcher {
         })
     }
 
-    /// The close of each of these endpoints; there must be one of each.
+    /// The close of each of these endpoints; there must be exactly one of each.
     pub fn closes<const N: usize>(&mut self, handle: u32, cookies: [u64; N]) -> [Event; N] {
         self.lives(handle, cookies).map(|life| {
             let [close] = &life[..] else { panic!("{life:#?} came, and not one close") };

@@ -1,4 +1,4 @@
-//! Files of type information that a user names: what they say of the kernel is not taken on trust.
+//! BTF files named by a user: what they say of the kernel is not trusted.
 
 use std::ffi::CString;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::traffic::{Connection, V4, own_comm};
 
 const KERNEL: &str = "/sys/kernel/btf/vmlinux";
 
-/// A folder of its own, removed at the end.
+/// A temporary folder, removed at the end.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -29,10 +29,10 @@ impl Drop for Folder {
     }
 }
 
-/// Types as the kernel's file has them (Documentation/bpf/btf.rst), as far as a forger needs them.
+/// Types in the format of the kernel's file (Documentation/bpf/btf.rst), as far as a forger needs it.
 struct Types {
     bytes: Vec<u8>,
-    /// Where each type begins, by its number.
+    /// Offset of each type, by its number.
     places: Vec<usize>,
     strings: usize,
 }
@@ -76,7 +76,7 @@ impl Types {
         name.split(|byte| *byte == 0).next().unwrap()
     }
 
-    /// Where the offset of a structure's member is written, in bits, and that of the member in the structure.
+    /// Position of a structure member's offset, in bits, and the offset.
     fn member(&self, structure: &str, name: &str) -> (usize, u32) {
         let at = self.places[1..]
             .iter()
@@ -98,7 +98,7 @@ impl Types {
         })
     }
 
-    /// Moves a member to where another one of the same structure is.
+    /// Moves a member onto another one of the same structure.
     fn forge(&mut self, structure: &str, name: &str, onto: (&str, &str)) {
         let (at, _) = self.member(structure, name);
         let (_, bit) = self.member(onto.0, onto.1);
@@ -118,7 +118,7 @@ fn is_left_out() -> bool {
     true
 }
 
-/// The start fails, and one line says all.
+/// The start fails with a single line, which is returned.
 fn refusal(mut consumer: Consumer) -> String {
     consumer.tell("setup");
     assert_eq!(consumer.expect("setup"), "setup 1");
@@ -127,7 +127,7 @@ fn refusal(mut consumer: Consumer) -> String {
     lines.remove(0)
 }
 
-/// `struct sock` begins `struct tcp_sock`: an address of the kernel in the place of a count of bytes, or of a port.
+/// `struct sock` begins `struct tcp_sock`: a kernel address in place of a byte count, or of a port.
 const FORGERIES: [(&str, &str, (&str, &str)); 3] = [
     ("tcp_sock", "bytes_received", ("sock", "sk_socket")),
     ("inet_sock", "inet_sport", ("sock", "sk_socket")),
@@ -156,7 +156,7 @@ fn a_forged_file_that_shows_kernel_addresses_is_refused() {
     }
 }
 
-/// With the kernel's own types out of sight, there is still that a structure has no two members in one place.
+/// Even without the kernel's own types, a structure cannot have two members in one place.
 #[test]
 fn a_forged_file_is_refused_by_a_kernel_that_shows_no_types_where_it_cannot_be_right() {
     let _turn = turn();
@@ -239,7 +239,7 @@ fn a_file_of_something_else_is_refused_in_one_line() {
     }
 }
 
-/// To open one waits for whoever writes to it.
+/// Opening one blocks until it has a writer.
 #[test]
 fn a_fifo_as_btf_file_is_an_error_and_does_not_hang() {
     let _turn = turn();

@@ -1,4 +1,4 @@
-//! Close events: one for each endpoint, with the figures that the traffic really had.
+//! Close events: one for each endpoint, with the figures of the real traffic.
 
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::consumer::{Consumer, Event, is_beyond_the_rung, rung_is_tracepoint, sees_accepts, slowness, turn};
 use crate::traffic::{Connection, DUAL, NumberedConnections, V4, V6, closed_port, own_comm, wall_ns};
 
-/// What every event of this process must say.
+/// Checks what holds for every event of this process.
 fn check_common(event: &Event, family: u16, local: &str, remote: &str, from_ns: u64) {
-    // Nobody was seen to accept it, and it was reset.
+    // Otherwise no accept was seen, and it was reset.
     if sees_accepts() || event.pid != 0 {
         assert_eq!(event.pid, process::id(), "{event:?}");
         assert_eq!(event.task, own_comm(), "{event:?}");
@@ -31,7 +31,7 @@ fn segments(event: &Event) -> (u32, u32) {
     (event.segs_out, event.segs_in)
 }
 
-/// Runs a connection and returns the events of the client's end and of the server's; there must be no more.
+/// Runs a connection and returns the client's event and the server's; there must be no more.
 fn ends_of(listen: SocketAddr, to: SocketAddr, run: impl FnOnce(Connection)) -> (Event, Event) {
     let mut consumer = Consumer::started(&[]);
     consumer.tell("consume 1");
@@ -47,7 +47,7 @@ fn own_events(consumer: &mut Consumer) -> Vec<Event> {
     consumer.events_until_silence().into_iter().filter(|event| event.pid == process::id()).collect()
 }
 
-// The counters: bytes_acked has the opener's SYN and one's own FIN once they are acknowledged; bytes_received has the
+// bytes_acked counts the initiator's SYN and the end's own FIN once they are acknowledged; bytes_received counts the
 // peer's FIN. A transfer of up to 16 KiB over loopback (MTU 65536) is one segment.
 
 #[test]
@@ -128,9 +128,9 @@ fn a_reset_connection_counts_no_fin() {
     });
     check_common(&client, 2, "127.0.0.1", "127.0.0.1", from);
     check_common(&server, 2, "127.0.0.1", "127.0.0.1", from);
-    // Its own reset takes away by what its counters would be known.
+    // Its own reset removes what identifies its counters.
     assert_eq!(bytes(&client), if rung_is_tracepoint() { (0, 0) } else { (7, 301) });
-    // Whether the client has acknowledged the 7 bytes before its reset is up to its delayed acknowledgement.
+    // Its delayed acknowledgement decides whether the client acknowledged the 7 bytes before its reset.
     assert_eq!(server.rx, 300);
     assert!([0, 7].contains(&server.tx), "{server:?}");
 }
@@ -181,10 +181,10 @@ fn a_stalled_consumer_gets_exactly_the_newest_1024_and_the_message() {
     let events = consumer.events_until("taken");
     consumer.tell("consume 1");
     let own: Vec<_> = events.iter().filter_map(|event| connections.identify(event)).collect();
-    // 1,024 is all there was: only what others do on this host comes after it.
+    // 1,024 was all: what follows comes from other programs on this host.
     let more = consumer.events_until_silence();
     assert!(more.iter().all(|event| connections.identify(event).is_none()), "{} more", more.len());
-    // In the order of the closes. What others did meanwhile is in the queue too.
+    // In the order of the closes. Other programs' events are in the queue too.
     let all: Vec<_> = (0..1500).flat_map(|number| [(number, true), (number, false)]).collect();
     assert_eq!(own, all[all.len() - own.len()..]);
     assert!(own.len() > 1000, "{} events of others", 1024 - own.len());

@@ -1,4 +1,4 @@
-//! What hosts and container runtimes forbid: the next rung holds, or one line says what to do.
+//! What hosts and container runtimes forbid: the next rung takes over, or one line says what to do.
 
 use std::fs;
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use crate::traffic::{Connection, Peer, V4, set_linger_0, wall_ns};
 const SECCOMP: &str = "a seccomp filter refuses system calls: allow bpf and perf_event_open in the profile of the \
                        container, or the SystemCallFilter of the service";
 
-/// What runtimes answer instead of the kernel: runc before and since its version 1.0.
+/// What runtimes return instead of the kernel: runc before and since version 1.0.
 const ERRNOS: [i32; 2] = [libc::EPERM, libc::ENOSYS];
 
 fn confined(calls: &str, errno: i32, variables: &[(&str, &str)]) -> Consumer {
@@ -22,7 +22,7 @@ fn confined(calls: &str, errno: i32, variables: &[(&str, &str)]) -> Consumer {
     Consumer::from(command)
 }
 
-/// The start fails with one line, which ends with this remedy.
+/// The start fails with one line that ends with this remedy.
 fn check_refusal(mut consumer: Consumer, remedy: &str) {
     consumer.tell("setup");
     assert_eq!(consumer.expect("setup"), "setup 1");
@@ -31,7 +31,7 @@ fn check_refusal(mut consumer: Consumer, remedy: &str) {
     assert!(lines[0].starts_with("libtcpEvent: error: ") && lines[0].ends_with(remedy), "{lines:?}");
 }
 
-/// It watches.
+/// Checks that it watches.
 fn check_closes(consumer: &mut Consumer) {
     consumer.start();
     consumer.tell("consume 1");
@@ -49,7 +49,7 @@ struct Sysctl {
 }
 
 impl Sysctl {
-    /// `None` where this kernel has no such value.
+    /// `None` if this kernel has no such setting.
     fn set(name: &str, value: &str) -> Option<Self> {
         let path = format!("/proc/sys/kernel/{name}");
         let before = fs::read_to_string(&path).ok()?.trim().to_owned();
@@ -81,7 +81,7 @@ fn without_perf_events_the_next_rung_holds_and_a_line_says_what_is_lost() {
     let _turn = turn();
     for errno in ERRNOS {
         if rung_is_tracepoint() {
-            // It is made of them.
+            // Such a rung is made of perf events.
             check_refusal(confined("perf", errno, &[("TCPEVENT_ON_ERROR", "continue")]), &format!("; {SECCOMP}"));
             continue;
         }
@@ -102,7 +102,7 @@ fn without_perf_events_the_next_rung_holds_and_a_line_says_what_is_lost() {
 #[test]
 fn a_filter_that_refuses_nothing_of_ours_is_not_blamed() {
     let _turn = turn();
-    // As some other program's.
+    // A filter as other programs have it.
     let mut command = Command::new(c_program("confined"));
     command.args(["both", &libc::EINVAL.to_string()]).arg(c_program("consumer")).env("TCPEVENT_ON_ERROR", "continue");
     let mut consumer = Consumer::from(command);
@@ -127,7 +127,7 @@ fn pointers_may_be_hidden() {
 fn unprivileged_bpf_makes_no_difference_to_the_privileged() {
     let _turn = turn();
     for value in ["0", "2"] {
-        // 1 cannot be taken back.
+        // 1 cannot be reset.
         let Some(_set) = Sysctl::set("unprivileged_bpf_disabled", value) else {
             eprintln!("skipped: this kernel takes no {value}");
             continue;
@@ -158,7 +158,7 @@ fn root_has_perf_events_however_paranoid_the_kernel_is() {
     }
 }
 
-/// It cannot be taken back: in a virtual machine only, and alone.
+/// Cannot be undone: in a virtual machine only, and alone.
 #[test]
 #[ignore = "the kernel stays locked down: only in a virtual machine, as the last test"]
 fn a_kernel_that_is_locked_down_for_confidentiality_is_named() {
@@ -181,7 +181,7 @@ fn a_kernel_that_is_locked_down_for_confidentiality_is_named() {
 
 // ---- /proc
 
-/// A consumer with a mount namespace of its own, in which this has been done.
+/// A consumer in a mount namespace of its own, after running this script there.
 fn after(script: &str, variables: &[(&str, &str)]) -> Consumer {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", &format!("{script} && exec \"$0\"")]).arg(c_program("consumer"));
@@ -211,7 +211,7 @@ fn where_proc_hides_other_users_processes_a_line_says_what_it_takes() {
     const UID: u32 = 1004;
 
     let _turn = turn();
-    // Debian's kernels keep perf events from all but CAP_SYS_ADMIN.
+    // Debian's kernels restrict perf events to CAP_SYS_ADMIN.
     let _perfmon = Sysctl::set("perf_event_paranoid", "2").expect("every kernel has it");
     let mut peer = Peer::run(UID, b"tev-hidden", b"tev-hidden");
     let script = "mount -t proc -o hidepid=2 none /proc";
@@ -231,7 +231,7 @@ fn where_proc_hides_other_users_processes_a_line_says_what_it_takes() {
     let line = "libtcpEvent: warn: snapshots miss the sockets of other users' processes: run as root, or grant \
                 CAP_SYS_PTRACE";
     assert_eq!(lines, [line]);
-    // What the kernel has seen needs no /proc.
+    // The kernel's own observations need no /proc.
     drop(peer);
     drop(client);
     let event = consumer.event("the peer's end", |event| event.ports() == ports);

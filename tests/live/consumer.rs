@@ -1,4 +1,4 @@
-//! A consumer process under the control of a test: `tests/c/consumer.c`, linked with the library.
+//! A consumer process controlled by a test: `tests/c/consumer.c`, linked with the library.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,12 +17,12 @@ pub fn slowness() -> u32 {
     std::env::var("TCPEVENT_TEST_SLOWNESS").map_or(1, |text| text.parse().expect("TCPEVENT_TEST_SLOWNESS is a number"))
 }
 
-/// Whether the long runs are asked for: `make soak`.
+/// Whether the long runs are requested: `make soak`.
 pub fn soak() -> bool {
     std::env::var_os("TCPEVENT_SOAK").is_some()
 }
 
-/// Whether the probe is the one that sees no more of a socket than a plain tracepoint tells.
+/// Whether the probe is one that sees only what a plain tracepoint reports of a socket.
 pub fn rung_is_tracepoint() -> bool {
     std::env::var("TCPEVENT_PROBE").is_ok_and(|rung| rung == "tracepoint")
 }
@@ -34,8 +34,8 @@ pub fn kernel_version() -> (u32, u32) {
     (numbers.next().unwrap(), numbers.next().unwrap())
 }
 
-/// Whether a test must be left out: before Linux 5.12, or by a kprobe where the kernel does not show its types, a socket has
-/// no cookie before somebody has asked for it, and events without one cannot be told from others.
+/// Whether a test must be skipped: before Linux 5.12, or with a kprobe and no kernel types, a socket has no cookie
+/// until a process asks for it, and events without a cookie cannot be told apart.
 pub fn lacks_cookies() -> bool {
     let version = kernel_version();
     let has_tracing = Path::new("/sys/kernel/btf/vmlinux").exists();
@@ -47,19 +47,19 @@ pub fn lacks_cookies() -> bool {
     lacks
 }
 
-/// Whether a test must be left out, for it is about what that probe does not know.
+/// Whether a test must be skipped because this probe cannot know what it is about.
 pub fn is_beyond_the_rung(what: &str) -> bool {
     let is_beyond = rung_is_tracepoint();
     if is_beyond {
-        eprintln!("skipped: a plain tracepoint does not tell {what}");
+        eprintln!("skipped: a plain tracepoint does not report {what}");
     }
     is_beyond
 }
 
-/// The ends to read from and to write to. (`std::io::pipe` is of Rust 1.87.)
+/// The read end and the write end. (`std::io::pipe` needs Rust 1.87.)
 pub fn pipe() -> (OwnedFd, OwnedFd) {
     let mut ends = [-1; 2];
-    // SAFETY: room for two descriptors, which are owned here alone.
+    // SAFETY: room for two descriptors, which have no other owner.
     unsafe {
         assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
         (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
@@ -71,12 +71,12 @@ pub fn has_kprobes() -> bool {
     Path::new("/sys/kernel/tracing/kprobe_events").exists()
 }
 
-/// Whether the probe sees who accepts. That one takes a kprobe for it.
+/// Whether the probe sees accepts. The plain tracepoint needs a kprobe for that.
 pub fn sees_accepts() -> bool {
     !rung_is_tracepoint() || has_kprobes()
 }
 
-/// How long something that must happen is waited for.
+/// How long to wait for something that must happen.
 pub fn patience() -> Duration {
     Duration::from_secs(10) * slowness().div_ceil(4)
 }
@@ -99,7 +99,7 @@ pub fn c_program(name: &str) -> PathBuf {
     built(name, name, &["-L", libraries.to_str().unwrap(), &rpath, "-ltcpEvent"])
 }
 
-/// Likewise a library, to be loaded before all others.
+/// A library of `tests/c`, to be preloaded.
 pub fn c_preload(name: &str) -> PathBuf {
     built(name, &format!("{name}.so"), &["-shared", "-fPIC"])
 }
@@ -137,18 +137,18 @@ fn built(name: &str, to: &str, options: &[&str]) -> PathBuf {
     program
 }
 
-/// The user that owns nothing.
+/// A user without any files.
 pub const NOBODY: u32 = 65534;
 
 /// Copies a program of `tests/c`, and the library, to a folder that every user can read: the project may be in root's
-/// own one.
+/// home.
 fn copy_for_all(name: &str) -> PathBuf {
     let folder = Path::new("/tmp/tcpevent-for-all");
     std::fs::create_dir_all(folder).unwrap();
     std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
     for file in [c_program(name), library()] {
         let copy = folder.join(file.file_name().unwrap());
-        // Not over a file that a process still runs.
+        // Never overwrites a file that a process still runs.
         let _ = std::fs::remove_file(&copy);
         std::fs::copy(&file, copy).unwrap();
     }
@@ -160,8 +160,8 @@ fn is_newer(file: &Path, than: &[&Path]) -> bool {
     time(file).is_some_and(|made| than.iter().all(|other| time(other).is_some_and(|changed| made > changed)))
 }
 
-/// The probe sees the whole host, so tests take turns; also those that only start a process: for a moment it holds all that
-/// this one has open, and may be who closes a connection in truth.
+/// The probe sees the whole host, so tests take turns. So do tests that only start a process: for a moment it holds all
+/// that this one has open, and may be the one that really closes a connection.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -211,7 +211,7 @@ impl Event {
         })
     }
 
-    /// Local and remote port: what a test knows its endpoints by.
+    /// Local and remote port, by which a test identifies its endpoints.
     pub fn ports(&self) -> (u16, u16) {
         (self.local_port, self.remote_port)
     }
@@ -223,35 +223,35 @@ pub struct Consumer {
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     errors: Receiver<String>,
-    /// Lines that were read while another one was waited for.
+    /// Lines read while another one was awaited.
     kept: VecDeque<String>,
 }
 
-/// As systemd does.
+/// The same mount as systemd's.
 pub const TRACEFS: &str = "{ mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing; }";
-/// The second place has it too, where there is one.
+/// The second place has it too, where it exists.
 const NO_TRACEFS: &str = "mount -t tmpfs none /sys/kernel/tracing && \
                           { [ ! -d /sys/kernel/debug ] || mount -t tmpfs none /sys/kernel/debug; }";
 
 impl Consumer {
-    /// Runs `tests/c/consumer.c` with these variables set. Sweeps are off unless asked for.
+    /// Runs `tests/c/consumer.c` with these variables set. Sweeps are off by default.
     pub fn run(variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(c_program("consumer"));
         command.env("TCPEVENT_NETLINK_INTERVAL", "0").envs(variables.iter().copied());
         Self::from(command)
     }
 
-    /// The same as nobody, with these capabilities and no other (named as in `sys_ptrace`).
+    /// The same as user nobody, with only these capabilities (named as in `sys_ptrace`).
     pub fn with_capabilities(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
         Self::with_capabilities_after("true", capabilities, variables)
     }
 
-    /// Likewise, where tracefs is mounted nowhere.
+    /// The same, with tracefs mounted nowhere.
     pub fn without_tracefs(capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
         Self::with_mounts(NO_TRACEFS, capabilities, variables)
     }
 
-    /// The same, in a mount namespace of its own, in which root has done something before.
+    /// The same, in a mount namespace of its own, after root has run a script there.
     pub fn with_capabilities_after(script: &str, capabilities: &[&str], variables: &[(&str, &str)]) -> Self {
         Self::with_mounts(&format!("{TRACEFS} && {script}"), capabilities, variables)
     }
@@ -261,7 +261,7 @@ impl Consumer {
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", &format!("{script} && exec \"$0\" \"$@\""), "setpriv"]);
         command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
-        // They outlive the exec of a program without file capabilities only where they are ambient.
+        // Only ambient ones survive the exec of a program without file capabilities.
         let set: String = capabilities.iter().flat_map(|name| [",+", name]).collect();
         command.arg(format!("--inh-caps=-all{set}")).arg(format!("--ambient-caps=-all{set}"));
         command.arg(&program).env("LD_LIBRARY_PATH", program.parent().unwrap());
@@ -274,7 +274,7 @@ impl Consumer {
         Self::with_stderr(command, Stdio::piped())
     }
 
-    /// Likewise, with its stderr elsewhere.
+    /// The same, with stderr redirected.
     pub fn with_stderr(mut command: Command, stderr: Stdio) -> Self {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().expect("the consumer runs");
@@ -284,7 +284,7 @@ impl Consumer {
         Self { child, stdin, lines, errors, kept: VecDeque::new() }
     }
 
-    /// One that has a probe attached.
+    /// A consumer with its probe attached.
     pub fn started(variables: &[(&str, &str)]) -> Self {
         let mut consumer = Self::run(variables);
         consumer.start();
@@ -299,7 +299,7 @@ impl Consumer {
         writeln!(self.stdin.as_mut().unwrap(), "{line}").expect("the consumer listens");
     }
 
-    /// Starts the probe and waits until it reads. Returns the milliseconds that it took.
+    /// Starts the probe and waits until it reads. Returns how many milliseconds that took.
     pub fn start(&mut self) -> f64 {
         self.tell("start");
         let line = self.expect("started");
@@ -312,7 +312,7 @@ impl Consumer {
         self.expect("cleaned");
     }
 
-    /// The next line that begins with this word; those before it are kept for [`Self::event`].
+    /// The next line that begins with this word; earlier ones are kept for [`Self::event`].
     pub fn expect(&mut self, word: &str) -> String {
         self.expect_any(&[word])
     }
@@ -342,7 +342,7 @@ impl Consumer {
         Some(Event::parse(&line).unwrap_or_else(|| panic!("not an event: {line:?}")))
     }
 
-    /// The first event that fits.
+    /// The first matching event.
     pub fn event(&mut self, what: &str, mut fits: impl FnMut(&Event) -> bool) -> Event {
         let until = Instant::now() + patience();
         let mut others = Vec::new();
@@ -369,10 +369,10 @@ impl Consumer {
         (ends.0.unwrap(), ends.1.unwrap())
     }
 
-    /// All events that come until there is silence.
+    /// All events until there is silence.
     pub fn events_until_silence(&mut self) -> Vec<Event> {
         let silence = Duration::from_millis(300) * slowness().div_ceil(2);
-        // On a host that is never silent, as long as anything is waited for.
+        // On a host that is never silent, until patience runs out.
         let until = Instant::now() + 3 * patience();
         std::iter::from_fn(|| self.event_within(silence).filter(|_| Instant::now() < until)).collect()
     }
@@ -386,7 +386,7 @@ impl Consumer {
             .collect()
     }
 
-    /// What has come on stderr so far.
+    /// The lines on stderr so far.
     pub fn stderr(&mut self) -> Vec<String> {
         thread::sleep(Duration::from_millis(50) * slowness());
         self.errors.try_iter().collect()

@@ -1,5 +1,5 @@
-//! A consumer in namespaces of its own, as containers have them: process IDs are those that it can see, closes are those of
-//! the whole host, snapshots those of its network namespace.
+//! A consumer in its own namespaces, as in a container: it gets the process IDs that it can see, closes of the whole
+//! host, and snapshots of its network namespace.
 
 use std::fs;
 use std::net::TcpStream;
@@ -15,14 +15,14 @@ use crate::traffic::{Connection, Peer, V4, own_comm, set_linger_0};
 const UID: u32 = 1004;
 const COMM: &str = "tev-contained";
 
-/// A program in a PID namespace of its own, with the /proc of that one. It ends with the process that made it.
+/// A program in a new PID namespace, with that namespace's /proc. It ends with the process that started it.
 fn contained(program: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]).arg(c_program(program));
     command
 }
 
-/// The process at the end of a line of only children: what a wrapper has run.
+/// The last process in a line of only children: what a wrapper runs.
 fn last_child_of(pid: u32) -> u32 {
     let until = Instant::now() + patience();
     let mut last = pid;
@@ -36,10 +36,10 @@ fn last_child_of(pid: u32) -> u32 {
     }
 }
 
-/// A consumer as a container has it.
+/// A consumer in a container.
 struct Container {
     consumer: Consumer,
-    /// Its ID here.
+    /// Its process ID on the host.
     pid: u32,
 }
 
@@ -59,14 +59,14 @@ impl Container {
         this
     }
 
-    /// What runs a program in the container.
+    /// Runs a program in the container.
     fn inside(&self) -> Command {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.pid.to_string(), "--pid", "--mount"]).arg(format!("--wd={}", root().display()));
         command
     }
 
-    /// What runs one in a container within it.
+    /// Runs a program in a container within it.
     fn further_inside(&self) -> Command {
         let mut command = self.inside();
         command.args(["unshare", "--pid", "--fork", "--kill-child"]);
@@ -74,7 +74,7 @@ impl Container {
     }
 }
 
-/// The IDs of what a wrapper has run: here, in the container, and in one within that.
+/// Process IDs of what a wrapper runs: on the host, in the container, and in a container within that.
 fn ids_of(peer: &Peer) -> Vec<u32> {
     let status = fs::read_to_string(format!("/proc/{}/status", last_child_of(peer.pid()))).unwrap();
     let ids = status.lines().find_map(|line| line.strip_prefix("NStgid:")).unwrap();
@@ -85,7 +85,7 @@ fn owner_of(event: &Event) -> (u32, u32, &str) {
     (event.pid, event.uid, &event.task)
 }
 
-/// Resets a connection. The peer takes no notice: its end is the peer's, as the process that has accepted it.
+/// Resets a connection. The peer does not act, so it stays the owner of its end as the accepting process.
 fn reset(consumer: &mut Consumer, peer: &Peer, client: TcpStream) -> Event {
     let ports = (peer.port(), client.local_addr().unwrap().port());
     set_linger_0(&client);
@@ -135,7 +135,7 @@ fn a_process_of_a_namespace_within_has_the_id_that_the_consumer_sees() {
     assert_eq!(of_peer, 1);
     let client = peer.connect();
     let event = reset(&mut container.consumer, &peer, client);
-    // A plain tracepoint tells process IDs of one namespace.
+    // A plain tracepoint reports process IDs of one namespace.
     match (rung_is_tracepoint(), sees_accepts()) {
         (true, false) => assert_eq!(owner_of(&event), (0, 0, ""), "{event:?}"),
         (true, true) => assert_eq!(owner_of(&event), (0, UID, COMM), "{event:?}"),
@@ -155,7 +155,7 @@ fn connections_that_are_older_than_the_probe_have_the_ids_of_the_namespace_too()
     let event = reset(&mut container.consumer, &inside, client);
     assert_eq!(owner_of(&event), (ids_of(&inside)[1], UID, COMM), "{event:?}");
     let event = reset(&mut container.consumer, &outside, other);
-    // The kernel lists none but processes of the namespace. The user is the socket's.
+    // The kernel lists only processes of the namespace. The user is the socket's.
     let uid = if rung_is_tracepoint() { 0 } else { UID };
     assert_eq!(owner_of(&event), (0, uid, ""), "{event:?}");
 }

@@ -4,12 +4,12 @@ use std::process::Command;
 
 use crate::consumer::{c_program, turn};
 
-/// Runs the program. The library says nothing.
+/// Runs the program. The library must log nothing.
 fn endings(arguments: &[&str]) -> String {
     let _turn = turn();
     let mut command = Command::new(c_program("endings"));
     command.args(arguments).env("TCPEVENT_NETLINK_INTERVAL", "0.1").env("TCPEVENT_QUEUE", "100000");
-    // This one says what it cannot do, where it was not asked for by name.
+    // A rung chosen by default logs what it cannot do.
     if std::env::var_os("TCPEVENT_PROBE").is_none() {
         command.env("TCPEVENT_LOG", "error");
     }

@@ -1,4 +1,4 @@
-//! Endpoints of every kind: each gives one close, and no more, whose owner is right. `tests/c/scenarios.c` makes most of the
+//! Endpoints of every kind: each gives exactly one close, with the right owner. `tests/c/scenarios.c` makes most of the
 //! connections.
 
 use std::collections::HashSet;
@@ -17,7 +17,7 @@ use crate::consumer::{Consumer, Event, kernel_version, patience, rung_is_tracepo
 use crate::owners::{Owner, RUNS, Truths, check, check_unless, consumer, run, scenario};
 use crate::traffic::{Connection, V4};
 
-/// Each endpoint has given one event with its owner, and none gives another.
+/// Each endpoint gave one event with its owner, and gives no further one.
 fn check_once(consumer: &mut Consumer, truths: &Truths) {
     check(consumer, truths);
     expect_no_more(consumer, truths);
@@ -38,7 +38,7 @@ fn set(host: &Host, path: &str, value: &str) {
     host.run(|| fs::write(format!("/proc/sys/net/ipv4/{path}"), value).unwrap());
 }
 
-/// A counter of a network namespace: its name and number are in two lines.
+/// A counter of a network namespace: one line has its name, the next its number.
 fn counter(host: &Host, name: &str) -> u64 {
     let text = host.run(|| fs::read_to_string("/proc/thread-self/net/netstat").unwrap());
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
@@ -50,7 +50,7 @@ fn counter(host: &Host, name: &str) -> u64 {
 
 #[test]
 fn mptcp_gives_one_close_for_each_end_of_a_subflow() {
-    // TCP_IS_MPTCP tells whether it is spoken. In 5.10 the scenarios themselves come to no end.
+    // TCP_IS_MPTCP says whether MPTCP is used. On 5.10 the scenarios themselves never end.
     if kernel_version() < (5, 16) {
         return eprintln!("skipped: this kernel's MPTCP is unfinished");
     }
@@ -65,8 +65,8 @@ fn mptcp_gives_one_close_for_each_end_of_a_subflow() {
             return;
         };
         assert_eq!(truths.len(), 2 * RUNS);
-        // Where its peer closes at once, the kernel itself may have ended a connection before it is accepted
-        // (mptcp_worker; seen under 7.3). And a plain tracepoint does not tell which one is MPTCP's that a process accepts.
+        // If its peer closes at once, the kernel may end a connection before it is accepted (mptcp_worker; seen on
+        // 7.3). And a plain tracepoint cannot tell which accepted ones are MPTCP's.
         let ends_early = ["client-first", "client-killed"].contains(&name);
         check_unless(&mut consumer, &truths, |got, truth| {
             (ends_early && *got == Owner::nobody(truth.uid)) || (rung_is_tracepoint() && *got == Owner::nobody(0))
@@ -75,8 +75,7 @@ fn mptcp_gives_one_close_for_each_end_of_a_subflow() {
     }
 }
 
-/// The kernel itself opens further connections, between other addresses, and accepts them: no process has done anything to
-/// those.
+/// The kernel itself opens and accepts further connections between other addresses: no process has acted on those.
 #[test]
 fn a_connection_that_mptcp_has_joined_by_itself_gives_one_close_for_each_end() {
     const IPPROTO_MPTCP: i32 = 262;
@@ -117,7 +116,7 @@ fn a_connection_that_mptcp_has_joined_by_itself_gives_one_close_for_each_end() {
     server.read_exact(&mut [0]).unwrap();
     server.write_all(b"x").unwrap();
     client.read_exact(&mut [0]).unwrap();
-    // The first field of struct mptcp_info: connections beside the first one.
+    // The first field of struct mptcp_info: connections besides the first one.
     let joined = |socket: &Socket| option::<[u8; 64]>(socket, SOL_MPTCP, MPTCP_INFO)[0];
     let until = Instant::now() + patience();
     while joined(&client) == 0 || joined(&server) == 0 {
@@ -132,7 +131,7 @@ fn a_connection_that_mptcp_has_joined_by_itself_gives_one_close_for_each_end() {
     }
     for end in &ends {
         let is_joined = [&end.local, &end.remote].contains(&&MORE_V4.to_owned());
-        // The thread of the kernel that has opened it is nobody. To a plain tracepoint it is.
+        // The kernel thread that opened it is no owner. A plain tracepoint takes it for one.
         if !is_joined && !rung_is_tracepoint() {
             assert_eq!(end.pid, process::id(), "{end:?}");
         } else if !rung_is_tracepoint() {
@@ -212,7 +211,7 @@ fn a_time_wait_that_is_older_than_the_probe_gives_nothing_and_a_later_one_nothin
     let _turn = turn();
     let network = Network::new();
     let mut older = Vec::new();
-    // One that waits for the peer's FIN is a TIME_WAIT to the kernel, too, once its process is gone.
+    // A socket that waits for the peer's FIN is a TIME_WAIT too, to the kernel, once its process is gone.
     let server = network.here.run(|| {
         older.extend([close_into_time_wait(false), close_into_time_wait(true)]);
         let connection = Connection::open(V4(), V4());
@@ -226,18 +225,18 @@ fn a_time_wait_that_is_older_than_the_probe_gives_nothing_and_a_later_one_nothin
     consumer.tell("consume 1");
     let later = network.here.run(|| close_into_time_wait(false));
     consumer.both_ends(later);
-    // The peer's FIN comes to a TIME_WAIT: of that end there is nothing, of the peer's own there is.
+    // The peer's FIN reaches a TIME_WAIT: that end gives nothing, the peer's own does.
     drop(server);
     let event = consumer.event("the peer of the one that waited", |event| event.ports() == (waiting.1, waiting.0));
     assert_eq!(event.pid, process::id(), "{event:?}");
-    // The kernel ends all that are left.
+    // The kernel ends all remaining ones.
     drop(network);
     older.push(later);
     assert_eq!(events_of(&mut consumer, &older), []);
 }
 
 #[test]
-fn a_listener_that_is_closed_with_a_full_backlog_gives_a_close_for_each_that_nobody_has_accepted() {
+fn a_listener_closed_with_a_full_backlog_gives_a_close_for_each_unaccepted_connection() {
     const BACKLOG: i32 = 4;
 
     let _turn = turn();
@@ -248,9 +247,9 @@ fn a_listener_that_is_closed_with_a_full_backlog_gives_a_close_for_each_that_nob
     listener.listen(BACKLOG).unwrap();
     let listener = TcpListener::from(listener);
     let address = listener.local_addr().unwrap();
-    // The kernel takes one more than it was told.
+    // The kernel accepts one more than the backlog says.
     let clients: Vec<_> = (0..=BACKLOG).map(|_| TcpStream::connect(address).unwrap()).collect();
-    // Nobody answers this one.
+    // This one gets no answer.
     let left_out = TcpStream::from(begin_connect(address));
     let port = |client: &TcpStream| client.local_addr().unwrap().port();
     let mut awaited: HashSet<(u16, u16)> = clients.iter().map(|client| (address.port(), port(client))).collect();
@@ -264,17 +263,17 @@ fn a_listener_that_is_closed_with_a_full_backlog_gives_a_close_for_each_that_nob
     while !awaited.is_empty() {
         let event = consumer.event(&format!("{awaited:?}"), |event| awaited.contains(&event.ports()));
         awaited.remove(&event.ports());
-        // A plain tracepoint need not see who has closed the listener.
+        // A plain tracepoint may not see which process closed the listener.
         let may_be_nobody = rung_is_tracepoint() && event.local_port == address.port();
         assert!(event.pid == process::id() || may_be_nobody && event.pid == 0, "{event:?}");
     }
-    // Nothing of the listener either.
+    // No event of the listener either.
     all.insert((address.port(), 0));
     let more: Vec<_> = consumer.events_until_silence().into_iter().filter(|e| all.contains(&e.ports())).collect();
     assert_eq!(more, []);
 }
 
-/// Two SYNs cross: each host has begun to connect to the other, but what THERE sends does not come HERE.
+/// Two SYNs cross: each host has begun to connect to the other, but THERE's segments do not reach HERE.
 #[test]
 fn a_connect_that_is_reset_after_two_syns_have_crossed_gives_one_close() {
     let _turn = turn();
@@ -298,7 +297,7 @@ fn a_connect_that_is_reset_after_two_syns_have_crossed_gives_one_close() {
     wait_for_state(&theirs, SYN_RECV);
     drop(ours);
     network.there.mend();
-    // It sends its answer again, to where no socket is any more.
+    // It sends its SYN-ACK again, to a socket that is gone.
     let port = |address: &SockAddr| address.as_socket().unwrap().port();
     let ports = (port(&their_address), port(&our_address));
     let event = consumer.event("the end in SYN_RECV", |event| event.ports() == ports);
@@ -322,7 +321,7 @@ fn a_fast_open_that_is_reset_before_its_handshake_is_over_gives_one_close() {
     drop(client);
     network.there.mend();
     if !sees_accepts() {
-        return eprintln!("skipped: who does not see accepts cannot tell it from a handshake that was aborted");
+        return eprintln!("skipped: without accepts it looks like an aborted handshake");
     }
     let event = consumer.event("the end in SYN_RECV", |event| event.ports() == ports);
     assert_eq!(event.pid, process::id(), "{event:?}");

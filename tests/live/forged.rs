@@ -1,4 +1,4 @@
-//! What an unprivileged user can make in network namespaces of its own: it is told as what it is, or not heard at all.
+//! What an unprivileged user can forge in its own network namespaces: it is reported as what it is, or ignored.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,10 +12,10 @@ use crate::api_watcher::{CLOSES, Event, Watcher};
 use crate::consumer::{NOBODY, rung_is_tracepoint, turn};
 use crate::sock_diag::{check_with_forged_ends, groups, sender};
 
-/// Addresses of documentation (RFC 5737), which are nobody's.
+/// Documentation addresses (RFC 5737): unused.
 const VICTIMS: [&str; 2] = ["192.0.2.8", "198.51.100.5"];
 
-/// Has nobody, as root of a namespace, be refused by `VICTIMS`. Gives that network namespace.
+/// Has user nobody, as root of its own namespaces, be refused by `VICTIMS`. Returns that network namespace.
 fn refuse_as_nobody(port: u16) -> u32 {
     let script = format!(
         "ip link set lo up; for victim in {}; do ip addr add $victim/32 dev lo; (exec 3<>/dev/tcp/$victim/{port}) 2>/dev/null; \
@@ -58,7 +58,7 @@ fn failures_in_a_namespace_of_ones_own_bear_its_number_and_do_not_fit_the_filter
     failures.sort_by_key(|event| event.remote);
     let remotes: Vec<_> = failures.iter().map(|event| event.remote.ip().to_string()).collect();
     assert_eq!(remotes, VICTIMS);
-    // The plain tracepoint does not tell of namespaces: 0 is what is not known.
+    // The plain tracepoint does not report namespaces: 0 means unknown.
     let expected = if rung_is_tracepoint() { 0 } else { netns };
     assert!(failures.iter().all(|event| event.netns == expected && event.uid == NOBODY), "{failures:#?}");
     if rung_is_tracepoint() {
@@ -68,17 +68,18 @@ fn failures_in_a_namespace_of_ones_own_bear_its_number_and_do_not_fit_the_filter
     assert!(others.iter().all(|event| event.netns == own_netns()), "{others:#?}");
 }
 
-/// Netlink's sockets are each of one network namespace. (Where the sender is in the same one: see `sock_diag.rs`.)
+/// A netlink socket belongs to one network namespace. (For a sender in the same one see `sock_diag.rs`.)
 #[test]
 fn a_forged_end_from_another_network_namespace_does_not_arrive() {
     let _turn = turn();
     check_with_forged_ends(|ports, forged| {
         let send_from_elsewhere = || {
-            // SAFETY: it takes a flag, and changes this thread only.
+            // SAFETY: takes a flag, and affects this thread only.
             assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
             let sender = sender();
             for datagram in forged {
-                // Nobody there is in the groups; the kernel's own socket, which each message is for as well, may take it.
+                // The groups have no members there; the kernel's own socket may take the message, which is addressed to
+                // it too.
                 for place in groups() {
                     let _ = sender.send_to(datagram, &place, libc::MSG_DONTWAIT);
                 }

@@ -1,4 +1,4 @@
-//! Processes that are not like most: what is told of their sockets, by both APIs, while they are open and when they close.
+//! Unusual processes: what both APIs report of their sockets, while they are open and when they close.
 
 use std::env;
 use std::fs;
@@ -8,7 +8,7 @@ use crate::api_watcher::{Kind, Watcher};
 use crate::consumer::{Consumer, turn};
 use crate::traffic::Peer;
 
-/// Both APIs, with snapshots each 0.2 s and closes.
+/// Both APIs, with closes, and snapshots every 0.2 s.
 struct Both {
     classic: Consumer,
     handles: Watcher,
@@ -21,20 +21,20 @@ impl Both {
         Self { classic, handles: Watcher::open("events=6 interval=200") }
     }
 
-    /// What is told of an end while it is open: pid, user and name, first by the classic functions.
+    /// The reported owner of an open end: pid, user and name, first from the classic functions.
     fn snapshots(&mut self, ports: (u16, u16)) -> [(u32, u32, String); 2] {
         let classic = self.classic.event("the open end", |event| event.ports() == ports);
         [(classic.pid, classic.uid, classic.task), self.by_handle(ports, Kind::Snapshot)]
     }
 
-    /// The same once it has closed. The classic functions have another name for snapshots.
+    /// The same once it has closed. The classic functions name it differently in snapshots.
     fn closes(&mut self, ports: (u16, u16), name_in_snapshots: &str) -> [(u32, u32, String); 2] {
         let is_close = |event: &crate::consumer::Event| event.ports() == ports && event.task != name_in_snapshots;
         let classic = self.classic.event("the close", is_close);
         [(classic.pid, classic.uid, classic.task), self.by_handle(ports, Kind::Close)]
     }
 
-    /// A sweep may have come between the handshake and the accept, when the end was nobody's yet: a later one counts.
+    /// A sweep may fall between the handshake and the accept, when the end has no owner yet: a later one counts.
     fn by_handle(&mut self, ports: (u16, u16), kind: Kind) -> (u32, u32, String) {
         let is_it = |event: &crate::api_watcher::Event| {
             event.ports() == ports && event.kind == kind && (kind != Kind::Snapshot || event.pid != 0)
@@ -45,7 +45,7 @@ impl Both {
     }
 }
 
-/// The peer's end of a connection to it.
+/// Returns the peer's end of a connection to it.
 fn connect(peer: &mut Peer) -> (TcpStream, (u16, u16)) {
     let client = peer.connect();
     let ports = (peer.port(), client.local_addr().unwrap().port());
@@ -68,7 +68,7 @@ fn of_a_set_user_id_program_all_but_classic_snapshots_tell_the_real_user() {
     let (_client, ports) = connect(&mut peer);
     let argv0: String = copy.to_str().unwrap().chars().take(16).collect();
     let expected = |name: &str| (pid, REAL, name.to_owned());
-    // Consumers of the reference know the socket's own user there: the effective one of the process that made it.
+    // Consumers of the reference expect the socket's own user there: the effective user of the process that created it.
     assert_eq!(both.snapshots(ports), [(pid, EFFECTIVE, argv0.clone()), expected("tev-set-user-id")]);
     drop(peer);
     assert_eq!(both.closes(ports, &argv0), [expected("tev-set-user-id"), expected("tev-set-user-id")]);
@@ -101,7 +101,7 @@ fn a_process_with_an_empty_command_line_is_in_a_handles_snapshots_only() {
     let (client, ports) = connect(&mut peer);
     let expected = (pid, USER, "tev-nameless".to_owned());
     assert_eq!(both.by_handle(ports, Kind::Snapshot), expected);
-    // As the reference, which passes such a process over: the other end comes, in a sweep that has seen both.
+    // Like the reference, which skips such a process: the other end arrives, in a sweep that has seen both.
     let other = (ports.1, ports.0);
     both.classic.event("the other end", |event| event.ports() == other);
     let seen = both.classic.events_until_silence();

@@ -37,7 +37,7 @@ fn forked_children_leave_the_parent_alone_and_can_use_the_library() {
     host("fork", None, &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
 }
 
-/// `make soak` makes a thousand.
+/// `make soak` forks a thousand.
 #[test]
 fn children_forked_amid_all_calls_can_use_the_library() {
     let count = match (soak(), slowness() > 1) {
@@ -68,7 +68,7 @@ fn another_libbpf_in_the_process_keeps_its_print_callback() {
     host("libbpf", library().to_str(), &[("TCPEVENT_LOG", "debug")]);
 }
 
-/// What a process holds.
+/// The resources of a process.
 #[derive(Debug, PartialEq, Eq)]
 struct Holdings {
     descriptors: Vec<String>,
@@ -91,7 +91,7 @@ fn resident_kib(consumer: &mut Consumer) -> u64 {
     consumer.expect("memory").split(' ').nth(1).unwrap().parse().unwrap()
 }
 
-/// Waits for a consumer to hold what it held before.
+/// Waits until a consumer holds what it held before.
 fn settle(consumer: &Consumer, before: &Holdings) {
     let until = Instant::now() + patience();
     while holdings(consumer) != *before {
@@ -132,7 +132,7 @@ fn cycles_of_start_traffic_and_cleanup_end_where_they_began() {
 fn few_descriptors_give_a_clear_error_or_work() {
     let _turn = turn();
     let mut worked = 0;
-    // A program that is linked with the library needs 5 to be loaded at all.
+    // Merely loading a program linked with the library takes 5.
     for limit in (5..40).step_by(if slowness() > 1 { 7 } else { 1 }) {
         let mut command = Command::new("sh");
         command.args(["-c", &format!("ulimit -n {limit} && exec \"$0\"")]).arg(c_program("consumer"));
@@ -159,7 +159,7 @@ fn few_descriptors_give_a_clear_error_or_work() {
     assert!(worked > 0, "it worked with {worked} of the limits");
 }
 
-/// Runs `tests/c/limits.c` in one of its modes. Gives what it and the library had to say.
+/// Runs `tests/c/limits.c` in one of its modes. Returns its output and the library's.
 fn limits(arguments: &[&str], variables: &[(&str, &str)]) -> (String, String) {
     let _turn = turn();
     let output = Command::new(c_program("limits")).args(arguments).envs(variables.iter().copied()).output().unwrap();
@@ -194,14 +194,14 @@ fn a_sweep_that_runs_out_of_memory_ends_with_a_line_and_the_next_ones_go_on() {
 fn a_host_that_closes_every_descriptor_keeps_those_that_it_opens_then() {
     for what in ["classic", "handle"] {
         let (_, stderr) = limits(&["closed", what], &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
-        // A handle's lines are its own.
+        // The lines of a handle do not go to stderr.
         assert_eq!(stderr.contains("the host has closed descriptors"), what == "classic", "{stderr}");
     }
 }
 
 #[test]
 fn every_call_needs_but_a_small_stack() {
-    // The least that a thread can have: PTHREAD_STACK_MIN.
+    // The smallest stack of a thread: PTHREAD_STACK_MIN.
     limits(&["stack", "16384"], &[("TCPEVENT_NETLINK_INTERVAL", "0.1")]);
 }
 
@@ -218,7 +218,7 @@ fn little_lockable_memory_is_enough() {
 fn a_full_disk_or_a_full_pipe_behind_stderr_changes_nothing() {
     let _turn = turn();
     let full = Stdio::from(File::options().write(true).open("/dev/full").unwrap());
-    // Nobody reads this pipe, and the debug log fills it at once.
+    // This pipe has no reader, and the debug log fills it at once.
     let (_unread, writer) = pipe();
     for stderr in [full, Stdio::from(writer)] {
         let mut command = Command::new(c_program("consumer"));
@@ -243,11 +243,11 @@ fn a_reader_of_stderr_that_is_gone_does_not_kill_the_host() {
     let (reader, writer) = pipe();
     drop(reader);
     let mut command = Command::new(c_program("consumer"));
-    // Rust's children ignore no signal: SIGPIPE would kill it.
+    // Rust resets SIGPIPE in its children: it would kill this one.
     command.env("TCPEVENT_LOG", "debug").env("TCPEVENT_NETLINK_INTERVAL", "0");
     let mut consumer = Consumer::with_stderr(command, Stdio::from(writer));
     consumer.start();
-    // From a thread of the host too.
+    // From one of the host's threads too.
     consumer.tell("add");
     std::thread::sleep(Duration::from_millis(100) * slowness());
     consumer.tell("status");

@@ -52,14 +52,14 @@ fn cleanup_detaches_and_queued_events_can_still_be_taken() {
     let before = connect_once();
     std::thread::sleep(Duration::from_millis(50) * slowness());
     consumer.cleanup();
-    // A second time it does nothing.
+    // A second call does nothing.
     consumer.cleanup();
     wait_for_programs_to_go(&consumer);
     let after = connect_once();
     consumer.tell("consume 1");
     consumer.both_ends(before);
     assert!(consumer.events_until_silence().iter().all(|event| event.ports() != after));
-    // It blocks now, until a probe is started and something happens.
+    // Now it blocks until a probe is started and an event comes.
     consumer.start();
     consumer.both_ends(connect_once());
 }
@@ -93,7 +93,7 @@ fn cleanup_is_a_no_op_where_nothing_runs() {
     consumer.events_until_silence();
     std::thread::sleep(Duration::from_millis(500) * slowness());
     assert!(consumer.events_until_silence().is_empty(), "the sweeps go on after cleanup");
-    // Both kinds come again.
+    // Both kinds arrive again.
     consumer.start();
     consumer.event("a snapshot", |event| event.ports() == connection.ports());
     consumer.both_ends(connect_once());
@@ -142,7 +142,7 @@ fn cleanup_in_a_signal_handler_on_the_thread_that_dequeues() {
         let mut consumer = Consumer::from(Command::new(c_program("interrupted")));
         consumer.expect("ready");
         std::thread::sleep(Duration::from_millis(delay));
-        // SAFETY: a signal to a child of this process, which is not reaped yet.
+        // SAFETY: a signal to a child of this process that is not reaped yet.
         unsafe { libc::kill(consumer.pid().try_into().unwrap(), libc::SIGINT) };
         consumer.expect("handler");
         assert_eq!(consumer.expect("status"), "status 0");
@@ -181,10 +181,10 @@ fn without_privilege_on_error_continue_keeps_the_process_and_its_snapshots() {
     consumer.tell("status");
     assert_eq!(consumer.expect("status"), "status 0");
     assert_eq!(consumer.stderr().len(), 1);
-    // It is tried anew when asked again.
+    // A new call tries again.
     consumer.tell("setup");
     assert_eq!(consumer.expect("setup"), "setup 1");
-    // Snapshots need no privilege for the processes of the same user.
+    // Snapshots of the same user's processes need no privilege.
     let mut child = Command::new("python3")
         .args([
             "-c",
@@ -246,7 +246,7 @@ fn expect_failure(command: Command, text: &str) {
     assert!(lines[0].contains(text), "{lines:?}");
 }
 
-/// A consumer for which the kernel has no type information.
+/// A consumer on a kernel without type information.
 fn without_btf(rung: &str) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", "mount --bind /mnt /sys/kernel/btf && exec \"$0\""]);

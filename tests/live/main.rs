@@ -1,5 +1,5 @@
-//! The library on a running kernel: real connections, seen by a real consumer, checked against what the traffic was.
-//! As root only. `TCPEVENT_PROBE` chooses the rung; `tests/vm.rs` runs the same tests under other kernels.
+//! The library on a running kernel: real connections, watched by a real consumer, compared with the known traffic.
+//! Needs root. `TCPEVENT_PROBE` chooses the rung; `tests/vm.rs` runs the same tests on other kernels.
 
 mod api;
 mod api_closes;

@@ -1,9 +1,9 @@
-//! Commands of any bytes: a process calls itself what it likes, and its name reaches the consumer as it is.
+//! Commands of arbitrary bytes: a process may choose any name, and the consumer gets it unaltered.
 
 use crate::consumer::{Consumer, sees_accepts, turn};
 use crate::traffic::{Peer, set_linger_0};
 
-/// A name as the consumer prints it: it puts a question mark for a control character.
+/// A name as the consumer prints it: with a question mark for each control character.
 fn printed(name: &[u8]) -> String {
     let clean: Vec<u8> = name.iter().map(|byte| if *byte < 32 { b'?' } else { *byte }).collect();
     String::from_utf8_lossy(&clean).into_owned()
@@ -13,7 +13,7 @@ fn printed(name: &[u8]) -> String {
 fn names_of_control_bytes_and_broken_utf8_come_whole_and_end() {
     let _turn = turn();
     for (comm, argv0) in [
-        // As long as can be, and longer: a comm has 15 bytes, of an argv[0] the first 16 count.
+        // Of maximal length, and longer: a comm has 15 bytes; of argv[0] the first 16 count.
         (
             b"\x01\x1b[31m\xff\xfe\x80\nin\tred".as_slice(),
             b"\x07\x1b]0;\xff\xc3\x28\n\x7f\xf0\x9f\x98no more".as_slice(),

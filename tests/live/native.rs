@@ -1,4 +1,4 @@
-//! The crate's own API, which a Rust program uses: this very process watches.
+//! The crate's own API, as a Rust program uses it: this very process watches.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,7 +12,7 @@ use tcpEvent::{Direction, Event, Kind, Level, Read as ReadEnd, Rung, Watch, Watc
 use crate::consumer::{patience, rung_is_tracepoint, turn};
 use crate::traffic::{Connection, V4, V6, closed_port};
 
-/// By the rung that the tests are run for.
+/// With the rung under test.
 fn builder() -> WatchBuilder {
     let rung = std::env::var("TCPEVENT_PROBE").ok();
     match rung.as_deref() {
@@ -27,7 +27,7 @@ fn of_port(port: u16) -> tcpEvent::Filter {
     format!("dport {port}").parse().unwrap()
 }
 
-/// Events until there are so many.
+/// Reads until there are so many events.
 fn read(watch: &Watch, count: usize) -> Vec<Event> {
     let (mut events, until) = (Vec::new(), Instant::now() + patience());
     while events.len() < count {
@@ -56,7 +56,7 @@ fn a_close_has_the_addresses_the_owner_and_the_payload() {
         let event = events.iter().find(|event| event.local() == local).unwrap();
         assert_eq!((event.kind, event.direction), (Kind::Close, Direction::Connected), "IPv{family}");
         assert_eq!((event.remote(), event.pid), (remote, process::id()));
-        // A plain tracepoint may take the peer's FIN for a byte, at the end that has closed first.
+        // A plain tracepoint may count the peer's FIN as a byte, at the end that closed first.
         let fin = u64::from(rung_is_tracepoint() && event.payload_received == 71);
         assert_eq!((event.payload_sent, event.payload_received), (5000, 70 + fin));
         let margin = Duration::from_millis(1);
@@ -141,7 +141,7 @@ fn the_descriptor_is_readable_while_there_are_events_of_a_rust_watch() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_a_text() {
+fn invalid_settings_are_refused_with_a_text() {
     let error = |builder: WatchBuilder| builder.open().err().expect("it is refused").to_string();
     assert_eq!(error(builder().queue_slots(0)), "queue_slots is 0: it takes 1 to 1048576");
     assert_eq!(error(builder().snapshots(Duration::from_millis(99))), "snapshots is 99ms: it takes 0.1 s to a day");
@@ -161,9 +161,9 @@ fn the_log_goes_to_the_closure() {
 }
 
 #[test]
-fn the_example_tells_of_a_connect_that_fails() {
+fn the_example_reports_a_failed_connect() {
     let _turn = turn();
-    // Beside the tests: cargo builds it with them.
+    // Cargo builds it along with the tests.
     let folder = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples");
     let port = closed_port().to_string();
     let mut program = Command::new(folder.join("watch"));
@@ -171,7 +171,7 @@ fn the_example_tells_of_a_connect_that_fails() {
     let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
     let reader = thread::spawn(move || lines.next().unwrap().unwrap());
     let until = Instant::now() + patience();
-    // It does not say when it begins.
+    // It does not report when it starts.
     while !reader.is_finished() && Instant::now() < until {
         let _ = std::net::TcpStream::connect(format!("127.0.0.1:{port}"));
         thread::sleep(Duration::from_millis(20));

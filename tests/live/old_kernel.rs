@@ -1,5 +1,5 @@
-//! Kernels before 5.8, as far as this one can be made to look like one: `tests/c/old_kernel.c` refuses what bpf(2) of Linux
-//! 4.15 does not know, and a mount namespace hides the kernel's own types.
+//! Kernels before 5.8, as far as this one can imitate them: `tests/c/old_kernel.c` refuses what bpf(2) of Linux 4.15
+//! lacks, and a mount namespace hides the kernel's own types.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use crate::truth::check_lost_records;
 /// The kernel's own types, which an old one does not show.
 const TYPES: &str = "/sys/kernel/btf";
 
-/// What makes kprobes of perf events since Linux 4.17; before, tracefs does.
+/// Creates kprobe perf events since Linux 4.17; before, tracefs does.
 const KPROBE_EVENTS: &str = "/sys/bus/event_source/devices/kprobe";
 
-/// A program of `tests/c` under an old kernel that does not show these folders.
+/// A program of `tests/c` under an old kernel that lacks these folders.
 fn under_old_kernel(program: &str, hidden: &[&str]) -> Command {
     let nothing = folder().join("nothing");
     fs::create_dir_all(&nothing).unwrap();
@@ -35,7 +35,7 @@ fn folder() -> PathBuf {
     "/tmp/tcpevent-old-kernel".into()
 }
 
-/// A copy of the kernel's types, as a user would bring it.
+/// A copy of the kernel's types, as a user would supply it.
 fn btf() -> PathBuf {
     let copy = folder().join("kernel.btf");
     fs::create_dir_all(folder()).unwrap();
@@ -43,14 +43,14 @@ fn btf() -> PathBuf {
     copy
 }
 
-/// A consumer with the rung and the types given, that has not started yet.
+/// A consumer with this rung and these types, not started yet.
 fn consumer(rung: &str, btf: Option<&Path>, hidden: &[&str], variables: &[(&str, &str)]) -> Consumer {
     let mut command = under_old_kernel("consumer", hidden);
     command.env("TCPEVENT_PROBE", rung).envs(btf.map(|path| ("TCPEVENT_BTF", path))).envs(variables.iter().copied());
     Consumer::from(command)
 }
 
-/// Whether a test of this rung must be left out: where this kernel has not what it needs, or the tests run for another one.
+/// Whether a test of this rung must be skipped: this kernel lacks what it needs, or the tests run for another one.
 fn is_left_out(rung: &str) -> bool {
     let other = std::env::var("TCPEVENT_PROBE").is_ok_and(|run| run != rung);
     let reason = if other {
@@ -73,7 +73,7 @@ fn by_kprobe_bytes_and_owners_are_right_at_both_ends_of_either_family() {
         return;
     }
     let btf = btf();
-    // With a file, before and after Linux 4.17; and as from Linux 5.4 on, with what the kernel shows.
+    // With a file, before and after Linux 4.17; and, as from Linux 5.4 on, with the kernel's own types.
     for (btf, hidden) in [(Some(&*btf), [TYPES, KPROBE_EVENTS].as_slice()), (Some(&*btf), &[TYPES]), (None, &[])] {
         let mut consumer = consumer("kprobe", btf, hidden, &[("TCPEVENT_LOG", "info")]);
         consumer.start();
@@ -97,7 +97,8 @@ fn by_tracepoint_bytes_and_owners_are_right_at_both_ends_of_either_family() {
     assert_eq!(consumer.stderr(), [""; 0]);
 }
 
-/// A peer of which nobody sees how it ends: its owner is who has accepted it, or, where it is older, who holds it.
+/// A peer whose end no process causes: its owner is the process that accepted it, or, if it is older, the one that
+/// holds it.
 #[test]
 fn by_kprobe_an_endpoint_that_is_reset_belongs_to_the_process_that_accepted_or_holds_it() {
     let _turn = turn();
@@ -122,7 +123,7 @@ fn by_kprobe_an_endpoint_that_is_reset_belongs_to_the_process_that_accepted_or_h
 }
 
 #[test]
-fn by_kprobe_a_container_is_told_no_process_ids_of_the_host() {
+fn by_kprobe_a_container_gets_no_process_ids_of_the_host() {
     let _turn = turn();
     if is_left_out("kprobe") {
         return;
@@ -148,8 +149,8 @@ fn by_kprobe_a_container_is_told_no_process_ids_of_the_host() {
     assert!(lines.len() == 1 && lines[0].contains("events have no process IDs"), "{lines:?}");
 }
 
-/// The events of the client's and the server's end of a connection. Before there is a cookie, and a port, an endpoint is
-/// known by its remote port alone.
+/// The events of both ends of a connection, the client's first. Before it has a cookie and a local port, an endpoint is
+/// identified by its remote port alone.
 fn lives(events: &[Event], ports: (u16, u16)) -> [Vec<Event>; 2] {
     let client = |event: &&Event| [ports, (0, ports.1)].contains(&event.ports());
     let server = |event: &&Event| event.ports() == (ports.1, ports.0);
@@ -173,7 +174,7 @@ fn by_kprobe_states_and_details_come_and_the_filter_counts() {
         connection.send_up(5000);
         connection.send_down(70_000);
         connection.close_client_first();
-        // Of no concern to the second handle.
+        // Does not match the second handle's filter.
         Connection::open(address, address).close_client_first();
 
         let have_ended = |events: &[Event], ends: usize| {
@@ -219,8 +220,8 @@ fn by_kprobe_records_that_find_the_perf_buffer_full_are_counted() {
     check_lost_records(consumer);
 }
 
-/// Of Linux 4.15, `tests/c/old_types.c` has those types that have changed since: the program is fitted to them, though it
-/// reads nonsense then.
+/// `tests/c/old_types.c` has the types of Linux 4.15 that have changed since: the program is relocated to them, though
+/// it then reads nonsense.
 #[test]
 fn by_kprobe_the_types_of_old_kernels_are_understood() {
     let _turn = turn();

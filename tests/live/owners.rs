@@ -1,5 +1,5 @@
-//! Whose connection it was: the last process that acted on the endpoint in its own context, in every run of cases
-//! that are hard to tell. `tests/c/scenarios.c` makes the connections, and each process there says what is its own.
+//! Who owned a connection: the last process that acted on the endpoint in its own context, in all difficult cases.
+//! `tests/c/scenarios.c` makes the connections, and each of its processes says which are its own.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -9,7 +9,7 @@ use crate::consumer::{Consumer, Event, c_program, patience, rung_is_tracepoint, 
 
 pub const RUNS: usize = 50;
 
-/// What a close event must say.
+/// The expected owner in a close event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     pub pid: u32,
@@ -18,7 +18,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// With the user of the socket, or 0.
+    /// No owner, with the user of the socket or 0.
     pub fn nobody(uid: u32) -> Self {
         Self { pid: 0, uid, task: String::new() }
     }
@@ -50,7 +50,7 @@ pub fn scenario(name: &str, variables: &[(&str, &str)]) -> Command {
     command
 }
 
-/// Runs a scenario to its end. `None` where this kernel cannot do it.
+/// Runs a scenario to its end. `None` if this kernel cannot do it.
 pub fn run(mut command: Command) -> Option<Truths> {
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -61,18 +61,18 @@ pub fn run(mut command: Command) -> Option<Truths> {
     Some(text.lines().map(parse_truth).collect())
 }
 
-/// Each endpoint has given one event, and it names the owner.
+/// Each endpoint gave one event, with its owner.
 pub fn check(consumer: &mut Consumer, truths: &Truths) {
     check_but(consumer, truths, !sees_accepts());
 }
 
-/// The same, where an end of which nobody was seen to act on may have no owner.
+/// The same, but an end that no process was seen to act on may have no owner.
 fn check_but(consumer: &mut Consumer, truths: &Truths, may_be_nobody: bool) {
     let is_nobody = |got: &Owner, truth: &Owner| *got == Owner::nobody(0) || *got == Owner::nobody(truth.uid);
     check_unless(consumer, truths, |got, truth| may_be_nobody && is_nobody(got, truth));
 }
 
-/// The same, where an owner that is not the true one may be right too: it is given that one and the truth.
+/// The same, but another owner than the true one may be right too: the closure gets both, the truth last.
 pub fn check_unless(consumer: &mut Consumer, truths: &Truths, is_right_too: impl Fn(&Owner, &Owner) -> bool) {
     let mut seen: HashMap<(u16, u16), Event> = HashMap::new();
     let until = std::time::Instant::now() + patience();
@@ -104,12 +104,12 @@ fn check_scenario(name: &str, endpoints: usize) {
         eprintln!("skipped: this kernel has no {name}");
         return;
     };
-    assert_eq!(truths.len(), endpoints * RUNS, "the scenario told of another number of endpoints");
-    // That nobody holds the socket is more than a plain tracepoint tells.
+    assert_eq!(truths.len(), endpoints * RUNS, "the scenario reported another number of endpoints");
+    // A plain tracepoint cannot tell that no process holds the socket.
     let mut may_be_nobody = name == "never-accepted" && rung_is_tracepoint();
-    // Of a process that has just exited the kernel itself takes its ring down, which may be later than it is waited for.
+    // The kernel itself tears down the ring of a process that has exited, possibly after the library stopped waiting.
     may_be_nobody |= name == "io-uring-slot";
-    // Who lets go of a socket at once is seen by any rung.
+    // Any rung sees which process lets go of a socket at once.
     let is_seen = sees_accepts() || name.ends_with("-lets-go") || name == "named-as-a-worker";
     check_but(&mut consumer, &truths, may_be_nobody || !is_seen);
 }
@@ -163,7 +163,7 @@ scenarios! {
     an_accept_is_done_by_a_worker_of_io_uring: "io-uring-worker", 2;
 }
 
-/// Opens all connections, then starts the probe, then lets one side reset them.
+/// Opens all connections, then starts the probe, then has one side reset them.
 fn check_adoption(name: &str) {
     let _turn = turn();
     let mut child = scenario(name, &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -176,7 +176,7 @@ fn check_adoption(name: &str) {
     assert!(child.wait().unwrap().success());
 }
 
-/// They are in accept() when the probe is attached.
+/// They are blocked in accept() when the probe is attached.
 #[test]
 fn servers_that_have_waited_for_a_connection_since_before_the_probe() {
     let _turn = turn();
@@ -188,7 +188,7 @@ fn servers_that_have_waited_for_a_connection_since_before_the_probe() {
     let truths: Truths = lines.map(|line| parse_truth(&line)).collect();
     assert_eq!(truths.len(), 2 * RUNS);
     assert!(child.wait().unwrap().success());
-    // Each of them lets go at once of what was reset.
+    // Each of them lets go of a reset connection at once.
     check_but(&mut consumer, &truths, false);
 }
 
@@ -202,13 +202,13 @@ fn a_client_endpoint_older_than_the_probe_is_reset_by_its_peer() {
     check_adoption("adopted-client");
 }
 
-/// Two network namespaces with a veth pair between them; gone when dropped.
+/// Two network namespaces with a veth pair between them; removed when dropped.
 struct TwoHosts;
 
 impl TwoHosts {
     const CLIENT: &str = "tcpevent-client";
     const SERVER: &str = "tcpevent-server";
-    /// RFC 5737's and RFC 3849's addresses for documentation: nobody's.
+    /// Documentation addresses (RFC 5737, RFC 3849): unused.
     const CLIENT_V4: &str = "198.51.100.1";
     const SERVER_V4: &str = "198.51.100.2";
     const SERVER_V6: &str = "2001:db8::2";
@@ -226,7 +226,7 @@ impl TwoHosts {
             format!("-n {} addr add {}/64 dev tev1 nodad", Self::SERVER, Self::SERVER_V6),
             format!("-n {} link set tev0 up", Self::CLIENT),
             format!("-n {} link set tev1 up", Self::SERVER),
-            // It has a hardware address, but nobody has the address itself: packets go there and are dropped.
+            // It has a neighbour entry, but no host has the address: packets go there and are dropped.
             format!(
                 "-n {} neigh add {} lladdr 02:00:00:00:00:09 dev tev0 nud permanent",
                 Self::CLIENT,

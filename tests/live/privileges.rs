@@ -1,5 +1,5 @@
-//! What each capability is good for: without root, the smallest set gives all there is, and whatever is lost without
-//! one of it is said in a line.
+//! What each capability is for: without root the smallest set gives everything, and a line reports what is lost without
+//! one of it.
 
 use std::fs::{self, Permissions};
 use std::net::TcpStream;
@@ -15,7 +15,7 @@ use crate::traffic::{Peer, set_linger_0};
 
 const SMALLEST: [&str; 3] = ["bpf", "perfmon", "dac_read_search"];
 
-/// Neither root nor the consumer.
+/// Neither root nor the consumer's user.
 const PEER_UID: u32 = 1002;
 const PEER_COMM: &str = "tev-comm";
 const PEER_ARGV0: &str = "tev-argv0";
@@ -28,12 +28,12 @@ const PERF_EVENTS: &str = "grant CAP_SYS_ADMIN, or set kernel.perf_event_paranoi
 
 const PARANOIA: &str = "/proc/sys/kernel/perf_event_paranoid";
 
-/// Debian's kernels ask for CAP_SYS_ADMIN where this is above 2.
+/// Debian's kernels require CAP_SYS_ADMIN if this is above 2.
 fn paranoia() -> i32 {
     std::fs::read_to_string(PARANOIA).unwrap().trim().parse().unwrap()
 }
 
-/// Lets CAP_PERFMON do what it is for, until it is dropped.
+/// Makes CAP_PERFMON sufficient, until it is dropped.
 struct PerfmonCounts {
     before: i32,
 }
@@ -60,8 +60,7 @@ fn smallest_without(name: &str) -> Vec<&'static str> {
     SMALLEST.into_iter().filter(|other| *other != name).collect()
 }
 
-/// Another user's server with two connections, one older than the probe, and a consumer that has only these
-/// capabilities.
+/// Another user's server with two connections, one older than the probe, and a consumer with only these capabilities.
 struct Scene {
     peer: Peer,
     clients: Vec<TcpStream>,
@@ -75,7 +74,7 @@ impl Scene {
         Self::with(capabilities, variables, true)
     }
 
-    /// No probe runs: holders of sockets are looked for in /proc.
+    /// Without a probe, holders of sockets are looked up in /proc.
     fn without_probe(capabilities: &[&str]) -> Self {
         Self::with(capabilities, &[], false)
     }
@@ -106,7 +105,7 @@ impl Scene {
         }
     }
 
-    /// Some sweeps are made, and no snapshot is the peer's.
+    /// Some sweeps are made, and give no snapshot of the peer.
     fn check_no_snapshots(&mut self) {
         let until = Instant::now() + Duration::from_secs(1) * slowness();
         while let Some(event) = self.consumer.event_within(until.saturating_duration_since(Instant::now())) {
@@ -114,8 +113,8 @@ impl Scene {
         }
     }
 
-    /// Resets both connections, of which the peer takes no notice. Its ends must close as its own, by inode where accepts
-    /// are not seen.
+    /// Resets both connections; the peer does not react. Its ends must close as its own, found by inode if accepts are
+    /// not seen.
     fn check_closes(&mut self) {
         for client in self.clients.drain(..) {
             set_linger_0(&client);
@@ -133,7 +132,7 @@ impl Scene {
     }
 }
 
-/// It has said just these lines.
+/// It logged exactly these lines.
 fn check_stderr(consumer: &mut Consumer, expected: &[&str]) {
     let until = Instant::now() + patience();
     let mut lines = consumer.stderr();
@@ -143,7 +142,7 @@ fn check_stderr(consumer: &mut Consumer, expected: &[&str]) {
     assert_eq!(lines, expected);
 }
 
-/// The start fails, and the one line on stderr ends with this remedy.
+/// The start fails, and the only line on stderr ends with this remedy.
 fn check_failure(mut consumer: Consumer, remedy: &str) {
     consumer.tell("setup");
     assert_eq!(consumer.expect("setup"), "setup 1");
@@ -158,7 +157,7 @@ fn the_smallest_set_gives_closes_and_snapshots_of_other_users_with_their_owners(
     let _perfmon = PerfmonCounts::ensure();
     let mut smallest = SMALLEST.to_vec();
     if rung_is_tracepoint() {
-        // There is no iterator over open files: /proc is read.
+        // Without the iterator over open files, /proc is read.
         smallest.push("sys_ptrace");
     }
     let mut scene = Scene::new(&smallest, &[]);
@@ -256,14 +255,14 @@ fn where_perf_events_are_for_root_alone_a_line_says_so() {
     let kprobe = [("TCPEVENT_PROBE", "kprobe"), ("TCPEVENT_ON_ERROR", "continue")];
     check_failure(Consumer::with_capabilities(&SMALLEST, &kprobe), &format!("; run as root, {PERF_EVENTS}"));
 
-    // The next rung needs none; what only the accept hook knows is found by inode while the peer is there.
+    // The next rung needs none; owners that only the accept hook knows are found by inode while the peer lives.
     let mut scene = Scene::new(&SMALLEST, &[("TCPEVENT_PROBE", "auto")]);
     scene.check_snapshots();
     scene.check_closes();
     check_stderr(&mut scene.consumer, &[&format!("{LOSS}: run as root, {PERF_EVENTS}")]);
 }
 
-/// A program whose file gives it privileges that its caller, who is nobody, does not have.
+/// A program whose file gives it privileges that its caller, user nobody, lacks.
 struct PrivilegedByFile(PathBuf);
 
 impl PrivilegedByFile {
@@ -283,16 +282,16 @@ impl PrivilegedByFile {
 
     fn run(&self, variables: &[(&str, &str)]) -> Consumer {
         let mut command = Command::new("unshare");
-        // It may not mount what it needs itself.
+        // It may not mount that itself.
         command.args(["--mount", "sh", "-c", &format!("{TRACEFS} && exec \"$@\""), "sh", "setpriv"]);
         command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}")).arg("--clear-groups");
         command.arg(self.program()).env_remove("TCPEVENT_PROBE").envs(variables.iter().copied());
         Consumer::from(command)
     }
 
-    /// Its caller could have it look into folders, and read types, that are not the caller's to see.
+    /// Its caller could otherwise make it inspect folders, and read types, that the caller may not see.
     fn check_that_the_environment_does_not_count(&self) {
-        // Each of them would make the start fail.
+        // Each of these would make the start fail.
         let mut consumer = self.run(&[
             ("TCPEVENT_PROBE", "none"),
             ("TCPEVENT_BTF", "/no/such/file"),
@@ -300,7 +299,7 @@ impl PrivilegedByFile {
         ]);
         consumer.start();
         consumer.cleanup();
-        // It is said once.
+        // Logged once.
         consumer.start();
         check_stderr(
             &mut consumer,
@@ -308,7 +307,7 @@ impl PrivilegedByFile {
                privileges, so the environment does not count"],
         );
         drop(consumer);
-        // Nothing set, nothing said.
+        // Without variables there is no line.
         let mut consumer = self.run(&[]);
         consumer.start();
         assert_eq!(consumer.stderr(), [""; 0]);

@@ -1,5 +1,5 @@
-//! Two network namespaces with a connection of the same addresses and ports at the same time, each with a process and bytes of its
-//! own. What is told of one is never the other's.
+//! Two network namespaces, each with a connection of the same addresses and ports at the same time, but its own process
+//! and bytes. The reports of one never contain the other's.
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -12,7 +12,7 @@ use crate::consumer::{Consumer, c_program, rung_is_tracepoint, turn};
 struct Pair {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
-    /// Of the client, and of the server.
+    /// Ports of the client and of the server.
     ports: (u16, u16),
     sent: (u64, u64),
 }
@@ -49,7 +49,7 @@ impl Pair {
         [self.ports, (self.ports.1, self.ports.0)].contains(&event.ports())
     }
 
-    /// Whether this one's process is told, or none.
+    /// Whether the reported process is this one's, or none.
     fn check_owner(&self, event: &Event, is_own: bool) {
         let pid = self.child.id();
         if event.pid != 0 || !rung_is_tracepoint() {
@@ -58,7 +58,7 @@ impl Pair {
         }
     }
 
-    /// Whether this one's bytes are told, or none.
+    /// Whether the reported bytes are this one's, or none.
     fn check_bytes(&self, event: &Event) {
         if !event.knows(COUNTERS) && rung_is_tracepoint() {
             assert_eq!(event.payload(), [0; 3], "{event:#?}");
@@ -67,7 +67,7 @@ impl Pair {
         let is_client = event.ports() == self.ports;
         let (received, sent) = if is_client { (self.sent.1, self.sent.0) } else { self.sent };
         assert_eq!((event.knows(COUNTERS), event.payload_sent), (true, sent), "{event:#?}");
-        // A plain tracepoint may take the peer's FIN for a byte where this end was shut down first.
+        // A plain tracepoint may count the peer's FIN as a byte if this end was shut down first.
         let fin = u64::from(rung_is_tracepoint() && event.old_state == "FIN_WAIT2");
         assert!((received..=received + fin).contains(&event.payload_received), "{event:#?}");
     }
@@ -80,7 +80,7 @@ impl Drop for Pair {
     }
 }
 
-/// Ports that no other connection has, nor a TIME_WAIT.
+/// Ports without another connection or a TIME_WAIT.
 fn new_ports() -> (u16, u16) {
     static NEXT: AtomicU16 = AtomicU16::new(20_000);
     let port = NEXT.fetch_add(2, Ordering::SeqCst);
@@ -111,7 +111,7 @@ fn of_two_connections_that_end_one_after_the_other_each_has_its_own_owner_and_by
                     let is_end = |event: &&Event| event.kind == Kind::Close && pair.is_of_either(event);
                     let all = watcher.events_until(0, "both ends", |events| events.iter().filter(is_end).count() == 2);
                     let own: Vec<_> = all.into_iter().filter(|event| pair.is_of_either(event)).collect();
-                    // Of the other one there may be those events that came before it was to end.
+                    // The other one may have given events before its own end.
                     for event in
                         own.iter().filter(|event| event.new_state != "ESTABLISHED" && event.new_state != "SYN_SENT")
                     {

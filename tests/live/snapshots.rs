@@ -1,4 +1,4 @@
-//! Snapshot events: open connections and listeners, with bytes so far and the process that holds them.
+//! Snapshots: open connections and listeners, with the bytes so far and the process that holds them.
 
 use std::process;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ fn open_connections_and_listeners_come_with_bytes_and_owner() {
     assert_eq!((other.0.rx, other.0.tx), (3, 70_000));
     assert_eq!((other.1.rx, other.1.tx), (70_000, 3));
 
-    // A listener has no remote end. It may have come before the connections: wait for the next sweep's.
+    // A listener has no remote end. It may have preceded the connections: wait for the next sweep's.
     let listener = consumer.event("the listener", |event| event.ports() == (server, 0));
     assert_eq!((listener.local.as_str(), listener.remote.as_str(), listener.family), ("::", "::", 10));
     for event in [&open.0, &open.1, &other.0, &other.1, &listener] {
@@ -106,7 +106,7 @@ fn snapshots_that_find_the_queue_full_are_refused_with_the_message() {
     let connections: Vec<_> = (0..20).map(|_| Connection::open(V4(), V4())).collect();
     let mut consumer =
         Consumer::started(&[("TCPEVENT_QUEUE", "8"), ("TCPEVENT_NETLINK_INTERVAL", "0.2"), ("TCPEVENT_LOG", "info")]);
-    // Eight closes fill the queue; the dequeue of one starts the sweeps, whose first snapshot takes its place.
+    // Eight closes fill the queue; one dequeue starts the sweeps, whose first snapshot takes the freed slot.
     for connection in connections.into_iter().take(10) {
         connection.close_client_first();
     }

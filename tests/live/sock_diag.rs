@@ -1,5 +1,5 @@
-//! Snapshots by other kernels' sock_diag, which `tests/c/picky_kernel.c` stands for: what there is comes, and one line says
-//! what does not. And messages that are not the kernel's: they do not count.
+//! Snapshots with other kernels' sock_diag, imitated by `tests/c/picky_kernel.c`: what is available arrives, and one
+//! line reports what is not. And forged messages, which are ignored.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr as InetAddr};
@@ -15,7 +15,7 @@ use crate::traffic::{Connection, V4, V6, set_linger_0};
 
 const INTERVAL: Duration = Duration::from_millis(200);
 
-/// A consumer that sweeps each 0.2 s, before such a kernel.
+/// A consumer that sweeps every 0.2 s, on such a kernel.
 struct Picky {
     consumer: Consumer,
     requests: PathBuf,
@@ -39,7 +39,7 @@ impl Picky {
         fs::metadata(&self.requests).map_or(0, |file| file.len())
     }
 
-    /// Some sweeps were made, each with no more requests than it takes.
+    /// Some sweeps were made, each with at most so many requests.
     fn check_pace(&self, most_a_sweep: u64) {
         let until = Instant::now() + patience();
         while self.requests() < 4 * most_a_sweep {
@@ -51,7 +51,7 @@ impl Picky {
         assert!(u128::from(requests) <= sweeps * u128::from(most_a_sweep), "{requests} requests in {sweeps} sweeps");
     }
 
-    /// These lines, and no more after some sweeps.
+    /// Exactly these lines, even after some sweeps.
     fn check_stderr(&mut self, expected: &[&str]) {
         let until = Instant::now() + patience();
         let mut lines = self.consumer.stderr();
@@ -61,7 +61,7 @@ impl Picky {
         assert_eq!(lines, expected);
     }
 
-    /// The snapshots that come of two connections, IPv4 and IPv6, while several sweeps are made.
+    /// Which of two connections, IPv4 and IPv6, give snapshots during several sweeps.
     fn families(&mut self, connections: [&Connection; 2]) -> [bool; 2] {
         let until = Instant::now() + 5 * INTERVAL * slowness();
         let mut seen = [false; 2];
@@ -145,7 +145,7 @@ fn a_tcp_info_without_bytes_sent_has_the_acknowledged_ones_in_their_place() {
     assert_eq!([client.tx, server.tx], [5000, 3]);
     let mut old = Picky::new("short-info");
     let (old_client, old_server) = old.consumer.both_ends(connection.ports());
-    // The opener's SYN is acknowledged too.
+    // The initiator's SYN is acknowledged too.
     assert_eq!(counters(&old_client), (client.rx, 5001, client.segs_out, client.segs_in));
     assert_eq!(counters(&old_server), counters(&server));
     old.check_stderr(&[]);
@@ -153,11 +153,11 @@ fn a_tcp_info_without_bytes_sent_has_the_acknowledged_ones_in_their_place() {
 
 // ---- Forged messages
 
-/// What a forged message tells that a socket has received and sent.
+/// The received and sent bytes that a forged message claims.
 const FORGED: u64 = 0xf0e6_ed00;
 
-/// A notification as the kernel sends it when it has freed a socket (net/core/sock_diag.c: sock_diag_broadcast_destroy_work):
-/// `struct nlmsghdr`, `struct inet_diag_msg`, and a `struct tcp_info` as attribute.
+/// A notification as the kernel sends it after freeing a socket (net/core/sock_diag.c:
+/// sock_diag_broadcast_destroy_work): `struct nlmsghdr`, `struct inet_diag_msg`, and a `struct tcp_info` as attribute.
 fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
     const INET_DIAG_INFO: u16 = 2;
@@ -190,7 +190,7 @@ fn forged_end_of(local: InetAddr, remote: InetAddr) -> Vec<u8> {
     datagram
 }
 
-/// Ports of the sockets that listen for ends of both families: those in the groups 1 and 3 of sock_diag.
+/// Ports of the sockets that listen for freed sockets of both families: those in the groups 1 and 3 of sock_diag.
 fn ports_of_listeners() -> Vec<u32> {
     let sockets = fs::read_to_string("/proc/net/netlink").unwrap();
     let ports = sockets.lines().filter_map(|line| {
@@ -239,19 +239,19 @@ pub fn check_with_forged_ends(mut send: impl FnMut(&[u32], &[Vec<u8>; 2])) {
     eprintln!("none of {ATTEMPTS} ends was let go of in time");
 }
 
-/// A netlink socket that sends what it is told to.
+/// A netlink socket for sending such messages.
 pub fn sender() -> Socket {
     let mut sender = Socket::new(NETLINK_SOCK_DIAG).unwrap();
     sender.bind_auto().unwrap();
     sender
 }
 
-/// The addresses of both groups of ends, to which the kernel sends.
+/// The addresses of both groups, to which the kernel sends.
 pub fn groups() -> [SocketAddr; 2] {
     [SocketAddr::new(0, 1), SocketAddr::new(0, 1 << 2)]
 }
 
-/// Whoever has CAP_NET_ADMIN over the network namespace may send what looks like one.
+/// A process with CAP_NET_ADMIN over the network namespace may send what looks like a notification.
 #[test]
 fn a_forged_end_of_a_connection_leaves_its_byte_counts_alone() {
     let _turn = turn();

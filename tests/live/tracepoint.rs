@@ -1,4 +1,4 @@
-//! The rung for old kernels, on this one: what it does in ways of its own.
+//! What the rung for old kernels does in its own way, tested on this one.
 
 use std::process::{Command, id};
 
@@ -7,7 +7,7 @@ use crate::traffic::{Connection, V4, V6};
 
 const TRACEPOINT: (&str, &str) = ("TCPEVENT_PROBE", "tracepoint");
 
-/// The counters come from elsewhere than the close itself.
+/// The counters do not come with the close itself.
 #[test]
 fn bytes_are_right_at_both_ends_of_either_family() {
     let _turn = turn();
@@ -39,7 +39,7 @@ pub fn check_bytes(consumer: &mut Consumer, rounds: usize) {
     }
 }
 
-/// A consumer with a mount namespace of its own, in which tracefs is not mounted.
+/// A consumer in a mount namespace of its own, in which tracefs is not mounted.
 fn without_tracefs(variables: &[(&str, &str)]) -> Consumer {
     let mut command = Command::new("unshare");
     let script = "umount -l /sys/kernel/tracing 2>/dev/null; umount -l /sys/kernel/debug 2>/dev/null
@@ -61,7 +61,7 @@ fn tracefs_need_not_be_mounted() {
         connection.close_client_first();
         consumer.both_ends(ports);
         let log = consumer.stderr();
-        // Nothing was done without.
+        // Nothing was done without it.
         assert!(!log.iter().any(|line| line.contains("tracefs") || line.contains("NoAccept")), "{log:?}");
     }
 }

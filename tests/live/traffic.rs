@@ -1,4 +1,4 @@
-//! Real connections with a known truth.
+//! Real connections with known facts.
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
@@ -22,7 +22,7 @@ pub const DUAL: fn() -> SocketAddr = || (Ipv6Addr::UNSPECIFIED, 0).into();
 
 /// A connection whose two ends are in this process.
 pub struct Connection {
-    /// Kept for its snapshot.
+    /// Kept open for its snapshot.
     _listener: TcpListener,
     pub client: TcpStream,
     pub server: TcpStream,
@@ -59,7 +59,7 @@ impl Connection {
         close_in_order(client, server);
     }
 
-    /// The other way round.
+    /// The server closes first.
     pub fn close_server_first(self) {
         let Self { client, server, .. } = self;
         close_in_order(server, client);
@@ -92,8 +92,8 @@ fn transfer(from: &mut TcpStream, to: &mut TcpStream, bytes: usize) {
     }
 }
 
-/// Both FINs are received by the time that both ends are closed, so that the raw counters are the same in each run.
-/// (A plain close() of the first end may turn it into a TIME_WAIT before the other's FIN comes, or after.)
+/// Both FINs have arrived by the time both ends are closed, so that the raw counters are the same in each run. (A plain
+/// close() of the first end may turn it into a TIME_WAIT before the other's FIN arrives, or after.)
 fn close_in_order(mut first: TcpStream, mut second: TcpStream) {
     first.shutdown(Shutdown::Write).unwrap();
     assert_eq!(second.read(&mut [0]).unwrap(), 0);
@@ -101,13 +101,13 @@ fn close_in_order(mut first: TcpStream, mut second: TcpStream) {
     assert_eq!(first.read(&mut [0]).unwrap(), 0);
 }
 
-/// A close is a reset from now on.
+/// Makes a close a reset.
 pub fn set_linger_0(stream: &TcpStream) {
     SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Short connections over IPv4 that can be told from each other: each comes from an address of its own, and sends a
-/// number of bytes that follows from its own number. (Ports are no identity: the kernel takes them again at once.)
+/// Short connections over IPv4 that can be told apart: each comes from an address of its own, and sends a number of
+/// bytes derived from its own number. (Ports are no identity: the kernel reuses them at once.)
 pub struct NumberedConnections {
     listener: TcpListener,
 }
@@ -117,12 +117,12 @@ impl NumberedConnections {
         Self { listener: TcpListener::bind(V4()).unwrap() }
     }
 
-    /// The address that connection `number` comes from: one of 127.1.0.0 to 127.255.255.255.
+    /// The source address of connection `number`: one of 127.1.0.0 to 127.255.255.255.
     pub fn address(number: u32) -> Ipv4Addr {
         Ipv4Addr::from_bits(0x7f01_0000 + number)
     }
 
-    /// The bytes that it sends.
+    /// The number of bytes it sends.
     pub fn bytes(number: u32) -> usize {
         1 + (number % 997) as usize
     }
@@ -136,13 +136,13 @@ impl NumberedConnections {
         (before, wall_ns())
     }
 
-    /// Opens connection `number`, sends its bytes, has one byte back, and resets it: no port is kept by a TIME_WAIT.
-    /// Both ends are closed when this returns, the client's first.
+    /// Opens connection `number`, sends its bytes, receives one byte, and resets it, so that no TIME_WAIT keeps the
+    /// port. Both ends are closed when this returns, the client's first.
     pub fn make(&self, number: u32) {
         self.make_timed(number);
     }
 
-    /// A connection that only has to be closed, the client's end first.
+    /// A connection that is ready to be closed, the client's end first.
     fn open(&self, number: u32) -> (TcpStream, TcpStream) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::from((Self::address(number), 0)).into()).unwrap();
@@ -150,17 +150,17 @@ impl NumberedConnections {
         let mut client = TcpStream::from(socket);
         let (mut server, _) = self.listener.accept().unwrap();
         transfer(&mut client, &mut server, Self::bytes(number));
-        // It carries the acknowledgement of the bytes.
+        // Carries the acknowledgement of the bytes.
         transfer(&mut server, &mut client, 1);
         set_linger_0(&client);
         (client, server)
     }
 
-    /// The number of the connection that an event is of, and whether it is the client's end. `None` for those of
-    /// others. The bytes of one that is must be right.
+    /// The number of an event's connection, and whether it is the client's end. `None` for other programs' connections.
+    /// Its bytes must be right.
     pub fn identify(&self, event: &Event) -> Option<(u32, bool)> {
         let port = self.listener.local_addr().unwrap().port();
-        // Not by the ports alone: with an address of its own, the client may get the same one.
+        // The ports alone do not tell: with an address of its own, the client may get the listener's port.
         let is_client = event.local != Ipv4Addr::LOCALHOST.to_string();
         if port != if is_client { event.remote_port } else { event.local_port } {
             return None;
@@ -169,15 +169,15 @@ impl NumberedConnections {
         let number = address.to_bits().checked_sub(0x7f01_0000)?;
         let bytes = Self::bytes(number) as u64;
         if is_client && rung_is_tracepoint() {
-            // Its own reset takes away by what its counters would be known.
+            // Its own reset removes what identifies its counters.
             assert_eq!((event.rx, event.tx), (0, 0), "{event:?}");
         } else if is_client {
             assert_eq!((event.rx, event.tx), (1, bytes + 1), "{event:?}");
         } else if event.rx != 0 || !rung_is_tracepoint() {
-            // Where all processors are busy for long, the counters of some come too late.
+            // If all processors are busy for long, the counters of some come too late.
             assert_eq!(event.rx, bytes, "{event:?}");
         }
-        // Where accepts are not seen, the process is known if it is seen to let go of the socket.
+        // If accepts are not seen, the process is known if it is seen to let go of the socket.
         let may_be_nobody = !is_client && !sees_accepts();
         assert!(event.pid == process::id() || may_be_nobody && event.pid == 0, "{event:?}");
         assert_eq!((event.uid, event.family), (0, 2), "{event:?}");
@@ -185,7 +185,8 @@ impl NumberedConnections {
     }
 }
 
-/// A server that is another user's process, under a name of any bytes. It takes connections and does nothing with them.
+/// A server in another user's process, under a name of arbitrary bytes. It accepts connections and does nothing with
+/// them.
 pub struct Peer {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -200,7 +201,7 @@ impl Peer {
         Self::from(command)
     }
 
-    /// One whose main thread has ended, as another user's process.
+    /// A process of another user whose main thread has ended.
     pub fn headless(uid: u32, comm: &str, argv0: &str) -> Self {
         let mut command = Command::new(c_program("peer"));
         command.arg0(argv0).arg(uid.to_string()).arg(comm).arg("headless");
@@ -212,7 +213,8 @@ impl Peer {
         peer
     }
 
-    /// One by a copy of its program that has more privileges than who runs it: user `real` runs a file of user `effective`.
+    /// A process of a copy of the program with more privileges than its caller: user `real` runs a file of user
+    /// `effective`.
     pub fn set_user_id(copy: &Path, real: u32, effective: u32, comm: &str) -> Self {
         std::fs::copy(c_program("peer"), copy).unwrap();
         std::os::unix::fs::chown(copy, Some(effective), None).unwrap();
@@ -222,7 +224,7 @@ impl Peer {
         Self::from(command)
     }
 
-    /// One that is run by another program, such as unshare.
+    /// A process started by another program, such as unshare.
     pub fn run_by(mut program: Command, uid: u32, comm: &str) -> Self {
         program.arg(c_program("peer")).arg(uid.to_string()).arg(comm);
         Self::from(program)
@@ -243,7 +245,7 @@ impl Peer {
         self.port
     }
 
-    /// Connects to it, and returns once it has accepted. The peer's ports are those of this end, the other way round.
+    /// Connects to it, and returns once it has accepted. The peer's ports are those of this end, swapped.
     pub fn connect(&mut self) -> TcpStream {
         let client = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
         self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
@@ -259,7 +261,7 @@ impl Drop for Peer {
     }
 }
 
-/// A port at which nothing listens.
+/// A port without a listener.
 pub fn closed_port() -> u16 {
     TcpListener::bind(V4()).unwrap().local_addr().unwrap().port()
 }
@@ -268,7 +270,7 @@ pub fn wall_ns() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
 }
 
-/// The comm of the calling thread: a test runner's threads bear the tests' names.
+/// The comm of the calling thread: a test runner names its threads after the tests.
 pub fn own_comm() -> String {
     std::fs::read_to_string("/proc/thread-self/comm").unwrap().trim_end().to_owned()
 }

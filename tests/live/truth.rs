@@ -1,5 +1,5 @@
-//! When and how much: times against the wall clock, bytes against what was sent, snapshots against `ss`; and that
-//! every event is either delivered or counted as lost.
+//! Times compared with the wall clock, bytes with what was sent, snapshots with `ss`; and every event is either
+//! delivered or counted as lost.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use crate::consumer::{Consumer, slowness, soak, turn};
 use crate::traffic::{Connection, NumberedConnections, V4, V6, wall_ns};
 
-/// How far a time lies outside an interval that it must lie in, in nanoseconds.
+/// How far a time lies outside its interval, in nanoseconds.
 fn distance(time: u64, interval: (u64, u64)) -> u64 {
     interval.0.saturating_sub(time).max(time.saturating_sub(interval.1))
 }
 
-/// Makes numbered connections while a consumer keeps up, and returns the events' distances from the moments of their
-/// closes, each connection having given both its events once, unaltered.
+/// Makes numbered connections while a consumer keeps up. Each must give both its events once, unaltered. Returns how
+/// far their times are from the moments of their closes.
 fn run_numbered(count: u32) -> Vec<u64> {
     let mut consumer = Consumer::started(&[("TCPEVENT_QUEUE", "65536"), ("TCPEVENT_LOG", "info")]);
     consumer.tell("consume 1");
@@ -177,7 +177,7 @@ fn unread_data_of_a_reset_counts_as_received() {
     let (client, server) = bytes_of(|mut connection| {
         connection.send_up(10);
         connection.send_down(1);
-        // The server closes with 300 bytes unread, which makes a reset of its close.
+        // The server closes with 300 bytes unread, which makes its close a reset.
         connection.client.write_all(&[b'x'; 300]).unwrap();
         let mut unread = [0; 300];
         while connection.server.peek(&mut unread).unwrap() < 300 {}
@@ -199,7 +199,7 @@ fn ask_ss(stream: &TcpStream) -> [u64; 4] {
         .expect("ss (iproute2) runs");
     let text = String::from_utf8(output.stdout).unwrap();
     ["bytes_received:", "bytes_sent:", "segs_out:", "segs_in:"].map(|name| {
-        // data_segs_out: ends alike, and a count that is 0 is left out.
+        // data_segs_out ends alike, hence the spaces; ss omits a count of 0.
         text.split_whitespace().find_map(|word| word.strip_prefix(name)).map_or(0, |value| value.parse().unwrap())
     })
 }
@@ -234,7 +234,7 @@ fn snapshots_agree_with_ss() {
     }
 }
 
-/// The counters that a consumer's library has logged at cleanup.
+/// The counters that a consumer's library logged at cleanup.
 fn logged_counters(consumer: &mut Consumer) -> HashMap<String, u64> {
     consumer.cleanup();
     let until = Instant::now() + crate::consumer::patience();
@@ -272,7 +272,7 @@ fn delivered_and_lost_add_up_to_the_closes_when_the_queue_overflows() {
     let counters = logged_counters(&mut consumer);
     assert_eq!(counters["lost_records"], 0, "{counters:?}");
     assert!(counters["shed_closes"] > u64::from(count), "{counters:?}");
-    // What others on this host closed meanwhile is counted on both sides.
+    // Closes of other programs are counted on both sides.
     assert_eq!(delivered + counters["shed_closes"], counters["closes"], "{counters:?}");
     let others = counters["closes"] - 2 * u64::from(count);
     assert!(others < 100, "{others} closes of others: {counters:?}");
@@ -284,10 +284,10 @@ fn records_that_find_the_ring_full_are_counted() {
     check_lost_records(Consumer::started(&[("TCPEVENT_QUEUE", "100000"), ("TCPEVENT_LOG", "info")]));
 }
 
-/// The consumer's queue must hold all events, and its log tell of the counters.
+/// The consumer's queue must hold all events, and its log must show the counters.
 pub fn check_lost_records(mut consumer: Consumer) {
     let connections = NumberedConnections::new();
-    // The whole process stands still: the ring of 1 MiB holds 1 MiB / 120 bytes = 8738 records.
+    // The whole process is stopped: the ring of 1 MiB holds 1 MiB / 120 bytes = 8738 records.
     let pid = libc::pid_t::try_from(consumer.pid()).unwrap();
     // SAFETY: signals to a child that is not reaped yet.
     unsafe { libc::kill(pid, libc::SIGSTOP) };
@@ -306,7 +306,7 @@ pub fn check_lost_records(mut consumer: Consumer) {
     let counters = logged_counters(&mut consumer);
     let delivered = events.iter().filter(|event| connections.identify(event).is_some()).count() as u64;
     let of_others = events.len() as u64 - delivered;
-    // What others closed since the silence is counted, and not taken any more.
+    // Closes of other programs since the silence are counted, but no longer taken.
     assert!((events.len() as u64..events.len() as u64 + 50).contains(&counters["closes"]), "{counters:?}");
     assert!(counters["lost_records"] > 1000, "{counters:?}");
     let lost = 2 * u64::from(count) - delivered;
@@ -316,14 +316,14 @@ pub fn check_lost_records(mut consumer: Consumer) {
     );
 }
 
-/// The last processor, which this switches off and on. It is on again when this is dropped.
+/// The last processor, which this switches off and on. Switched on again when dropped.
 struct Processor {
     number: usize,
     switch: PathBuf,
 }
 
 impl Processor {
-    /// `None` where there is but one, or it cannot be switched.
+    /// `None` if there is only one, or it cannot be switched.
     fn last() -> Option<Self> {
         let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
         let number = online.trim().rsplit([',', '-']).next().unwrap().parse().unwrap();
@@ -345,16 +345,16 @@ impl Processor {
         self.try_turn("0").unwrap();
     }
 
-    /// Returns after the library had time to see it.
+    /// Returns after the library has had time to notice.
     fn turn_on(&self) {
         self.try_turn("1").unwrap();
         thread::sleep(Duration::from_millis(300) * slowness());
     }
 
-    /// Runs something on it.
+    /// Runs something on this processor.
     fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let body = || {
-            // SAFETY: a set of plain bits, for which zeroes are valid, and which is read only.
+            // SAFETY: a set of plain bits, for which zeroes are valid, and which is only read.
             unsafe {
                 let mut set: libc::cpu_set_t = std::mem::zeroed();
                 libc::CPU_SET(self.number, &mut set);
@@ -375,7 +375,7 @@ impl Drop for Processor {
 #[test]
 fn events_come_from_a_processor_that_is_switched_on_again() {
     let _turn = turn();
-    // It is off from here on.
+    // Off from here on.
     let Some(processor) = Processor::last() else {
         return;
     };

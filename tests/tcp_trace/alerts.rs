@@ -1,6 +1,6 @@
-//! Alerts: what Slack is told, and what becomes of it when Slack does not take it.
+//! Alerts: what Slack receives, and what happens when Slack does not take it.
 //!
-//! The tests that mostly wait take no turn: they load no CPU, and their monitors see their own connections only.
+//! Tests that mostly wait take no turn: they load no CPU, and their monitors see their own connections only.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,12 +17,12 @@ use crate::webhook::{Certificate, Message, Request, SECRETS, Webhook, host_name,
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// A monitor of these addresses that alerts this webhook.
+/// A monitor of these addresses that sends alerts to this webhook.
 fn monitor(net: Net, webhook: &Webhook) -> Monitor {
     Monitor::start(&["--dest", &net.prefix()], &[("SLACK_URL", &webhook.url())])
 }
 
-/// The message of one failure, of this thread and refused.
+/// The message of one refused connect of this thread.
 fn message(net: Net, number: u16, comm: &str) -> String {
     format!(
         "TCP failure detected: {}:{CLOSED} (connection refused (ECONNREFUSED); pid {}, command {comm}) on {}",
@@ -32,13 +32,13 @@ fn message(net: Net, number: u16, comm: &str) -> String {
     )
 }
 
-/// From each request to the next.
+/// Time from each request to the next.
 fn distances(requests: &[Request]) -> Vec<f64> {
     let seconds = |pair: &[Request]| Duration::from_nanos(pair[1].time_ns - pair[0].time_ns).as_secs_f64();
     requests.windows(2).map(seconds).collect()
 }
 
-/// How many failures of each number these messages tell, and how many of none.
+/// How many failures these messages report for each number, and how many without a destination.
 fn counts(net: Net, messages: &[Request]) -> (BTreeMap<u16, u64>, u64) {
     let mut counts = BTreeMap::new();
     let mut others = 0;
@@ -91,7 +91,7 @@ fn a_failure_is_alerted_at_once_and_those_of_the_next_second_together() {
 }
 
 #[test]
-fn what_failures_are_ignored_are_not_alerted() {
+fn ignored_failures_are_not_alerted() {
     let _turn = turn();
     let net = Net::new();
     let mut webhook = Webhook::start("200");
@@ -113,7 +113,7 @@ fn a_command_of_any_bytes_is_valid_json_and_no_markup() {
     let monitor = monitor(net, &webhook);
     for (comm, shown) in [
         (&b"<!here>&\"b\\\n\xff\x01"[..], r#"&lt;!here&gt;&amp;\"b\\\n\xff\x01"#),
-        // Line separators, marks of direction, and characters that are not seen.
+        // Line separators, direction marks, and invisible characters.
         ("\u{85}a\u{2028}b\u{2029}".as_bytes(), r"\xc2\x85a\xe2\x80\xa8b\xe2\x80\xa9"),
         ("\u{202e}\u{2066}x\u{2069}".as_bytes(), r"\xe2\x80\xae\xe2\x81\xa6x\xe2\x81\xa9"),
         ("\u{200b}\u{feff}*`_~".as_bytes(), r"\xe2\x80\x8b\xef\xbb\xbf*`_~"),
@@ -127,7 +127,7 @@ fn a_command_of_any_bytes_is_valid_json_and_no_markup() {
 }
 
 #[test]
-fn an_ipv6_address_is_told_in_brackets() {
+fn an_ipv6_address_is_in_brackets() {
     let _turn = turn();
     let mut webhook = Webhook::start("200");
     let address = Bound::new("::1".parse().unwrap()).address();
@@ -148,7 +148,7 @@ fn what_is_pending_at_the_end_is_still_delivered() {
     let mut monitor = monitor(net, &webhook);
     net.refuse(1);
     webhook.request();
-    // This second's message is gone.
+    // This second's message has been used up.
     net.refuse(2);
     monitor.until("the second failure", |line| line.contains(&format!("{}:{CLOSED} (", net.address(2))));
     let lines = monitor.end_well();
@@ -164,17 +164,17 @@ fn too_many_requests_are_followed_by_none_before_slack_wants_one() {
     let net = Net::new();
     let mut webhook = Webhook::start("429:2 200");
     let mut monitor = monitor(net, &webhook);
-    // In seconds, as a date, and unsaid.
+    // In seconds, as a date, and without a value.
     for (number, plan) in [(1, "429:2 200"), (2, "429@1 200"), (3, "429 200")] {
         webhook.plan(plan);
         net.refuse(number);
         let [refused, taken] = [webhook.request(), webhook.request()];
         let not_before_ns = if plan == "429 200" { refused.time_ns + SECOND_NS } else { refused.not_before_ns };
         assert!(taken.time_ns >= not_before_ns, "{refused:?}, {taken:?}");
-        // Whole seconds are waited for.
+        // It waits whole seconds.
         assert!(taken.time_ns < not_before_ns + 2 * SECOND_NS * u64::from(slowness()), "{refused:?}, {taken:?}");
         assert_eq!((taken.text.as_str(), taken.word.as_str()), (&*message(net, number, &own_comm()), "200"));
-        // Once an outage is over, the next one is told anew.
+        // After an outage, the next one is reported again.
         let lines = monitor.until("the recovery", |line| line.contains("delivered again"));
         let warned: Vec<_> = warnings(&lines).into_iter().filter(|text| text.starts_with("Slack")).collect();
         let [warned] = &warned[..] else { panic!("{lines:#?}") };
@@ -195,7 +195,7 @@ fn slack_may_ask_for_an_hour_and_not_for_more() {
     let lines = monitor.until("the outage", |line| line.contains("not delivered"));
     let expected = "Slack alert not delivered: HTTP status 429; trying again in 3600 s";
     assert_eq!(warnings(&lines)[1..], [expected]);
-    // Nor is it asked again before, at the end.
+    // No further attempt before, not even at the end.
     let ended = monitor.end_by(libc::SIGTERM);
     assert!(ended.took < Duration::from_secs(2) * slowness(), "{ended:?}");
     let told = warnings(&ended.well());
@@ -217,7 +217,7 @@ fn an_alert_that_slack_refuses_is_dropped_and_counted() {
         let line = monitor.until("the refusal", |line| line.contains(" WARNING Slack "));
         lines.extend(line);
     }
-    // The next one is tried again.
+    // The next alert is attempted.
     webhook.plan("200");
     net.refuse(4);
     assert_eq!(webhook.request().text, message(net, 4, &own_comm()));
@@ -227,7 +227,7 @@ fn an_alert_that_slack_refuses_is_dropped_and_counted() {
     let refused = |status| format!("Slack refused an alert of 1 failures: HTTP status {status}; it is dropped");
     let end = "3 failures were not alerted: 3 refused by Slack, 0 not delivered".to_owned();
     assert_eq!(told, [refused(400), refused(404), refused(302), end]);
-    // Not the place that the redirect leads to either.
+    // Nor to the target of the redirect.
     assert_eq!(webhook.rest().len(), 0);
 }
 
@@ -242,7 +242,7 @@ fn an_outage_is_sat_out_with_growing_distances_and_its_failures_come_in_one_mess
     net.refuse(1);
     let mut requests = vec![webhook.request()];
     let mut expected: BTreeMap<u16, u64> = [(1, 100), (2, 150), (3, 250)].into();
-    // Taken in turn, as far as there are any left.
+    // In the order taken, as long as any are left.
     let mut left: Vec<_> = expected.clone().into_iter().collect();
     while !left.is_empty() {
         for (number, count) in &mut left {
@@ -254,7 +254,7 @@ fn an_outage_is_sat_out_with_growing_distances_and_its_failures_come_in_one_mess
     *expected.get_mut(&1).unwrap() += 1;
     requests.extend(webhook.requests_until("200"));
     assert_eq!(requests.len(), 4);
-    // Up to 10 % more than is due, and the time that a request takes.
+    // Up to 10 % more than is due, and the time of a request.
     for (distance, due) in distances(&requests).into_iter().zip([1.0, 2.0, 4.0]) {
         let most = due * 1.1 + 0.3 * f64::from(slowness());
         assert!((due * 0.99..most).contains(&distance), "{distance} s instead of {due} s");
@@ -274,7 +274,7 @@ fn an_outage_is_sat_out_with_growing_distances_and_its_failures_come_in_one_mess
 }
 
 #[test]
-fn no_failure_goes_uncounted_however_many_destinations_there_are() {
+fn every_failure_is_counted_however_many_destinations_there_are() {
     const DESTINATIONS: u16 = 700;
     const OFTEN: u16 = 250;
 
@@ -297,7 +297,7 @@ fn no_failure_goes_uncounted_however_many_destinations_there_are() {
     let total = u64::from(1 + 3 + DESTINATIONS);
     assert_eq!(counts.values().sum::<u64>() + others, total);
     assert_eq!(failures(&lines).len() as u64, total);
-    // One of them has 40 lines: the destinations that failed most often first.
+    // One message has 40 lines: the destinations that failed most often come first.
     assert_eq!(counts.len(), 40);
     assert_eq!(counts.get(&OFTEN), Some(&4), "{counts:?}");
     assert_eq!(counts.get(&1), Some(&2), "{counts:?}");
@@ -317,16 +317,16 @@ fn a_connection_that_is_closed_without_an_answer_is_an_outage() {
     assert_eq!(requests[1].text, message(net, 1, &own_comm()));
     let lines = monitor.until("the recovery", |line| line.contains("delivered again"));
     let outage = &warnings(&lines)[1];
-    // As curl_easy_strerror has it.
+    // The text of curl_easy_strerror.
     let cause = "Slack alert not delivered: Server returned nothing (no headers, no data); trying again in 1 s";
     assert_eq!(outage, cause);
     monitor.end_well();
     assert_eq!(webhook.rest().len(), 0);
 }
 
-/// Its own failures are logged, but would only feed themselves as alerts.
+/// Its own failures are logged, but as alerts they would only feed themselves.
 #[test]
-fn while_nobody_listens_for_alerts_there_are_none_of_that() {
+fn failures_to_reach_the_webhook_are_not_alerted() {
     let _turn = turn();
     let net = Net::new();
     let reserved = Bound::new(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -341,7 +341,7 @@ fn while_nobody_listens_for_alerts_there_are_none_of_that() {
     let mut webhook = Webhook::start_at(address.port(), "200");
     let told = Message::read(&webhook.request().text);
     let mine = format!("{}:{CLOSED}", net.address(1));
-    // Others' failures may be among them.
+    // May include other programs' failures.
     assert_eq!(told.counts.get(&mine), Some(&1), "{told:?}");
     assert!(!told.counts.contains_key(&address.to_string()), "{told:?}");
 
@@ -366,7 +366,7 @@ fn a_webhook_that_never_answers_delays_no_line_and_not_the_end() {
     let mut number = 1;
     let mut slowest = Duration::ZERO;
     let mut outage = Vec::new();
-    // All the time until it is given up, 10 s later.
+    // All the time until it gives up, 10 s later.
     while outage.is_empty() {
         number += 1;
         let begin = Instant::now();
@@ -385,7 +385,7 @@ fn a_webhook_that_never_answers_delays_no_line_and_not_the_end() {
     assert!(asked.elapsed() > Duration::from_secs(9), "{:?}", asked.elapsed());
     webhook.expect("gone");
 
-    // It is asked again, and hangs again.
+    // It tries again, and the answer hangs again.
     let message = Message::read(&webhook.request().text);
     assert_eq!(message.total(), u64::from(number) + 1, "with the marker");
     let ended = monitor.end_by(libc::SIGTERM);
@@ -420,12 +420,12 @@ fn an_answer_is_read_no_further_than_it_can_be_one() {
     let monitor = monitor(net, &webhook);
     net.refuse(1);
     webhook.request();
-    // What both ends' buffers hold is some megabytes.
+    // Both ends' buffers hold some megabytes.
     let poured: u64 = webhook.expect("poured")[0].parse().unwrap();
     assert!(poured < 64 << 20, "{poured} bytes");
     net.refuse(2);
     assert_eq!(webhook.request().text, message(net, 2, &own_comm()));
-    // Both were taken.
+    // Both were accepted.
     assert_eq!(warnings(&monitor.end_well()).len(), 2);
 }
 
@@ -451,7 +451,7 @@ fn at_the_end_an_outage_is_tried_once_more() {
     let monitor = monitor(net, &webhook);
     net.refuse(1);
     let second = [webhook.request(), webhook.request()].into_iter().next_back().unwrap();
-    // It is told of the first refusal only. The second one must have arrived, so that 2 s are being waited for.
+    // It logs only the first refusal. The second one must have arrived, so that it is now waiting 2 s.
     thread::sleep(Duration::from_millis(200) * slowness());
     let lines = monitor.end_well();
     let told: Vec<_> = warnings(&lines).into_iter().filter(|text| text.contains("not alerted")).collect();
@@ -507,7 +507,7 @@ fn over_tls_alerts_go_to_a_server_that_is_trusted_and_to_no_other() {
     }
 }
 
-/// That the log does not tell the URL is seen to wherever a line is read.
+/// Each line read is checked for the URL: it must not be in the log.
 #[test]
 fn a_url_on_the_command_line_is_to_be_seen_no_more() {
     let _turn = turn();
@@ -527,7 +527,7 @@ fn a_url_on_the_command_line_is_to_be_seen_no_more() {
         for secret in SECRETS.into_iter().chain(["http"]) {
             assert!(!command_line.contains(secret), "{command_line:?}");
         }
-        // What others are to see is still there.
+        // The public parts are still there.
         assert!(command_line.contains(&dest), "{command_line:?}");
         net.refuse(number);
         assert_eq!(webhook.request().text, message(net, number, &own_comm()));

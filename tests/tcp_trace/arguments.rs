@@ -2,7 +2,7 @@
 
 use crate::monitor::{command, run_to_end};
 
-/// Arguments, variables, and what the line must begin with, after the program's name.
+/// Arguments, variables, and how the line must begin, after the program's name.
 type Wrong = (&'static [&'static str], &'static [(&'static str, &'static str)], &'static str);
 
 const WRONG: [Wrong; 56] = [
@@ -19,7 +19,7 @@ const WRONG: [Wrong; 56] = [
     (&["--dest=2001:db8::1::2"], &[], "--dest: 2001:db8::1::2: "),
     (&["--dest=[::1]"], &[], "--dest: [::1]: "),
     (&["--dest=localhost"], &[], "--dest: localhost: "),
-    // No word of the user's gets into the filter as anything else.
+    // No word of the user's may get into the filter as anything else.
     (&["--dest=10.0.0.1 dport 9"], &[], "--dest: dport: "),
     (&["--dest", "failed"], &[], "--dest: failed: "),
     (&["--dest=10.0.0.1,src"], &[], "--dest: src: "),
@@ -51,7 +51,7 @@ const WRONG: [Wrong; 56] = [
     (&["--json", "--dport"], &[], "--dport: "),
     (&["--json=yes"], &[], "--json: "),
     (&["--colour"], &[], "--colour: "),
-    // It may be a secret that was mistyped.
+    // It may be a mistyped secret.
     (&["--slack-uri=http://127.0.0.1/hook-services"], &[], "--slack-uri: "),
     (&["-x"], &[], "-x: "),
     (&["here"], &[], "here: "),

@@ -1,4 +1,4 @@
-//! Connections that fail, and those that must not be taken for such.
+//! Connections that fail, and those that must not be taken for failed ones.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -15,12 +15,12 @@ use crate::network::{
 };
 use crate::traffic::{own_comm, set_linger_0};
 
-/// The warning of a failure of this thread, from the address on.
+/// The warning of this thread's failed connect, from the address on.
 fn warning(address: SocketAddr, reason: &str) -> String {
     format!("{address} ({reason}; pid {}, command {})", process::id(), own_comm())
 }
 
-/// How the program tells the error that a connect has returned.
+/// How the program describes the error returned by a connect.
 fn reason(error: &io::Error) -> &'static str {
     match error.raw_os_error().unwrap() {
         libc::ECONNREFUSED => "connection refused (ECONNREFUSED)",
@@ -32,18 +32,18 @@ fn reason(error: &io::Error) -> &'static str {
     }
 }
 
-/// The warning must tell that the program gave up, after this time at least, and that at most.
+/// The warning must say that the program gave up, after a time between these two.
 fn check_given_up(text: &str, address: SocketAddr, least: Duration, most: Duration) {
     let whole = warning(address, "given up by the program after N s");
     let (start, end) = whole.split_once('N').unwrap();
     let seconds = text.strip_prefix(start).and_then(|text| text.strip_suffix(end));
     let seconds: f64 = seconds.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{text} is not {whole}"));
-    // It is told to the millisecond.
+    // It is given to the millisecond.
     assert!((least.as_secs_f64()..most.as_secs_f64() + 0.001).contains(&seconds), "{text}: {least:?}, {most:?}");
 }
 
 #[test]
-fn a_refused_connection_is_told_with_its_reason() {
+fn a_refused_connection_is_reported_with_its_reason() {
     let _turn = turn();
     let net = Net::new();
     let v6 = Bound::new(IpAddr::V6(Ipv6Addr::LOCALHOST)).address();
@@ -61,7 +61,7 @@ fn a_refused_connection_is_told_with_its_reason() {
 }
 
 #[test]
-fn a_program_that_gives_up_is_told_with_the_time_it_has_waited() {
+fn a_program_that_gives_up_is_reported_with_the_time_it_waited() {
     let _turn = turn();
     let net = Net::new();
     let deaf = Deaf::new(net.at(1, 0));
@@ -89,9 +89,9 @@ fn given_up_connections_can_be_ignored_but_for_their_states() {
     assert_eq!(Summary::of(&monitor.end_well()).failures, 2);
 }
 
-/// The reason must be that which the program itself was told by its connect.
+/// The reason must match the error that connect returned to the program.
 #[test]
-fn what_routers_say_is_told_as_the_program_was_told_it() {
+fn an_error_from_a_router_is_reported_as_the_program_got_it() {
     let _turn = turn();
     let mut monitor = Monitor::start(BEHIND, &[]);
     let after = Duration::from_millis(200);
@@ -113,7 +113,7 @@ fn what_routers_say_is_told_as_the_program_was_told_it() {
             (warnings, silent, one_more.join().unwrap())
         })
     });
-    // There is one of each: a table of reasons that mixes them up is found out.
+    // One of each, so that a table of reasons that mixes them up is detected.
     for name in ["EHOSTUNREACH", "ENETUNREACH", "EACCES", "ETIMEDOUT"] {
         assert!(expected.iter().any(|warning| warning.contains(name)), "no {name} among {expected:#?}");
     }
@@ -132,7 +132,7 @@ fn what_routers_say_is_told_as_the_program_was_told_it() {
 }
 
 #[test]
-fn a_timeout_that_the_program_itself_has_set_is_told() {
+fn a_timeout_set_by_the_program_is_reported() {
     let _turn = turn();
     let net = Net::new();
     let deaf = Deaf::new(net.at(1, 0));
@@ -194,7 +194,7 @@ fn connections_that_were_established_are_no_failures_however_they_end() {
 }
 
 #[test]
-fn each_of_1000_failures_is_told_once() {
+fn each_of_1000_failures_is_reported_once() {
     const COUNT: u16 = 1000;
 
     let _turn = turn();
@@ -215,13 +215,13 @@ fn each_of_1000_failures_is_told_once() {
     assert_eq!(told, (1..=COUNT).map(|number| (number, 1)).collect());
     assert_eq!(states(&lines).len(), usize::from(2 * COUNT));
     assert_eq!(warnings(&lines).len(), usize::from(COUNT), "nothing else is to be warned of");
-    // With the marker.
+    // Includes the marker.
     let summary = Summary::of(&monitor.end_well());
     let (states, failures) = (2 * u64::from(COUNT + 1), u64::from(COUNT + 1));
     assert_eq!(summary, Summary { states, failures, lost: 0 });
 }
 
-/// A monitor that does not get to run: what it has told and what it calls lost are all there was.
+/// A monitor that is stopped: what it reports and what it calls lost must add up.
 #[test]
 fn what_is_lost_is_counted() {
     const COUNT: u16 = 10_000;
@@ -236,7 +236,7 @@ fn what_is_lost_is_counted() {
         }
     });
     signal_process(monitor.pid(), libc::SIGCONT);
-    // What comes when there is room again is told after all that was kept.
+    // What comes once there is room again is reported after everything that was queued.
     let mut made = COUNT;
     let mut lines = Vec::new();
     let mut is_last_told = false;

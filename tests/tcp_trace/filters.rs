@@ -6,22 +6,22 @@ use crate::consumer::turn;
 use crate::monitor::{Monitor, failures};
 use crate::network::{Net, refuse};
 
-/// Ports at which nobody listens.
+/// Ports without a listener.
 const PORTS: [u16; 4] = [2, 3, 4, 6];
 
-/// Has connections refused, and checks which of them are told: those of `told`, by index.
+/// Has connections refused, and checks which of them are reported: those of `told`, by index.
 fn check(arguments: &[&str], variables: &[(&str, &str)], attempts: &[SocketAddr], told: &[usize]) {
     let mut monitor = Monitor::start(arguments, variables);
     for to in attempts {
         refuse(*to);
     }
-    // The first one that must be told, once more, marks the end.
+    // The first one that must be reported, once more, marks the end.
     let marker = attempts[told[0]];
     refuse(marker);
     let prefix = format!("TCP failure detected: {marker} (");
     let mut lines = monitor.until("the first one", |line| line.contains(&prefix));
     lines.extend(monitor.until("the first one again", |line| line.contains(&prefix)));
-    // Another program's may be among them where all connections are watched.
+    // Another program's may be among them if all connections are watched.
     let mine = |text: &String| attempts.iter().any(|to| text.starts_with(&format!("{to} (")));
     let seen: Vec<_> = failures(&lines).into_iter().filter(mine).collect();
     let expected = told.iter().chain(&told[..1]).map(|index| attempts[*index]);

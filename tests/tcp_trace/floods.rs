@@ -1,4 +1,4 @@
-//! Processes that fail without end: the log stays bounded, and others' failures are told all the same.
+//! Processes that fail endlessly: the log stays bounded, and other processes' failures are still reported.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,11 +11,11 @@ use crate::network::{CLOSED, Net, with_comm};
 use crate::traffic::own_comm;
 use crate::webhook::{Message, Webhook};
 
-/// The processes of one user that connect without end.
+/// Processes of one user that connect endlessly.
 struct Flood(Child);
 
 impl Flood {
-    /// To the addresses from this number on.
+    /// Connects to the addresses from this number on.
     fn start(net: Net, processes: u32, seconds: u32, first: u16, addresses: u16) -> Self {
         let mut command = Command::new(c_program("flood"));
         command.args([processes, seconds].map(|number| number.to_string()));
@@ -23,7 +23,7 @@ impl Flood {
         Self(command.stdout(Stdio::piped()).spawn().unwrap())
     }
 
-    /// Waits for its end. Returns how many connections there were.
+    /// Waits for its end. Returns the number of connections.
     fn end(self) -> u64 {
         let output = self.0.wait_with_output().unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -31,7 +31,7 @@ impl Flood {
     }
 }
 
-/// Lines that are left out, as the log tells: how many, and by whom the last of each were.
+/// The omitted lines that the log reports: how many, and the last users of each report.
 fn left_out(texts: &[String]) -> (u64, Vec<String>) {
     let mut count = 0;
     let mut last = Vec::new();
@@ -50,12 +50,12 @@ fn told(lines: &[String]) -> u64 {
 
 // ---- A flood by one user
 
-/// While 64 processes of one user fail as fast as they can, at addresses from 1,000 on, another process fails at number 1 now
-/// and then.
+/// While 64 processes of one user fail as fast as they can, at addresses from 1,000 on, another process fails at number
+/// 1 now and then.
 fn check_flood(name: &str, addresses: u16) {
     const PROCESSES: u32 = 64;
     const SECONDS: u32 = 8;
-    /// Lines a second: half of that is a user's, with 200 s of it at once.
+    /// Lines a second: a user may have half, with 200 s of it at once.
     const RATE: u64 = 100;
     const AT_ONCE_S: u64 = 200;
 
@@ -64,7 +64,7 @@ fn check_flood(name: &str, addresses: u16) {
     let log = new_folder(name).join("log");
     let mut webhook = Webhook::start("200");
     let (rate, url) = (RATE.to_string(), webhook.url());
-    // By the variables: a program that has no such bound is not to fail for want of the option.
+    // By the variables: a program without such a limit must not fail for want of the option.
     let variables = [("SLACK_URL", url.as_str()), ("LOG_RATE", rate.as_str())];
     let monitor = Monitor::with_log(&log, &["--dest", &net.prefix()], &variables);
     let begin = Instant::now();
@@ -96,21 +96,21 @@ fn check_flood(name: &str, addresses: u16) {
 
     let alerted = alerted.unwrap_or_else(|| panic!("no alert names {mine} while others fail; {attempts} attempts"));
     println!("alerted after {alerted:?}");
-    // The log has its bound, ...
+    // The log is bounded, ...
     let most = RATE / 2 * (AT_ONCE_S + took_s);
     let of_flood = |state: &&crate::monitor::State| net.number(&state.remote).is_some_and(|number| number >= 1000);
     let flood_lines = states(&lines).iter().filter(of_flood).count() as u64;
     assert!(flood_lines <= most, "{flood_lines} lines of one user, not {most}");
     assert!(bytes < 130 * (RATE * (AT_ONCE_S + took_s)), "{bytes} bytes");
-    // ... what it has not is counted, ...
+    // ... what it omits is counted, ...
     assert!(out > 0, "{texts:#?}");
     assert_eq!(told(&lines) + out, summary.states + summary.failures);
     let culprit = format!("user {NOBODY}, pid ");
     assert!(last.iter().any(|text| text.starts_with(&culprit) && text.contains(", command flood, to ")), "{last:#?}");
-    // ... and those of others are in it.
+    // ... and other users' failures are in it.
     assert!(failures(&lines).iter().any(|text| text.starts_with(&format!("{mine} ("))), "{texts:#?}");
     assert!(share < 40, "{share} % of all events are lost");
-    // Nothing is alerted after the end.
+    // No alert follows the end.
     webhook.rest();
 }
 
@@ -143,14 +143,14 @@ fn a_destination_and_a_user_have_their_share_of_the_log_and_the_rest_is_counted(
         for number in 2..=4 {
             net.refuse(number);
         }
-        // The user has no more now.
+        // This user has none left.
         for _ in 0..20 {
             net.refuse(5);
         }
         for number in 6..20 {
             net.refuse(number);
         }
-        // Another one has.
+        // Another user has.
         Flood::start(net, 1, 0, 20, 1).end();
         let made = 60 + 3 + 20 + 14;
         let texts = if json {
@@ -171,7 +171,7 @@ fn a_destination_and_a_user_have_their_share_of_the_log_and_the_rest_is_counted(
             for state in states(&lines) {
                 *of.entry(net.number(&state.remote).unwrap()).or_default() += 1;
             }
-            // A connection has three lines, two of them states; some more may come while this lasts.
+            // A connection has three lines, two of them states; a few more may be earned meanwhile.
             assert!((32..=36).contains(&of[&1]), "{of:?}");
             assert_eq!((of[&2], of[&3], of[&4]), (2, 2, 2), "{of:?}");
             assert!((4..=30).contains(&of[&5]), "{of:?}");
@@ -207,7 +207,7 @@ fn without_a_limit_and_by_default_a_busy_moment_is_logged_whole() {
 }
 
 #[test]
-fn who_left_lines_out_is_told_on_one_line_whatever_its_name() {
+fn omitted_lines_are_reported_on_one_line_whatever_the_command() {
     let _turn = turn();
     let net = Net::new();
     let log = new_folder("log-rate-name").join("log");
@@ -231,12 +231,12 @@ fn an_alert_says_that_events_were_lost_and_failures_may_be_among_them() {
     let net = Net::new();
     let mut webhook = Webhook::start("200");
     let mut monitor = Monitor::start(&["--dest", &net.prefix()], &[("SLACK_URL", &webhook.url())]);
-    // While it does not get to run.
+    // While it is stopped.
     signal_process(monitor.pid(), libc::SIGSTOP);
     (1..=10_000).for_each(|number| net.refuse(number));
     signal_process(monitor.pid(), libc::SIGCONT);
     monitor.until("the loss", |line| line.contains(" WARNING lost "));
-    // Another one is needed for a message, if all others are told.
+    // A message needs another failure if all others were reported.
     net.refuse(10_001);
     let mut messages = Vec::new();
     while messages.last().is_none_or(|message: &Message| message.lost == 0) {
@@ -257,7 +257,8 @@ fn a_process_that_fails_everywhere_leaves_room_for_others_in_an_alert() {
     let monitor = Monitor::start(&["--dest", &net.prefix()], &[("SLACK_URL", &webhook.url())]);
     net.refuse(1000);
     assert_eq!(webhook.request().word, "500");
-    // One process fails at 400 destinations several times, another one at one once, before the next message.
+    // Before the next message, one process fails several times at each of 400 destinations, and another one once at
+    // one.
     for _ in 0..3 {
         (1000..1400).for_each(|number| net.refuse(number));
     }
@@ -273,7 +274,7 @@ fn a_process_that_fails_everywhere_leaves_room_for_others_in_an_alert() {
 }
 
 #[test]
-fn what_was_not_told_before_comes_first_in_an_alert() {
+fn destinations_not_reported_before_come_first_in_an_alert() {
     let _turn = turn();
     let net = Net::new();
     let mut webhook = Webhook::start("200");

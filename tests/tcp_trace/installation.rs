@@ -1,4 +1,4 @@
-//! The service and the manual: what is installed, and what systemd makes of it.
+//! The service and the manual: what is installed, and systemd's view of it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,8 @@ use std::process::{Command, Output};
 use crate::consumer::root;
 use crate::monitor::{new_folder, program};
 
-/// How exposed the service is, in tenths, as systemd 252 reckons: 0 to 100. It needs BPF, the network and nothing else.
+/// How exposed the service is, in tenths, by systemd 252's reckoning: 0 to 100. It needs BPF, the network and nothing
+/// else.
 const EXPOSURE: &str = "16";
 
 fn said(output: &Output) -> String {
@@ -18,7 +19,7 @@ fn said(output: &Output) -> String {
 
 /// Runs make in the project, as a packager does.
 fn make(target: &str, destination: &Path) -> String {
-    // It is installed as it was built: nothing is built here.
+    // Installation builds nothing.
     program();
     let output = Command::new("make")
         .current_dir(root())
@@ -56,7 +57,7 @@ const UNIT: &str = "usr/local/lib/systemd/system/tcp_trace.service";
 const ROTATION: &str = "etc/logrotate.d/tcp_trace";
 const DEFAULTS: &str = "etc/default/tcp_trace";
 
-/// Where a page of the manual is installed: by its section.
+/// Where a page of the manual is installed, by its section.
 fn page_path(name: &str) -> String {
     format!("usr/local/share/man/man{}/{name}", name.rsplit('.').next().unwrap())
 }
@@ -83,7 +84,7 @@ fn install_puts_service_and_manual_in_place_and_uninstall_takes_it_away() {
     assert!(installed(UNIT).contains("\nExecStart=/usr/local/bin/tcp_trace"));
     assert_eq!(installed(ROTATION), source("tcp_trace.logrotate"));
     assert_eq!(installed(DEFAULTS), source("tcp_trace.default"));
-    // It finds its library from where it is.
+    // It finds its library relative to its own path.
     let version = Command::new(place.join(PROGRAM)).arg("--version").output().unwrap();
     assert!(version.status.success(), "{}", said(&version));
 
@@ -103,10 +104,10 @@ fn settings_that_were_edited_are_never_overwritten_nor_removed() {
     assert_eq!(fs::read_to_string(&settings).unwrap(), "DEST_IP=192.0.2.7\n");
     let words = make("uninstall", &place);
     assert_eq!(files(&place), [DEFAULTS.to_owned()].into());
-    assert!(words.contains(settings.to_str().unwrap()), "it is not told that it stays: {words}");
+    assert!(words.contains(settings.to_str().unwrap()), "no line says that it stays: {words}");
 }
 
-/// The unit as it is installed, for a program that is there.
+/// The installed unit, for an existing program.
 fn unit(name: &str) -> PathBuf {
     let prefix = new_folder(name);
     fs::create_dir(prefix.join("bin")).unwrap();
@@ -136,7 +137,7 @@ fn the_unit_is_as_little_exposed_as_it_can_be() {
     assert!(output.status.success(), "{}", said(&output));
 }
 
-/// What is set as an example must be what the program takes.
+/// The program must accept the examples of the settings.
 #[test]
 fn the_examples_of_the_settings_are_taken() {
     let text = fs::read_to_string(root().join("examples/tcp_trace/tcp_trace.default")).unwrap();

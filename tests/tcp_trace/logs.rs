@@ -1,4 +1,4 @@
-//! Log files: those that are moved away, and those on a disk that is full.
+//! Log files that are rotated, or on a full disk.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,8 +40,8 @@ fn a_log_file_is_made_for_its_owner_and_group_and_then_added_to() {
 
 const INSTALLED_LOG: &str = "/var/log/tcp_trace/tcp_trace.log";
 
-/// Connections that are refused one after another while something else is done, each at the address of its number. Returns
-/// how many there were.
+/// Connections that are refused one after another while something else runs, each at the address of its number. Returns
+/// their number.
 fn while_refused(net: Net, work: impl FnOnce()) -> u16 {
     /// Ends the traffic when the work has ended, or has panicked.
     struct Done<'a>(&'a AtomicBool);
@@ -59,7 +59,7 @@ fn while_refused(net: Net, work: impl FnOnce()) -> u16 {
             while !done.load(Ordering::Relaxed) {
                 number += 1;
                 net.refuse(number);
-                // Some thousands a second: as fast as can be, they would be used up before the work is done.
+                // Some thousands a second: at full speed the numbers would run out before the work is done.
                 thread::sleep(Duration::from_micros(100));
             }
             number
@@ -71,7 +71,7 @@ fn while_refused(net: Net, work: impl FnOnce()) -> u16 {
     })
 }
 
-/// All lines of each of them must be there, once and in order, from the first file to the last.
+/// All lines of each must be there, once and in order, from the first file to the last.
 fn check_all_told(net: Net, count: u16, lines: &[String]) {
     let mut states_of = BTreeMap::<u16, Vec<String>>::new();
     let mut number = 1;
@@ -116,7 +116,7 @@ fn no_line_is_lost_or_doubled_when_the_log_is_moved_away() {
     check_all_told(net, count, &lines);
 }
 
-/// The configuration that is installed, with another log and monitor.
+/// The installed configuration, with another log and monitor.
 fn logrotate_config(log: &Path, pid: u32, folder: &Path) -> PathBuf {
     let text = fs::read_to_string(root().join("examples/tcp_trace/tcp_trace.logrotate")).unwrap();
     assert_eq!(text.matches(INSTALLED_LOG).count(), 1, "{text}");
@@ -210,7 +210,7 @@ fn where_no_new_log_can_be_opened_the_old_one_goes_on() {
     wait_until("a warning", || (warnings(&read_log(&old)).len() == 1).then_some(()));
     net.refuse(1);
     wait_until("a failure", || (failures(&read_log(&old)).len() == 1).then_some(()));
-    // Back where it can: the next signal finds it.
+    // Moved back: the next signal finds it.
     fs::rename(&moved, &logs).unwrap();
     monitor.signal(libc::SIGHUP);
     net.refuse(2);
@@ -222,9 +222,9 @@ fn where_no_new_log_can_be_opened_the_old_one_goes_on() {
 // ---- A full disk
 
 #[test]
-fn what_a_full_disk_has_cost_is_told_and_no_line_is_cut() {
+fn lines_lost_to_a_full_disk_are_reported_and_no_line_is_cut() {
     const DISK: usize = 1024 * 1024;
-    /// What there is for the log at first, in lines of some 100 bytes.
+    /// Initial room for the log, in lines of some 100 bytes.
     const ROOM: usize = 32 * 1024;
     /// Lines of a connection.
     const EACH: u64 = 3;
@@ -240,7 +240,7 @@ fn what_a_full_disk_has_cost_is_told_and_no_line_is_cut() {
         );
         let net = Net::new();
         let mut monitor = Monitor::with_log(&log, &["--dest", &net.prefix()], &[]);
-        // Several times of what there is room for.
+        // Several times what fits.
         let mut count = 0;
         for _ in 0..500 {
             count += 1;
@@ -256,7 +256,7 @@ fn what_a_full_disk_has_cost_is_told_and_no_line_is_cut() {
         let told = failures(&full).len();
         assert!(told > 50 && told < 400, "{told} of {count}");
 
-        // Then there is room enough also for what the program has yet to read of those before.
+        // Then there is room enough even for earlier events that the program has yet to read.
         fs::remove_file(&ballast).unwrap();
         let before = count;
         wait_until("lines again", || {
@@ -274,26 +274,26 @@ fn what_a_full_disk_has_cost_is_told_and_no_line_is_cut() {
             .filter_map(|text| text.strip_suffix(" lines of the log were lost: No space left on device"))
             .map(|count| count.parse().unwrap())
             .collect();
-        // As often as there was room for a line again. One on stderr was read above.
+        // Each time there was room for a line again. One on stderr was read above.
         assert!(ended.errors.len() < lost.len() && ended.errors.iter().all(|line| *line == cannot), "{ended:#?}");
         let lost: u64 = lost.iter().sum();
         let kept = (states(lines).len() + failures(lines).len()) as u64;
         assert_eq!(kept + lost, EACH * u64::from(count));
         let count = u64::from(count);
-        // It went on watching meanwhile.
+        // It kept watching meanwhile.
         assert_eq!(Summary::of(lines), Summary { states: 2 * count, failures: count, lost: 0 });
         assert_eq!(notices(lines).iter().filter(|text| text.starts_with("stopped")).count(), 1);
     });
 }
 
-/// The lines of a log that is being written to. `None` where that is just happening: a line is cut off again, or
-/// completed, right after a write that was cut short.
+/// The lines of a log that is being written to. `None` at a moment when a line is being cut off or completed, right
+/// after a write that was cut short.
 fn read_log_if_whole(path: &Path) -> Option<Vec<String>> {
     whole_lines(&fs::read(path).unwrap())
 }
 
 #[test]
-fn a_disk_that_stays_full_is_told_on_stderr() {
+fn a_disk_that_stays_full_is_reported_on_stderr() {
     let _turn = turn();
     let net = Net::new();
     let mut command = command(&["--dest", &net.prefix()], &[]);

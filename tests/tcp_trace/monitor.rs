@@ -1,4 +1,4 @@
-//! The monitor as a process, and what its lines say.
+//! The monitor as a process, and the meaning of its lines.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,25 +15,25 @@ use crate::hidden_types::by_tracepoint;
 use crate::network::Net;
 use crate::webhook::SECRETS;
 
-/// How long something that must happen is waited for: the machine may be busy.
+/// How long to wait for something that must happen: the machine may be busy.
 pub fn patience() -> Duration {
     Duration::from_secs(20) * slowness()
 }
 
-/// What `make` has made; or another program that must do the same, which TCP_TRACE names.
+/// The program that `make` built; or the one named by TCP_TRACE, which must behave the same.
 pub fn program() -> PathBuf {
     let path = std::env::var_os("TCP_TRACE").map_or_else(|| root().join("build/tcp_trace"), PathBuf::from);
     assert!(path.exists(), "{} is missing: run `make` first", path.display());
     path
 }
 
-/// What the program takes from its environment.
+/// Variables that the program reads.
 pub const VARIABLES: [&str; 6] = ["DEST_IP", "DEST_PORT", "SLACK_URL", "SLACK_CA_FILE", "LOG_FILE", "LOG_RATE"];
 
-/// And what libcurl takes: no test is of a proxy.
+/// Variables that libcurl reads: no test uses a proxy.
 const PROXIES: [&str; 5] = ["http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
-/// The program with these arguments and variables and none of the test's own.
+/// The program with exactly these arguments and variables.
 pub fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program());
     leave_out_own_settings(&mut command);
@@ -41,7 +41,7 @@ pub fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     command
 }
 
-/// The same on a kernel that does not show its types: the plain tracepoint is all that is left.
+/// The same on a kernel that hides its types: only the plain tracepoint is left.
 pub fn command_by_tracepoint(arguments: &[&str]) -> Command {
     let mut command = by_tracepoint(&program());
     leave_out_own_settings(&mut command);
@@ -49,12 +49,12 @@ pub fn command_by_tracepoint(arguments: &[&str]) -> Command {
     command
 }
 
-/// What the test run itself was started with is nothing to the program.
+/// Keeps the settings of the test run itself from the program.
 pub fn leave_out_own_settings(command: &mut Command) {
     for name in VARIABLES.into_iter().chain(PROXIES) {
         command.env_remove(name);
     }
-    // A shell has it ignored in what it runs in the background.
+    // A shell ignores it for background jobs.
     // SAFETY: signal() is async-signal-safe.
     unsafe {
         command.pre_exec(|| {
@@ -64,7 +64,7 @@ pub fn leave_out_own_settings(command: &mut Command) {
     }
 }
 
-/// A new folder of this name, for the files of one test. Left there, to be looked at, until its next run.
+/// A new folder of this name for the files of one test. Kept for inspection until its next run.
 pub fn new_folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tcp_trace").join(name);
     let _ = fs::remove_dir_all(&folder);
@@ -72,7 +72,7 @@ pub fn new_folder(name: &str) -> PathBuf {
     folder
 }
 
-/// Waits for what is told by nothing but itself, such as a file's contents.
+/// Polls for something that gives no notification, such as a file's contents.
 pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + patience();
     loop {
@@ -84,19 +84,19 @@ pub fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Where the lines of the log go.
+/// Where the log's lines go.
 enum Log {
     Stdout(Receiver<Vec<u8>>),
     File(PathBuf),
     Nowhere,
 }
 
-/// A running monitor, which watches by the time that it is to be had. Killed when dropped.
+/// A running monitor, which is watching once this exists. Killed when dropped.
 pub struct Monitor {
     child: Child,
     log: Log,
     errors: Receiver<Vec<u8>>,
-    /// Those up to the notice that it watches, where the log is stdout.
+    /// The lines up to the notice that it watches, if the log is stdout.
     pub first_lines: Vec<String>,
 }
 
@@ -114,16 +114,16 @@ impl Monitor {
         monitor
     }
 
-    /// Its log is this file, by LOG_FILE.
+    /// Its log is this file, set by LOG_FILE.
     pub fn with_log(path: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = command(arguments, variables);
         command.env("LOG_FILE", path);
         Self::run_with_log(path, command)
     }
 
-    /// The command says that its log is this file.
+    /// The command's log is this file.
     pub fn run_with_log(path: &Path, mut command: Command) -> Self {
-        // The file may be there from before.
+        // The file may exist from before.
         let starts = || fs::read(path).map_or(0, |text| String::from_utf8_lossy(&text).matches(WATCHING).count());
         let before = starts();
         let child = spawn(&mut command, Stdio::null());
@@ -136,7 +136,7 @@ impl Monitor {
         monitor
     }
 
-    /// The command says that its log is a file that cannot be read: the start is not waited for.
+    /// The command's log is a file that cannot be read: this does not wait for the start.
     pub fn run_without_log(mut command: Command) -> Self {
         let child = spawn(&mut command, Stdio::null());
         Self::of(child, Log::Nowhere)
@@ -164,7 +164,7 @@ impl Monitor {
         }
     }
 
-    /// All lines up to the first one that fits, with it.
+    /// All lines up to and including the first matching one.
     pub fn until(&mut self, what: &str, fits: impl Fn(&str) -> bool) -> Vec<String> {
         let until = Instant::now() + patience();
         let mut lines = Vec::new();
@@ -177,10 +177,10 @@ impl Monitor {
         lines
     }
 
-    /// Has a connection to the marker of these addresses refused, and returns all lines from before it: those of all
+    /// Has a connection to the marker of these addresses refused, and returns all earlier lines: those of all
     /// connections that have ended by now are among them.
     pub fn until_marker(&mut self, net: Net) -> Vec<String> {
-        // A close that its peer has caused waits for its owner for 10 ms, or until it was looked who that is.
+        // A close caused by the peer waits 10 ms for its owner, or until the owner is looked up.
         thread::sleep(Duration::from_millis(100) * slowness());
         let marker = net.mark().to_string();
         let is_failure = |line: &str| line.contains(FAILURE) || line.contains("\"kind\":\"failure\"");
@@ -205,18 +205,18 @@ impl Monitor {
         }
     }
 
-    /// All that comes on stderr and was not read before, up to the end of the program.
+    /// Everything on stderr that was not read before, up to the end of the program.
     fn errors(&mut self) -> Vec<String> {
         self.errors.iter().map(checked).collect()
     }
 
-    /// Has it end by this signal.
+    /// Ends it with this signal.
     pub fn end_by(self, signal: i32) -> Ended {
         self.signal(signal);
         self.end()
     }
 
-    /// Waits for the end.
+    /// Waits for its end.
     pub fn end(mut self) -> Ended {
         let start = Instant::now();
         let child = &mut self.child;
@@ -224,7 +224,7 @@ impl Monitor {
         let took = start.elapsed();
         let mut errors = self.errors();
         if !matches!(self.log, Log::Stdout(_)) {
-            // A start is told where somebody looks.
+            // On an interactive start the notice goes to stderr too.
             errors.retain(|line| !matches!(Line::try_parse(line), Some(Line { what: What::Notice(_), .. })));
         }
         let lines = match &self.log {
@@ -235,7 +235,7 @@ impl Monitor {
         Ended { status: status.code(), signal: status.signal(), took, lines, errors }
     }
 
-    /// Ends it by SIGTERM: with status 0, and without a word on stderr. Returns the lines as [`Ended::lines`].
+    /// Ends it by SIGTERM: with status 0, and nothing on stderr. Returns the lines as [`Ended::lines`].
     pub fn end_well(self) -> Vec<String> {
         self.end_by(libc::SIGTERM).well()
     }
@@ -267,7 +267,7 @@ fn lines_of(stream: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
     lines
 }
 
-/// A line as text, which it must be, without a secret.
+/// A line as text: it must be valid UTF-8, and contain no secret.
 fn checked(line: Vec<u8>) -> String {
     let text = String::from_utf8(line).unwrap_or_else(|error| panic!("a line is not UTF-8: {error}"));
     for secret in SECRETS {
@@ -276,38 +276,38 @@ fn checked(line: Vec<u8>) -> String {
     text
 }
 
-/// The lines of a log file: all of them whole.
+/// The lines of a log file, all of which must be whole.
 pub fn read_log(path: &Path) -> Vec<String> {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     whole_lines(&bytes).unwrap_or_else(|| panic!("{} ends in half a line", path.display()))
 }
 
-/// The lines of these bytes. `None` where the last one is not whole.
+/// The lines of these bytes. `None` if the last one is not whole.
 pub fn whole_lines(bytes: &[u8]) -> Option<Vec<String>> {
     let lines = bytes.split_inclusive(|byte| *byte == b'\n');
     lines.map(|line| line.strip_suffix(b"\n").map(|line| checked(line.to_vec()))).collect()
 }
 
 pub fn signal_process(pid: u32, signal: i32) {
-    // SAFETY: a signal to a child of this process, which is not reaped yet.
+    // SAFETY: a signal to a child of this process that is not reaped yet.
     assert_eq!(unsafe { libc::kill(pid.try_into().unwrap(), signal) }, 0);
 }
 
-/// What the program leaves.
+/// The result of a program that has ended.
 #[derive(Debug)]
 pub struct Ended {
     pub status: Option<i32>,
     pub signal: Option<i32>,
     /// From the call that waited for it.
     pub took: Duration,
-    /// Those that were not read before; all of a file.
+    /// Lines not read before; of a file, all.
     pub lines: Vec<String>,
-    /// But for notices, where the log is a file: those of the start.
+    /// Without the start's notices, if the log is a file.
     pub errors: Vec<String>,
 }
 
 impl Ended {
-    /// It must have ended with 0, its summary, and without a word on stderr.
+    /// It must have ended with 0, its summary, and nothing on stderr.
     pub fn well(self) -> Vec<String> {
         assert_eq!((self.status, self.errors.len()), (Some(0), 0), "{self:#?}");
         assert!(self.lines.last().is_some_and(|line| line.contains("stopped: ")), "{self:#?}");
@@ -321,7 +321,7 @@ impl Ended {
     }
 }
 
-/// Runs one that must not get as far as to watch.
+/// Runs a command that must fail before it watches.
 pub fn run_to_end(mut command: Command) -> Ended {
     let mut child = spawn(&mut command, Stdio::piped());
     let lines = lines_of(child.stdout.take().unwrap());
@@ -330,7 +330,7 @@ pub fn run_to_end(mut command: Command) -> Ended {
 
 // ---- Lines
 
-/// The end of a connection in a certain state: a line of the log.
+/// One end of a connection in a certain state: a line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     pub pid: u32,
@@ -348,7 +348,7 @@ pub enum What {
     Warning(String),
 }
 
-/// A line that was read and found well-formed, to the blank.
+/// A line that was parsed, and is well-formed to the last blank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub time_ns: u64,
@@ -396,7 +396,7 @@ impl State {
     }
 }
 
-/// Lines that must all be well-formed.
+/// Parses lines, all of which must be well-formed.
 pub fn parse(lines: &[String]) -> Vec<Line> {
     lines.iter().map(|line| Line::parse(line)).collect()
 }
@@ -406,7 +406,7 @@ pub fn states(lines: &[String]) -> Vec<State> {
     parse(lines).into_iter().filter_map(state).collect()
 }
 
-/// The warnings of failed attempts, from the address on.
+/// The warnings of failed connects, from the address on.
 pub fn failures(lines: &[String]) -> Vec<String> {
     warnings(lines).iter().filter_map(|text| text.strip_prefix(FAILURE).map(ToOwned::to_owned)).collect()
 }
@@ -423,7 +423,7 @@ pub fn notices(lines: &[String]) -> Vec<String> {
     parse(lines).into_iter().filter_map(notice).collect()
 }
 
-/// What the last line says: `NOTICE stopped: N state changes, F failures, L lost`.
+/// The last line: `NOTICE stopped: N state changes, F failures, L lost`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
     pub states: u64,
@@ -445,7 +445,7 @@ impl Summary {
     }
 }
 
-/// `2026-11-22T02:30:00.123456Z` in nanoseconds since 1970; `None` where it is not just that form.
+/// `2026-11-22T02:30:00.123456Z` in nanoseconds since 1970; `None` in any other form.
 fn time_ns(text: &str) -> Option<u64> {
     const FORM: &[u8] = b"0000-00-00T00:00:00.000000Z";
     let fits = |(byte, form): (u8, &u8)| if *form == b'0' { byte.is_ascii_digit() } else { byte == *form };
@@ -476,7 +476,7 @@ fn times_are_read_as_date_reads_them() {
 /// An object of the log: each value as Python writes it in JSON, with all characters beyond ASCII escaped.
 pub type Object = BTreeMap<String, String>;
 
-/// Not with a parser of ours: consumers have others.
+/// Parsed by Python, as consumers do not share a parser of ours.
 const READ_JSON: &str = r#"
 import json, sys
 def once(pairs):

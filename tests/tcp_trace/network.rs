@@ -1,4 +1,4 @@
-//! Connections that fail, each in its own way, and networks in which they do.
+//! Connections that fail, each in its own way, and networks for that.
 
 use std::ffi::CString;
 use std::fs;
@@ -17,10 +17,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::monitor::wait_until;
 
-/// A port at which nobody listens: no program gets one as low as this by chance.
+/// A port without a listener: no program gets one as low as this by chance.
 pub const CLOSED: u16 = 9;
 
-/// Addresses of loopback that no other test and no other program uses: a /16.
+/// Loopback addresses that no other test or program uses: a /16.
 #[derive(Clone, Copy, Debug)]
 pub struct Net(u8);
 
@@ -45,7 +45,7 @@ impl Net {
         (self.address(number), port).into()
     }
 
-    /// The number of an address; `None` for one that is not of these.
+    /// The number of an address; `None` if it is not one of these.
     pub fn number(self, address: &str) -> Option<u16> {
         let octets = address.parse::<Ipv4Addr>().ok()?.octets();
         (octets[..2] == [127, self.0]).then(|| u16::from_be_bytes([octets[2], octets[3]]))
@@ -56,20 +56,20 @@ impl Net {
         refuse(self.at(number, CLOSED));
     }
 
-    /// Likewise one to the last address, which is for nothing else. Returns that.
+    /// The same with the last address, which is reserved for this. Returns that address.
     pub fn mark(self) -> Ipv4Addr {
         self.refuse(u16::MAX - 1);
         self.address(u16::MAX - 1)
     }
 }
 
-/// Connects to a port at which nobody listens.
+/// Connects to a port without a listener.
 pub fn refuse(to: SocketAddr) {
     let error = TcpStream::connect(to).expect_err("somebody listens there");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{to}");
 }
 
-/// Begins to connect, and closes after some time without an answer. Returns the time that all of it has taken.
+/// Begins to connect, and closes after some time without an answer. Returns the total time.
 pub fn give_up(to: SocketAddr, after: Duration) -> Duration {
     let begin = Instant::now();
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
@@ -81,7 +81,7 @@ pub fn give_up(to: SocketAddr, after: Duration) -> Duration {
     begin.elapsed()
 }
 
-/// A listener that answers no SYN, because its queue is full.
+/// A listener that answers no SYN because its queue is full.
 pub struct Deaf {
     listener: TcpListener,
     _first: TcpStream,
@@ -102,11 +102,11 @@ impl Deaf {
     }
 }
 
-/// Connects, and waits no longer than this. Returns the error, which must come.
+/// Connects with this limit on the time. Returns the error, which must come.
 pub fn time_out(to: SocketAddr, after: Duration) -> io::Error {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None).unwrap();
     let milliseconds = u32::try_from(after.as_millis()).unwrap();
-    // SAFETY: the descriptor is open, and the value has the 4 bytes that are told.
+    // SAFETY: the descriptor is open, and the value has the given 4 bytes.
     check(unsafe {
         let value = (&raw const milliseconds).cast();
         libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value, 4)
@@ -114,7 +114,7 @@ pub fn time_out(to: SocketAddr, after: Duration) -> io::Error {
     socket.connect(&to.into()).expect_err("nobody answers there")
 }
 
-/// A port of this address that is bound and not listened at, as long as this lives.
+/// A port of this address that is bound but not listening, as long as this lives.
 pub struct Bound(Socket);
 
 impl Bound {
@@ -128,14 +128,14 @@ impl Bound {
         self.0.local_addr().unwrap().as_socket().unwrap()
     }
 
-    /// The socket itself connects: its local port is known from the start.
+    /// Connects with the bound socket: its local port is known from the start.
     pub fn connect(self, to: SocketAddr) -> TcpStream {
         self.0.connect(&to.into()).unwrap();
         self.0.into()
     }
 }
 
-/// What a system call returns must be 0.
+/// The result of a system call, which must be 0.
 #[track_caller]
 fn check(status: i32) {
     assert_eq!(status, 0, "{}", io::Error::last_os_error());
@@ -143,10 +143,9 @@ fn check(status: i32) {
 
 // ---- Networks
 
-/// Gives the calling thread a network of its own with a loopback. It is gone with the last thread and process in it,
-/// however they end.
+/// Gives the calling thread a new network with a loopback. The network ends with the last thread and process in it.
 fn enter_own_network() {
-    // SAFETY: it takes no pointers, and changes nothing for other threads.
+    // SAFETY: takes no pointers, and affects this thread only.
     check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
     run(&["ip", "link", "set", "lo", "up"]);
 }
@@ -159,12 +158,12 @@ pub fn in_own_network<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Runs this in a thread of its own, and passes a panic on with its words.
+/// Runs this in a thread of its own, and passes on a panic with its message.
 fn in_a_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| scope.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
 }
 
-/// Where the router leads to, each /24 or /64 with an answer of its own to whoever wants to go there.
+/// Destinations behind the router, each /24 or /64 with its own answer to connects.
 pub const NO_HOST: [&str; 2] = ["10.77.1.1", "fd77:1::1"];
 pub const NO_ROUTE: [&str; 2] = ["10.77.2.1", "fd77:2::1"];
 pub const PROHIBITED: [&str; 2] = ["10.77.3.1", "fd77:3::1"];
@@ -179,7 +178,7 @@ pub fn behind_a_router<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         let (done, wait) = channel::<()>();
         scope.spawn(move || {
             enter_own_network();
-            // SAFETY: it takes and returns numbers.
+            // SAFETY: takes and returns numbers.
             thread_id.send(unsafe { libc::gettid() }).unwrap();
             let _ = wait.recv();
         });
@@ -194,7 +193,7 @@ pub fn behind_a_router<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Lays a cable from the calling thread's network to that of the router's thread, and sets up both.
+/// Connects the calling thread's network with that of the router's thread, and sets up both.
 fn connect_to(router: i32) {
     let network = format!("--net=/proc/{router}/ns/net");
     let in_router = |words: &str| run(&[&["nsenter", &network], &*words.split(' ').collect::<Vec<_>>()].concat());
@@ -209,7 +208,7 @@ fn connect_to(router: i32) {
     here("ip link set cable up");
     here("ip route add default via 10.77.0.2");
     here("ip -6 route add default via fd77::2");
-    // No answer of a router's may be left out for its many.
+    // The router must not omit answers because there are many.
     for setting in ["ipv4.ip_forward=1", "ipv6.conf.all.forwarding=1", "ipv4.icmp_ratelimit=0", "ipv6.icmp.ratelimit=0"]
     {
         in_router(&format!("sysctl -qw net.{setting}"));
@@ -219,7 +218,7 @@ fn connect_to(router: i32) {
             in_router(&format!("ip route add {kind} {}", prefix_of(address, length)));
         }
     }
-    // The kernels on both sides make their ways in their own time. With all in place, the router refuses.
+    // The kernels on both sides set up their routes asynchronously. Once all are in place, the router refuses.
     for address in ["10.77.0.2", "fd77::2"] {
         let router = SocketAddr::new(address.parse().unwrap(), CLOSED);
         wait_until("an answer of the router", || {
@@ -239,7 +238,7 @@ fn run(words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Sets a value of the calling thread's network.
+/// Sets a sysctl of the calling thread's network.
 pub fn set(name: &str, value: &str) {
     let path = format!("/proc/sys/net/{name}");
     fs::write(&path, value).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -247,14 +246,14 @@ pub fn set(name: &str, value: &str) {
 
 // ---- A disk
 
-/// Runs this with a file system of so many bytes at a folder, for the calling thread and the processes it starts only:
-/// it is gone with them, however they end.
+/// Runs this with a file system of so many bytes at a folder, for the calling thread and its child processes only: it
+/// is removed with them, however they end.
 pub fn with_small_disk<T: Send>(folder: &Path, bytes: usize, work: impl FnOnce() -> T + Send) -> T {
     let folder = CString::new(folder.to_str().unwrap()).unwrap();
     let options = CString::new(format!("size={bytes}")).unwrap();
     in_a_thread(move || {
         let (root, tmpfs, none) = (c"/".as_ptr(), c"tmpfs".as_ptr(), ptr::null());
-        // SAFETY: the strings are NUL-terminated, and the calls change this thread's view of the file systems only.
+        // SAFETY: the strings are NUL-terminated, and the calls change this thread's mount namespace only.
         unsafe {
             check(libc::unshare(libc::CLONE_NEWNS));
             check(libc::mount(none, root, none, libc::MS_REC | libc::MS_PRIVATE, none.cast()));
@@ -272,7 +271,7 @@ pub fn with_comm<T: Send>(comm: &[u8], work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// The number that the kernel has given a socket.
+/// The socket cookie.
 pub fn cookie(stream: &TcpStream) -> u64 {
     let mut cookie = 0_u64;
     let mut length = 8;

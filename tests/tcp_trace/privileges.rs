@@ -1,4 +1,4 @@
-//! What it needs to be allowed.
+//! The privileges it needs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use crate::monitor::{Ended, Monitor, State, failures, leave_out_own_settings, pr
 use crate::network::{CLOSED, Net};
 use crate::traffic::own_comm;
 
-/// The program and its library in a folder that every user can read: the project may be in root's own one.
+/// The program and its library in a folder that every user can read: the project may be in root's home.
 struct ForAll(PathBuf);
 
 impl ForAll {
@@ -25,7 +25,7 @@ impl ForAll {
         copies
     }
 
-    /// The program as nobody, with these capabilities and no other.
+    /// The program as user nobody, with only these capabilities.
     fn command(&self, capabilities: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
         leave_out_own_settings(&mut command);
@@ -77,7 +77,7 @@ fn without_them_the_start_fails_with_one_line_that_names_them() {
     let copies = ForAll::new();
     for capabilities in [&[][..], &["bpf"], &["perfmon"]] {
         let ended: Ended = run_to_end(copies.command(capabilities));
-        // That no alerts are sent is told while it starts; then it fails.
+        // While starting it says that no alerts are sent; then it fails.
         let line = ended.errors.last().unwrap_or_else(|| panic!("{ended:?}")).clone();
         assert_eq!((ended.status, ended.errors.len()), (Some(1), 1), "{ended:?}");
         assert!(line.starts_with("tcp_trace: ") && line.contains("CAP_BPF and CAP_PERFMON"), "{line}");

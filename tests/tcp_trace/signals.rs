@@ -10,9 +10,9 @@ use crate::monitor::{Monitor, Summary, command, failures, new_folder, patience, 
 use crate::network::Net;
 use crate::webhook::Webhook;
 
-/// Whatever has happened before the signal is told.
+/// Everything that happened before the signal is reported.
 #[test]
-fn either_signal_ends_it_with_everything_told_and_a_summary() {
+fn either_signal_ends_it_with_everything_reported_and_a_summary() {
     const COUNT: u16 = 300;
 
     let _turn = turn();
@@ -50,7 +50,7 @@ fn a_second_signal_does_not_wait_for_alerts() {
         webhook.request();
         let begin = Instant::now();
         monitor.signal(first);
-        // A second one of another kind, once the first has been taken note of: it would be waiting as well till then.
+        // A different second signal, once the first has been taken: until then both would be pending.
         wait_until("the first signal is taken", || (pending(monitor.pid()) & 1 << (first - 1) == 0).then_some(()));
         monitor.signal(second);
         let ended = monitor.end();
@@ -59,7 +59,7 @@ fn a_second_signal_does_not_wait_for_alerts() {
     }
 }
 
-/// The signals that wait to be taken by a process.
+/// The signals pending for a process.
 fn pending(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let set = status.lines().find_map(|line| line.strip_prefix("ShdPnd:\t"));
@@ -80,7 +80,7 @@ fn a_hangup_is_nothing_to_a_log_on_stdout() {
 }
 
 #[test]
-fn it_ends_when_nobody_reads_its_log_any_more() {
+fn it_ends_when_its_log_has_no_reader_any_more() {
     let _turn = turn();
     let net = Net::new();
     let mut child = command(&["--dest", &net.prefix()], &[])
@@ -111,10 +111,10 @@ fn it_ends_when_nobody_reads_its_log_any_more() {
     let mut errors = String::new();
     child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
     assert_eq!(status.code(), Some(1), "{errors}");
-    assert_eq!(errors, "tcp_trace: nobody reads the log on standard output any more\n");
+    assert_eq!(errors, "tcp_trace: the log on standard output has no reader any more\n");
 }
 
-/// As a FIFO, a log has to wait for its reader. It does so where a signal reaches it.
+/// A FIFO as log must wait for its reader. A signal must end that.
 #[test]
 fn a_fifo_that_has_no_reader_does_not_keep_it_from_ending() {
     let fifo = new_folder("fifo").join("log");
@@ -124,7 +124,7 @@ fn a_fifo_that_has_no_reader_does_not_keep_it_from_ending() {
         let mut command = command(&["--dest", &net.prefix()], &[]);
         command.env("LOG_FILE", &fifo);
         let monitor = Monitor::run_without_log(command);
-        // Its signals are blocked when it opens the log, by a descriptor that is there for them.
+        // Once it opens the log its signals are blocked, and it has a descriptor for them.
         wait_until("the descriptor for signals", || {
             let descriptors = fs::read_dir(format!("/proc/{}/fd", monitor.pid())).unwrap();
             let links = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
@@ -137,7 +137,7 @@ fn a_fifo_that_has_no_reader_does_not_keep_it_from_ending() {
     }
 }
 
-/// In a folder that others can write to, a link would have it write to any file.
+/// In a folder that others can write to, a link could make it write to any file.
 #[test]
 fn a_log_that_is_a_symbolic_link_is_not_followed() {
     let folder = new_folder("link");

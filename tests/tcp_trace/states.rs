@@ -10,17 +10,17 @@ use crate::monitor::{Line, Monitor, Object, State, What, failures, new_folder, o
 use crate::network::{Bound, CLOSED, Net, cookie, refuse, with_comm};
 use crate::traffic::{own_comm, set_linger_0, wall_ns};
 
-/// What is between two readings of the clock may be off by this.
+/// The monotonic clock and the wall clock may differ by this between two readings.
 const CLOCKS_NS: u64 = 1_000_000;
 
-/// A connection of this process, with ports that are known before it is made.
+/// A connection of this process whose ports are known before it is made.
 struct Prepared {
     listener: TcpListener,
     client: Bound,
     to: SocketAddr,
 }
 
-/// Either end of a connection, as its lines have it.
+/// Either end of a connection, as in its lines.
 #[derive(Debug)]
 struct End {
     local: String,
@@ -77,13 +77,13 @@ impl Ends {
 }
 
 impl End {
-    /// Its lines must be those of these states, in this order, to the last column. `pids`: whose it is in each.
+    /// Its lines must match these states, in this order, to the last column. `pids`: the owner in each.
     fn check(&self, lines: &[String], expected: &[(&str, u32)]) {
         let expected: Vec<_> = expected.iter().map(|(state, pid)| self.line(state, *pid)).collect();
         let mine = |line: &State| (&line.local, &line.remote) == (&self.local, &self.remote);
         let mine: Vec<_> = states(lines).into_iter().filter(mine).collect();
         assert_eq!(mine, expected, "{lines:#?}");
-        // The columns once more, written down apart from how lines are read.
+        // The columns once more, spelled out independently of how lines are parsed.
         for line in mine {
             let end = format!(
                 " {:>6} {:<15} {:<15} {:<15} {:>6} {:>6}",
@@ -105,7 +105,7 @@ impl End {
     }
 }
 
-/// What they say must have happened in this time, and in this order.
+/// Their times must lie in this interval, in this order.
 fn check_times(lines: &[String], from_ns: u64, to_ns: u64) {
     let times: Vec<_> = parse(lines).iter().map(|line| line.time_ns).collect();
     assert!(times.iter().all(|time| (from_ns - CLOCKS_NS..=to_ns + CLOCKS_NS).contains(time)), "{lines:#?}");
@@ -113,7 +113,7 @@ fn check_times(lines: &[String], from_ns: u64, to_ns: u64) {
 }
 
 #[test]
-fn both_ends_of_a_connection_are_told_state_by_state() {
+fn both_ends_of_a_connection_are_reported_state_by_state() {
     let _turn = turn();
     let net = Net::new();
     let prefix = net.prefix();
@@ -127,7 +127,7 @@ fn both_ends_of_a_connection_are_told_state_by_state() {
             let before = wall_ns();
             let ends = prepared.open();
             let opened = ["SYN_SENT", "ESTABLISHED"].map(|state| (state, me));
-            // Nobody has accepted it yet.
+            // Not accepted yet.
             let accepted = [("ESTABLISHED", 0)];
             let active = ["FIN_WAIT1", "FIN_WAIT2", "CLOSE"].map(|state| (state, me));
             let passive = ["CLOSE_WAIT", "LAST_ACK", "CLOSE"].map(|state| (state, me));
@@ -149,12 +149,12 @@ fn both_ends_of_a_connection_are_told_state_by_state() {
 }
 
 #[test]
-fn an_ipv6_connection_is_told_likewise() {
+fn both_ends_of_an_ipv6_connection_are_reported_state_by_state() {
     let _turn = turn();
     let v6: SocketAddr = (Ipv6Addr::LOCALHOST, 0).into();
     let prepared = Prepared::new(v6, v6, v6);
     let ends = prepared.ends();
-    // Both ends have the same address here: they are told apart by the ports, which the filter names too.
+    // Both ends have the same address here: the ports tell them apart, and are in the filter too.
     let ports = ends.each_ref().map(|end| format!("--dport={}", end.remote_port));
     let marker = Bound::new(v6.ip()).address();
     let marker_port = format!("--dport={}", marker.port());
@@ -227,7 +227,7 @@ fn text(value: &str) -> String {
     format!("\"{value}\"")
 }
 
-/// The fields of a state's object, but for the times.
+/// The fields of a state's object, except the times.
 fn check_fields(object: &Object, end: &End, old_state: &str, state: &str, pid: u32, cookie: u64) {
     let expected = [
         ("kind", text("state")),
@@ -257,7 +257,7 @@ fn check_fields(object: &Object, end: &End, old_state: &str, state: &str, pid: u
     assert_eq!(object.keys().collect::<Vec<_>>(), names);
 }
 
-/// The totals of a close, but for its age.
+/// The totals of a close, except its age.
 fn check_totals(object: &Object, sent: u64, received: u64, error: &str, failed: bool) {
     let fields = [
         ("sent", sent.to_string()),
@@ -272,7 +272,7 @@ fn check_totals(object: &Object, sent: u64, received: u64, error: &str, failed: 
     }
 }
 
-/// A monitor with `--json`, whose lines are read as objects.
+/// A monitor with `--json`, whose lines are parsed as objects.
 struct JsonMonitor<'a> {
     monitor: Monitor,
     net: Net,
@@ -280,7 +280,7 @@ struct JsonMonitor<'a> {
 }
 
 impl JsonMonitor<'_> {
-    /// Those of all connections that have ended by now.
+    /// The objects of all connections that have ended by now.
     fn objects(&mut self) -> Vec<Object> {
         objects(&self.monitor.until_marker(self.net), self.folder)
     }
@@ -325,7 +325,7 @@ fn json_has_every_field_of_a_connection() {
         check_totals(last, sent, received, "null", false);
         let time = |object: &Object| object["time_ns"].parse::<u64>().unwrap();
         assert!(time(last) + CLOCKS_NS >= before_close, "{mine:#?}");
-        // Told to the microsecond.
+        // Given to the microsecond.
         let age_ms: f64 = last["age_ms"].parse().unwrap();
         #[expect(clippy::cast_precision_loss)]
         let between_ms = (time(last) - time(mine[0])) as f64 / 1e6;
@@ -363,7 +363,7 @@ fn json_has_an_object_for_a_failure_and_for_each_notice() {
 
 // ---- Commands of any bytes
 
-/// A comm, and how it is told in a line, and in JSON once that is read.
+/// A comm, and its form in a line and in parsed JSON.
 const COMMANDS: [(&[u8], &str, &str); 9] = [
     (b"plain", "plain", "plain"),
     (b"q\"b\\s/\x01\t\n\r\x7f", r#"q\"b\\s/\x01\t\n\r\x7f"#, "q\"b\\s/\x01\t\n\r\x7f"),
@@ -372,7 +372,7 @@ const COMMANDS: [(&[u8], &str, &str); 9] = [
         "\u{e9}\u{20ac} \\xc2\\x85\u{1f980}",
         "\u{e9}\u{20ac} \u{85}\u{1f980}",
     ),
-    // Line separators, marks of direction, and characters that are not seen.
+    // Line separators, direction marks, and invisible characters.
     ("a\u{2028}b\u{2029}".as_bytes(), r"a\xe2\x80\xa8b\xe2\x80\xa9", "a\u{2028}b\u{2029}"),
     ("\u{202e}\u{2066}x\u{2069}".as_bytes(), r"\xe2\x80\xae\xe2\x81\xa6x\xe2\x81\xa9", "\u{202e}\u{2066}x\u{2069}"),
     ("\u{200b}\u{200d}\u{feff}".as_bytes(), r"\xe2\x80\x8b\xe2\x80\x8d\xef\xbb\xbf", "\u{200b}\u{200d}\u{feff}"),

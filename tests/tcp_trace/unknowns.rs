@@ -1,4 +1,4 @@
-//! What the plain tracepoint does not know is not told as if it did.
+//! What the plain tracepoint does not know must not be reported as known.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -22,7 +22,7 @@ fn a_failure_whose_reason_is_not_known_says_so() {
     let net = Net::new();
     let deaf = Deaf::new(net.at(1, 0));
     let mut monitor = start(&["--ignore-given-up", "--dest", &net.prefix()]);
-    // The kernel ends the attempt by itself, which is no giving up.
+    // The kernel itself ends this connect: the program does not give up.
     time_out(deaf.address(), Duration::from_millis(1200));
     let expected = format!("{} (reason unknown; pid {}, command {})", deaf.address(), process::id(), own_comm());
     assert_eq!(failures(&monitor.until_marker(net)), [expected]);
@@ -38,7 +38,7 @@ fn json_has_no_figure_and_no_reason_that_is_not_known() {
     let mut monitor = start(&["--json", "--dest", &net.prefix()]);
     time_out(deaf.address(), Duration::from_millis(1200));
     give_up(deaf.address(), Duration::from_millis(100));
-    // One that has a reason, and one that is counted.
+    // One with a reason, and one with figures.
     net.refuse(2);
     let listener = TcpListener::bind(net.at(3, 0)).unwrap();
     let mut client = Bound::new(net.address(4).into()).connect(listener.local_addr().unwrap());
@@ -50,7 +50,7 @@ fn json_has_no_figure_and_no_reason_that_is_not_known() {
     drop(server);
 
     let mut lines = monitor.until_marker(net);
-    // Its figures come from the kernel a little later, and its close with them.
+    // Its counters, and so its close, come from the kernel a little later.
     let is_close = |line: &str| {
         line.contains(&format!("\"local_address\":\"{}\"", net.address(4))) && line.contains(",\"state\":\"CLOSE\"")
     };

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A webhook on loopback that answers as it is told, and says what it was asked.
+"""A webhook on loopback with scripted answers, which reports its requests.
 
     webhook.py PORT [CERTIFICATE KEY]
 
-Commands on stdin, one a line: `plan WORD...` has the following requests answered so, one by one, the last word for
-ever. Each is acknowledged by `planned`. The words:
+Commands on stdin, one a line: `plan WORD...` sets the answers to the following requests, one by one; the last word
+repeats. Each command is acknowledged by `planned`. The words:
 
     NNN          this status
     429:SECONDS  with Retry-After in seconds
@@ -13,11 +13,11 @@ ever. Each is acknowledged by `planned`. The words:
     drop         the connection is closed without an answer
     hang         no answer, until the client has gone
     drip         200, and a body that never ends
-    pour         200, and 1 GB; then `poured BYTES`, those that the client has let in
+    pour         200, and 1 GB; then `poured BYTES`, those that the client took
 
 On stdout, fields separated by tabs: `listening PORT`, then for each request
-`request WORD TIME NOT-BEFORE METHOD PATH CONTENT-TYPE TEXT`: times in ns since 1970, NOT-BEFORE what Retry-After asks
-for (0: nothing), TEXT the field of that name of the JSON body; `wrong WHAT` where the body is not
+`request WORD TIME NOT-BEFORE METHOD PATH CONTENT-TYPE TEXT`: times in ns since 1970, NOT-BEFORE the time of Retry-After
+(0: none), TEXT the field of that name in the JSON body; `wrong WHAT` if the body is not
 `{"text": ..., "mrkdwn": false, "unfurl_links": false}`; `gone`
 when a client that was left hanging has gone. The end of stdin ends it.
 """
@@ -47,7 +47,7 @@ def next_word():
 
 
 def text_of(body):
-    """The text of an alert. Strictly: what Slack's parser may not take is wrong here too."""
+    """The text of an alert. Strict: whatever Slack's parser may refuse is wrong here too."""
 
     def once(pairs):
         names = [name for name, _ in pairs]
@@ -57,7 +57,7 @@ def text_of(body):
 
     message = json.loads(body.decode("utf-8"), object_pairs_hook=once)
     text = message["text"]
-    # A name is no markup, and an address that it has is not fetched.
+    # A name must not be markup, and a link in it must not be fetched.
     if message["mrkdwn"] is not False or message["unfurl_links"] is not False:
         raise ValueError("markup or links are not turned off")
     if not isinstance(text, str):
@@ -70,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def setup(self):
-        # Here and not where connections are accepted: a client that never ends its handshake keeps nobody waiting.
+        # Here, not where connections are accepted: a client that never finishes its handshake must not block others.
         if isinstance(self.request, ssl.SSLSocket):
             self.request.do_handshake()
         super().setup()

@@ -1,4 +1,4 @@
-//! A webhook that answers as it is told: `webhook.py`.
+//! A webhook with scripted answers: `webhook.py`.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::consumer::root;
 use crate::monitor::patience;
 
-/// The path of the URL, and what must be told to nobody: not even in parts.
+/// The path of the URL: a secret, even in part.
 const PATH: &str = "/hook-services/T0HOOK/t0ken-of-hook";
 pub const SECRETS: [&str; 3] = ["hook-services", "T0HOOK", "t0ken-of-hook"];
 
@@ -20,14 +20,14 @@ pub fn url(scheme: &str, server: SocketAddr) -> String {
     format!("{scheme}://{server}{PATH}")
 }
 
-/// What the webhook was asked.
+/// A request to the webhook.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// How it was answered: a word of the plan.
+    /// Its answer: a word of the plan.
     pub word: String,
-    /// When it came, in nanoseconds since 1970.
+    /// Time of arrival, in nanoseconds since 1970.
     pub time_ns: u64,
-    /// When it asks for the next one; 0 where it does not.
+    /// Earliest time of the next request by that answer; 0 for none.
     pub not_before_ns: u64,
     pub text: String,
 }
@@ -79,7 +79,7 @@ impl Webhook {
         url(self.scheme, (Ipv4Addr::LOCALHOST, self.port).into())
     }
 
-    /// How the requests from now on are answered. None may come at the same time.
+    /// The answers to the requests from now on. No request may come meanwhile.
     pub fn plan(&mut self, words: &str) {
         writeln!(self.stdin, "plan {words}").unwrap();
         self.expect("planned");
@@ -113,12 +113,12 @@ impl Webhook {
         }
     }
 
-    /// The next request, and nothing else before.
+    /// The next request; nothing else may come before.
     pub fn request(&mut self) -> Request {
         Self::read(&self.expect("request"))
     }
 
-    /// Likewise, if it comes in time.
+    /// The same, if it comes in time.
     pub fn request_within(&mut self, time: Duration) -> Option<Request> {
         let line = self.line_within(time)?;
         assert_eq!(line[0], "request", "{line:?}");
@@ -134,9 +134,9 @@ impl Webhook {
         requests
     }
 
-    /// What has been asked by now, when nobody is there any more to ask.
+    /// All requests so far, once no monitor is left to send any.
     pub fn rest(&mut self) -> Vec<Request> {
-        // The answer to a command comes after all that was said before.
+        // The answer to a command follows everything before it.
         writeln!(self.stdin, "plan 200").unwrap();
         let until = Instant::now() + patience();
         let mut requests = Vec::new();
@@ -175,7 +175,7 @@ fn unescape(field: &str) -> String {
     text
 }
 
-/// A certificate that vouches for itself, and its key.
+/// A self-signed certificate, and its key.
 pub struct Certificate {
     pub certificate: PathBuf,
     key: PathBuf,
@@ -198,21 +198,21 @@ impl Certificate {
 
 // ---- Messages
 
-/// What a message says of failures.
+/// The failures that a message reports.
 #[derive(Debug, Default)]
 pub struct Message {
-    /// How many failed, by `ADDRESS:PORT`.
+    /// Failures by `ADDRESS:PORT`.
     pub counts: BTreeMap<String, u64>,
-    /// How many of destinations that are not named.
+    /// Failures at destinations that are not named.
     pub others: u64,
     /// Lines of destinations.
     pub lines: usize,
-    /// Events that were lost.
+    /// Lost events.
     pub lost: u64,
 }
 
 impl Message {
-    /// Reads a message, all of which must be as it should: the sum in the first line too.
+    /// Parses a message, all of which must be right, the sum in its first line too.
     pub fn read(text: &str) -> Self {
         Self::try_read(text).unwrap_or_else(|| panic!("not a message of failures: {text:?}"))
     }

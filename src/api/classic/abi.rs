@@ -12,7 +12,7 @@ pub(crate) const TEXT_LEN: usize = 128;
 
 /// One TCP event, as `DequeuePerfEvent` hands it out: 430 bytes without padding, all numbers in host byte order.
 ///
-/// It stands for an endpoint: of a connection between two processes of one host, each end gives events of its own.
+/// It describes one endpoint: a connection between two processes of one host gives events for each end.
 #[repr(C, packed)]
 #[derive(Clone, Copy)]
 pub struct tcp_event_t {
@@ -22,14 +22,14 @@ pub struct tcp_event_t {
     pub pid: u32,
     /// User ID of that process (of the socket, in a snapshot).
     pub UserId: u32,
-    /// Payload bytes received; the peer's FIN counts as one more, once it came (tcp_sock.bytes_received).
+    /// Payload bytes received; the peer's FIN counts as one more, once it has come (tcp_sock.bytes_received).
     pub rx_b: u64,
-    /// Payload bytes sent. A close event gives those acknowledged, and counts the opener's SYN and either side's FIN
+    /// Payload bytes sent. A close event gives those acknowledged, and counts the initiator's SYN and either side's FIN
     /// as one more each (tcp_sock.bytes_acked); a snapshot gives those sent, retransmissions included.
     pub tx_b: u64,
     /// Segments sent: data segments in a close event, all segments in a snapshot.
     pub tcpi_segs_out: u32,
-    /// Segments received, likewise.
+    /// Segments received: data segments in a close event, all segments in a snapshot.
     pub tcpi_segs_in: u32,
     /// Address family: 2 (AF_INET) or 10 (AF_INET6).
     pub family: u16,
@@ -41,7 +41,7 @@ pub struct tcp_event_t {
     pub task: [c_char; 128],
     /// Local address as inet_ntop(3) prints it, NUL-terminated.
     pub SADDR: [c_char; 128],
-    /// Remote address, likewise.
+    /// Remote address, in the same form.
     pub DADDR: [c_char; 128],
 }
 
@@ -60,7 +60,7 @@ pub struct event_t {
     pub UserId: u32,
     /// Local address in network byte order; an IPv4 address fills the first 4 bytes.
     pub saddr: [u8; 16],
-    /// Remote address, likewise.
+    /// Remote address, in the same form.
     pub daddr: [u8; 16],
     /// Bytes received.
     pub rx_b: u64,

@@ -14,9 +14,9 @@ use crate::sys::one_line::shortened;
 /// What a failing start does to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnError {
-    /// It ends, with status 1, as consumers of the reference are used to.
+    /// Exits with status 1, as consumers of the reference are used to.
     Exit,
-    /// It goes on without close events.
+    /// Goes on without close events.
     Continue,
 }
 
@@ -27,7 +27,7 @@ pub struct Settings {
     pub probe: ProbeSettings,
     /// TCPEVENT_QUEUE: slots.
     pub queue_slots: usize,
-    /// TCPEVENT_NETLINK_INTERVAL: from sweep to sweep; `None` for no sweeps.
+    /// TCPEVENT_NETLINK_INTERVAL: time between sweeps; `None` for no sweeps.
     pub sweep_interval: Option<Duration>,
     /// TCPEVENT_ON_ERROR.
     pub on_error: OnError,
@@ -49,7 +49,7 @@ impl Default for Settings {
 
 impl Settings {
     /// Reads them from a lookup of variables. An empty value counts as not set. All are checked: the settings hold
-    /// every valid value and the default in place of each other one, and the errors tell of all of those.
+    /// every valid value, and the default for each invalid one, and there is an error for each of those.
     pub fn read(lookup: impl Fn(&'static str) -> Option<String>) -> (Self, Vec<Error>) {
         let mut settings = Self::default();
         let mut errors = Vec::new();
@@ -112,10 +112,10 @@ impl Settings {
         (settings, errors)
     }
 
-    /// Reads them from the environment. The caller must not change it at the same time, as for getenv(3).
+    /// Reads them from the environment. As for getenv(3), the caller must not change it meanwhile.
     ///
-    /// In a program that runs with more privileges than its caller has (set-user-ID, file capabilities) they are the caller's
-    /// word, and do not count: they name files, and what is read from those.
+    /// A program that runs with more privileges than its caller (set-user-ID, file capabilities) ignores them: the
+    /// caller chose them, and they name files that would be read with those privileges.
     pub fn from_environment() -> (Self, Vec<Error>) {
         if is_privileged_by_file() {
             warn_of_ignored();
@@ -125,7 +125,7 @@ impl Settings {
     }
 }
 
-/// What the environment may hold.
+/// The variables that are read.
 const VARIABLES: [&str; 7] = [
     "TCPEVENT_PROBE",
     "TCPEVENT_QUEUE",
@@ -136,13 +136,13 @@ const VARIABLES: [&str; 7] = [
     "TCPEVENT_FILTER",
 ];
 
-/// Whether the program's file has given it privileges that its caller does not have (kernel: AT_SECURE, as for ld.so).
+/// Whether the program's file gave it privileges that its caller lacks (kernel: AT_SECURE, as for ld.so).
 fn is_privileged_by_file() -> bool {
-    // SAFETY: it takes a number, and gives one.
+    // SAFETY: takes and returns a number.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// Says once which variables are set for nothing.
+/// Warns once of variables that are set but ignored.
 fn warn_of_ignored() {
     static SAID: Once = Once::new();
     let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());

@@ -1,4 +1,4 @@
-//! An event as the queue of the classic functions holds it: as much as a `tcp_event_t` needs, in binary.
+//! An event in the queue of the classic functions: what a `tcp_event_t` needs, in binary.
 
 use std::ffi::{c_char, c_int};
 use std::mem::size_of;
@@ -15,11 +15,11 @@ pub struct ClassicEvent {
     pub time_ns: u64,
     /// Bytes received.
     pub rx_bytes: u64,
-    /// Bytes sent: on close those acknowledged.
+    /// Bytes sent; on close, bytes acknowledged.
     pub tx_bytes: u64,
-    /// Segments sent: on close those with data.
+    /// Segments sent; on close, only those with data.
     pub segs_out: u32,
-    /// Segments received, likewise.
+    /// Segments received; on close, only those with data.
     pub segs_in: u32,
     /// Owner: thread group ID.
     pub pid: u32,
@@ -31,11 +31,11 @@ pub struct ClassicEvent {
     pub local_port: u16,
     /// Remote port, host order.
     pub remote_port: u16,
-    /// What the event stands for.
+    /// The kind of event.
     pub kind: Kind,
     /// Local address, network order; an IPv4 address fills the first 4 bytes.
     pub local_addr: [u8; 16],
-    /// Remote address, likewise.
+    /// Remote address, in the same form.
     pub remote_addr: [u8; 16],
     /// Command, padded with NULs.
     pub comm: [u8; COMM_LEN],
@@ -63,7 +63,7 @@ impl From<&Event> for ClassicEvent {
             segs_out: if snapshot { event.segs_out } else { event.data_segs_out },
             segs_in: if snapshot { event.segs_in } else { event.data_segs_in },
             pid: event.pid,
-            // The structure has no way to say that it is not known.
+            // The structure cannot express an unknown user.
             uid: if event.uid == NO_USER { 0 } else { event.uid },
             family: event.family,
             local_port: event.local_port,
@@ -79,13 +79,13 @@ impl From<&Event> for ClassicEvent {
 /// Formats an address as inet_ntop(3) does. An unknown family gives the empty string.
 fn format_address(family: u16, addr: &[u8; 16]) -> [c_char; TEXT_LEN] {
     let mut text = [0; TEXT_LEN];
-    // SAFETY: `addr` holds the 4 or 16 bytes that the two known families take, and for another one inet_ntop reads
-    // nothing. `text` is longer than INET6_ADDRSTRLEN and its true size is given.
+    // SAFETY: `addr` holds the 4 or 16 bytes that the two known families take; for another one inet_ntop reads nothing.
+    // `text` is longer than INET6_ADDRSTRLEN, and its true size is given.
     unsafe { inet_ntop(c_int::from(family), addr.as_ptr().cast(), text.as_mut_ptr(), TEXT_SIZE) };
     text
 }
 
-/// A command as C text: cut at the first NUL, and always NUL-terminated.
+/// A command as a C string: cut at the first NUL, and always NUL-terminated.
 fn format_comm(comm: [u8; COMM_LEN]) -> [c_char; TEXT_LEN] {
     let mut text = [0; TEXT_LEN];
     for (to, from) in text.iter_mut().zip(comm.iter().take_while(|byte| **byte != 0)) {
@@ -164,7 +164,7 @@ mod tests {
         };
         assert_eq!(figures(&counters), (1, 2, 6, 7));
         assert_eq!(figures(&Event { kind: Kind::Snapshot, ..counters.clone() }), (1, 3, 4, 5));
-        // A kernel that does not count the bytes sent.
+        // As on a kernel that does not count the bytes sent.
         assert_eq!(figures(&Event { kind: Kind::Snapshot, bytes_sent: None, ..counters }), (1, 2, 4, 5));
     }
 
@@ -200,7 +200,7 @@ mod tests {
             let (task, local, remote) = (given.task, given.SADDR, given.DADDR);
             let name: Vec<u8> = event.comm.iter().copied().take_while(|byte| *byte != 0).collect();
             prop_assert_eq!(text(&task), &name[..]);
-            // Nothing is behind the end that was not meant for anybody's eyes.
+            // Nothing of the command's padding leaks past its end.
             prop_assert!(task[name.len()..].iter().all(|c| *c == 0));
             for (addr, text) in [(event.local_addr, text(&local)), (event.remote_addr, text(&remote))] {
                 let text = String::from_utf8(text).unwrap();

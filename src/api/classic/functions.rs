@@ -16,8 +16,8 @@ use crate::sys::cancellation::{self, held_off};
 use crate::sys::log::{self, Level};
 use crate::sys::once::Once;
 
-/// The session behind the six functions: made when it is first needed, never freed, because a signal handler may
-/// look at it at any time. A forked child begins without one.
+/// The session behind the six functions: created on first use, never freed, because a signal handler may use it at any
+/// time. A forked child starts without one.
 static SESSION: AtomicPtr<Session> = AtomicPtr::new(ptr::null_mut());
 
 fn session_if_any() -> Option<&'static Session> {
@@ -25,7 +25,7 @@ fn session_if_any() -> Option<&'static Session> {
     unsafe { SESSION.load(Ordering::Acquire).as_ref() }
 }
 
-/// What there was to count. `None` before the first call.
+/// All counters. `None` before the first call.
 pub fn statistics() -> Option<WatchStatistics> {
     session_if_any().map(Session::statistics)
 }
@@ -62,7 +62,7 @@ fn session() -> &'static Session {
     }
 }
 
-/// In a forked child there are no threads of ours, and the locks may be held by ones that were not copied.
+/// A forked child has none of our threads, and locks may be held by threads that were not copied.
 extern "C" fn forget_session() {
     if let Some(session) = session_if_any() {
         session.close_fds_in_child();
@@ -197,7 +197,7 @@ pub extern "C-unwind" fn DequeuePerfEvent() -> tcp_event_t {
                 held.wait(announced);
                 has_waited = true;
             }
-            // A bug: there must be an event in the end.
+            // A bug: there must be an event eventually.
             (None, None) => std::thread::sleep(Duration::from_millis(100)),
         }
     };
@@ -230,13 +230,14 @@ pub extern "C-unwind" fn cleanup() {
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn printCharArray(s: *const c_char) {
     if !s.is_null() {
-        // stdio's, so that the line takes its place among those of the host.
+        // The host's stdio, so that the line keeps its place among the host's own.
         // SAFETY: the format takes one string, and the caller promises one.
         held_off(|| unsafe { libc::printf(c"Array: %s\n".as_ptr(), s) });
     }
 }
 
-/// Reads the settings and claims the probe. A bad setting is an error, after all have been told of.
+/// Reads the settings and claims the probe. Invalid settings are an error: all are logged but the last, which is
+/// returned.
 fn claim() -> (Result<Run, Error>, OnError) {
     let (settings, mut errors) = Settings::from_environment();
     log::set_level(settings.log);
@@ -257,10 +258,10 @@ fn session_for(settings: Settings) -> Result<Run, Error> {
     session().claim(settings)
 }
 
-/// A start has failed: as consumers of the reference expect, or as they have asked for.
+/// Handles a failed start: exits or continues, as set.
 fn fail(error: &Error, on_error: OnError) {
     log::line(Level::Error, error);
-    // By a mistake of the host's, in the one case before, in the other long after the start.
+    // In the first case the host made a mistake; in the second the start has long succeeded.
     let only_told = matches!(error, Error::Running | Error::Descriptors { .. });
     if on_error == OnError::Exit && !only_told {
         // SAFETY: exit(3) is what a C library would call here, and runs the host's handlers.
@@ -268,10 +269,10 @@ fn fail(error: &Error, on_error: OnError) {
     }
 }
 
-/// No program of the reference's is near as long. A host that passes one without an end is read no further.
+/// No program of the reference's is nearly as long. Bounds the read of a text without an end.
 const MOST_PROGRAM: usize = 1 << 16;
 
-/// Says once that a program other than the stock one is not used.
+/// Warns once that a program other than the stock one is not used.
 ///
 /// # Safety
 ///
@@ -282,10 +283,10 @@ unsafe fn look_at(program: *const c_char) {
     if program.is_null() {
         return;
     }
-    // SAFETY: the caller's promise. It ends at the first NUL, or at the bound.
+    // SAFETY: the caller's promise. The text ends at the first NUL, or at the bound.
     let text = unsafe { slice::from_raw_parts(program.cast(), libc::strnlen(program, MOST_PROGRAM)) };
     if !is_stock_program(text) && !SAID.swap(true, Ordering::Relaxed) {
-        log::line(Level::Warn, "the BPF program given is not compiled: the built-in probe is used in its place");
+        log::line(Level::Warn, "the BPF program given is not compiled: the built-in probe is used instead");
     }
 }
 

@@ -2,8 +2,8 @@
 //! map and link.
 //!
 //! A session outlives its runs: `start` begins one, `stop` ends it, and the queue stays. `stop` must be callable from
-//! signal handlers, so it does nothing but count up an epoch and wake the threads; each thread belongs to the epoch
-//! that it was started in, and ends by itself when that is over.
+//! signal handlers, so it only increments an epoch and wakes the threads; each thread belongs to the epoch in which it
+//! was started, and ends when that is over.
 
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -34,9 +34,9 @@ static SHEDDING_SNAPSHOTS: Limited = Limited::new("Shedding TCP (Netlink) events
 pub struct Session {
     engine: Engine<ClassicEvent>,
     settings: Mutex<Settings>,
-    /// Counts up with each stop.
+    /// Incremented by each stop.
     epoch: AtomicU64,
-    /// The epoch in which a probe was last asked for.
+    /// The epoch in which a probe was last requested.
     probe_epoch: AtomicU64,
     /// The epoch in which records were last being read.
     reading_epoch: AtomicU64,
@@ -46,7 +46,7 @@ pub struct Session {
     sweep_epoch: AtomicU64,
     /// A consumer has asked for events.
     consumed: AtomicBool,
-    /// Held for as long as a probe is loaded, and a sweep thread runs: the next one waits for the end of the last.
+    /// Held while a probe is loaded, or a sweep thread runs: the next one waits for the last to end.
     probe_turn: Turn,
     sweep_turn: Turn,
 }
@@ -70,7 +70,7 @@ impl Sink for Session {
 }
 
 impl Session {
-    /// A session in which nothing runs. Where there is no memory for its queue, that is as long as there is memory for, and
+    /// A session in which nothing runs. If there is no memory for its queue, the queue is as long as memory allows, and
     /// the error says so.
     pub fn new(settings: Settings) -> (Self, Option<Error>) {
         let slots = settings.queue_slots;
@@ -93,7 +93,7 @@ impl Session {
         (session, error)
     }
 
-    /// Claims the probe of the current epoch for a [`Run`]. One that runs already is an error.
+    /// Claims the probe of the current epoch for a [`Run`]. A probe that runs already is an error.
     pub fn claim(&'static self, settings: Settings) -> Result<Run, Error> {
         let epoch = self.epoch.load(Ordering::SeqCst);
         if self.probe_epoch.swap(epoch, Ordering::SeqCst) == epoch {
@@ -112,14 +112,14 @@ impl Session {
         self.reading_epoch.load(Ordering::SeqCst) == self.epoch.load(Ordering::SeqCst)
     }
 
-    /// Ends everything that runs; nothing where nothing does. Returns before it has ended.
+    /// Ends everything that runs, if anything. Returns before it has ended.
     ///
     /// Async-signal-safe: atomics, and write(2) in [`Waker::wake`].
     pub fn stop(&self) {
         self.stop_run(self.epoch.load(Ordering::SeqCst));
     }
 
-    /// The same for what runs in one epoch.
+    /// The same for one epoch.
     fn stop_run(&self, epoch: u64) {
         let runs = |started: &AtomicU64| started.load(Ordering::SeqCst) == epoch;
         if !runs(&self.probe_epoch) && !runs(&self.sweep_epoch) {
@@ -131,14 +131,14 @@ impl Session {
                 turn.abandon(epoch);
             }
         }
-        // Where another stop was faster, it has ended the same things.
+        // If another stop was faster, it has ended the same things.
         let _ = self.epoch.compare_exchange(epoch, epoch + 1, Ordering::SeqCst, Ordering::SeqCst);
-        // Those that cannot be told sleep for ever: nobody waits for them.
+        // Threads that cannot be woken sleep for ever; nothing waits for them.
         let _ = (engine.probe_waker.wake(), engine.sweep_waker.wake());
     }
 
-    /// The oldest event, if there is one; else wait for [`Self::announced`]. `has_waited`: that has been done. The first call
-    /// starts the sweeps.
+    /// The oldest event, if any; otherwise wait for [`Self::announced`]. `has_waited`: the caller has done that. The
+    /// first call starts the sweeps.
     pub fn next_event(&'static self, has_waited: bool) -> Option<ClassicEvent> {
         if !self.consumed.swap(true, Ordering::SeqCst) {
             self.start_sweeps();
@@ -148,7 +148,7 @@ impl Session {
         event
     }
 
-    /// Tells of events that are queued.
+    /// Posted when events are queued.
     pub fn announced(&self) -> &Semaphore {
         self.engine.queue.announced()
     }
@@ -158,12 +158,12 @@ impl Session {
         self.engine.close_fds_in_child();
     }
 
-    /// What the session has seen, and every way in which an event can be lost.
+    /// What the session has seen, and every loss of an event.
     pub fn statistics(&self) -> WatchStatistics {
         self.engine.statistics()
     }
 
-    /// Starts the sweeping thread, once an epoch, where sweeps are allowed and wanted.
+    /// Starts the sweeping thread, once an epoch, if sweeps are allowed and wanted.
     fn start_sweeps(&'static self) {
         let epoch = self.epoch.load(Ordering::SeqCst);
         if self.sweeps_allowed.load(Ordering::SeqCst) != epoch {
@@ -181,7 +181,7 @@ impl Session {
             let is_over = || self.epoch.load(Ordering::SeqCst) != epoch;
             self.engine.run_sweeps(interval, Naming::CommandLine, &settings.probe, self, is_over);
         };
-        // Nobody joins it: it ends by itself, and the session is never freed.
+        // Never joined: it ends by itself, and the session is never freed.
         match spawn("tcpevent-sweep", body) {
             Ok(handle) => drop(handle),
             Err(error) => log::line(Level::Warn, error),
@@ -189,14 +189,14 @@ impl Session {
     }
 }
 
-/// A queue of as many slots as there is memory for, at most half of these.
+/// A queue of as many slots as memory allows, at most half of these.
 fn shorter_queue(mut slots: usize) -> Queue<ClassicEvent> {
     loop {
         slots /= 2;
         if let Ok(queue) = Queue::new(slots) {
             return queue;
         }
-        // Not even for one: there will be again, or the process has other worries.
+        // Not even memory for one: either that passes, or the process has worse problems.
         if slots == 0 {
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -210,9 +210,9 @@ pub struct Run {
 }
 
 impl Run {
-    /// Runs on a thread of its own. `when_failed` is called there with the error that ended it early.
+    /// Runs on a thread of its own. An error that ends it early goes to `when_failed`, on that thread.
     pub fn spawn(self, when_failed: impl FnOnce(Error) + Send + 'static) -> Result<(), Error> {
-        // Nobody joins it, either.
+        // Never joined, either.
         spawn("tcpevent-probe", move || {
             if let Err(error) = self.run() {
                 when_failed(error);
@@ -221,7 +221,7 @@ impl Run {
         .map(drop)
     }
 
-    /// Runs on a thread of its own too, for one that waits for its end.
+    /// Runs on a thread of its own, for a caller that waits for its end.
     pub fn spawn_awaited(self) -> Result<&'static AwaitedRun, Error> {
         let (session, epoch) = (self.session, self.epoch);
         let awaited: &'static AwaitedRun = Box::leak(Box::new(AwaitedRun {
@@ -233,7 +233,7 @@ impl Run {
         }));
         let body = move || {
             let result = self.run();
-            // The epoch is free again before the other side can know.
+            // The epoch must be free before the waiting side learns of the end.
             drop(self);
             *lock(&awaited.result) = Some(result);
             awaited.ended.post();
@@ -258,7 +258,7 @@ impl Run {
         // It may have ended by itself.
         let _ = session.reading_epoch.compare_exchange(self.epoch, NEVER, Ordering::SeqCst, Ordering::SeqCst);
         match result {
-            // Nobody waits for it any more.
+            // Nothing waits for it any more.
             Err(_) if self.is_over() => Ok(()),
             Ok(()) => {
                 log::line(Level::Info, session.engine.counters());
@@ -273,11 +273,11 @@ impl Run {
     }
 }
 
-/// Whose turn it is: a probe, or the sweeps, of one epoch at a time.
+/// Whose turn it is: one epoch at a time may run a probe, or the sweeps.
 struct Turn {
     epoch: Mutex<Option<u64>>,
     given_back: Condvar,
-    /// The epoch of one that will never give it back.
+    /// The epoch of a holder that will never release it.
     abandoned: AtomicU64,
 }
 
@@ -292,7 +292,7 @@ impl Turn {
         Self { epoch: Mutex::new(None), given_back: Condvar::new(), abandoned: AtomicU64::new(NEVER) }
     }
 
-    /// Waits for the one before to end, unless it never will.
+    /// Waits for the previous holder to end, unless it never will.
     fn take(&self, epoch: u64) -> Taken<'_> {
         let mut current = lock(&self.epoch);
         while let Some(before) = *current {
@@ -307,7 +307,7 @@ impl Turn {
         Taken { turn: self, epoch }
     }
 
-    /// Before the epoch's end: nobody waits yet. Async-signal-safe.
+    /// Must precede the epoch's end: nothing waits yet. Async-signal-safe.
     fn abandon(&self, epoch: u64) {
         self.abandoned.store(epoch, Ordering::SeqCst);
     }
@@ -323,21 +323,21 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// A run that another thread waits for: that one's stack may be small, and it may be cancelled.
+/// A run that another thread waits for. That thread may have a small stack, and may be cancelled.
 pub struct AwaitedRun {
     session: &'static Session,
     epoch: u64,
     ended: Semaphore,
     result: Mutex<Option<Result<(), Error>>>,
-    /// Of its thread and the one that waits, those that still look at this. The last one frees it.
+    /// How many of the two threads, the run's and the waiting one, still use this. The last one frees it.
     sides: AtomicU8,
 }
 
 impl AwaitedRun {
-    /// The calling thread begins to wait for [`Self::ended`]. Where it ends before [`Self::end_wait`], the run is stopped.
+    /// The calling thread begins to wait for [`Self::ended`]. If it ends before [`Self::end_wait`], the run is stopped.
     pub fn begin_wait(&'static self) {
         let abandon = |this: *const ()| {
-            // SAFETY: that of the call below; `leave` was not called for this side.
+            // SAFETY: points to `self` of the call below; `leave` was not called for this side.
             let this: &'static Self = unsafe { &*this.cast() };
             this.session.stop_run(this.epoch);
             this.leave();
@@ -345,12 +345,12 @@ impl AwaitedRun {
         per_thread::set_waiting(Some(Abandon { call: abandon, with: ptr::from_ref(self).cast() }));
     }
 
-    /// Is posted once, at the end.
+    /// Posted once, at the end.
     pub fn ended(&self) -> &Semaphore {
         &self.ended
     }
 
-    /// How the run went. `None`: it goes on, wait again.
+    /// How the run ended. `None`: it has not, wait again.
     pub fn end_wait(&'static self) -> Option<Result<(), Error>> {
         let result = lock(&self.result).take()?;
         per_thread::set_waiting(None);
@@ -360,7 +360,7 @@ impl AwaitedRun {
 
     fn leave(&'static self) {
         if self.sides.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // SAFETY: it was leaked as a box, and neither side looks at it any more.
+            // SAFETY: it was leaked as a box, and neither side uses it any more.
             drop(unsafe { Box::from_raw(ptr::from_ref(self).cast_mut()) });
         }
     }
@@ -368,7 +368,7 @@ impl AwaitedRun {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // A run that failed leaves its epoch to another try.
+        // A failed run leaves its epoch to another attempt.
         let _ = self.session.probe_epoch.compare_exchange(self.epoch, NEVER, Ordering::SeqCst, Ordering::SeqCst);
     }
 }

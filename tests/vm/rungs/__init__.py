@@ -1,4 +1,4 @@
-"""The matrix of kernels: which rung of the library's ladder holds where, and what the live tests say of it there.
+"""The matrix of kernels: which rung of the library's ladder works where, and the results of the live tests there.
 
 guest      runs under the kernel in question, and says line by line what it finds
 machines   runs it: here, or in a virtual machine that ../run boots

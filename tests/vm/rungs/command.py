@@ -56,7 +56,7 @@ def arguments(words, known):
 
 
 def check():
-    """What would fail later, and less clearly."""
+    """Checks for what would fail later, and less clearly."""
     if os.geteuid() != 0:
         raise MatrixError("needs root: BPF programs, mount namespaces")
     live_tests()
@@ -87,7 +87,7 @@ def run(options, found):
 
 
 def is_good(found):
-    """No test has failed."""
+    """Whether no test has failed."""
     return not any("groups" in entry and results.counts(entry)[1] for one in found for entry in one["rungs"])
 
 

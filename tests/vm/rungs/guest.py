@@ -1,14 +1,14 @@
 #!/usr/bin/python3
-"""Runs under the kernel in question, as root: tries each rung, and runs the live tests where it holds.
+"""Runs under the kernel in question, as root: tries each rung, and runs the live tests if it works.
 
-Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (ways that the kernel's type information is
-had, of WAYS), `groups` (modules of the live tests; null for those of PROGRAMS where the way matters, and those of QUICK
-elsewhere), `all` (modules: all where the way matters), `limit` (seconds for a group), `btf_files` (a folder
-that has RELEASE.btf for kernels without type information), and `done` (what is known already, as lists of way, rung and
-group).
+Its argument is a JSON object: `library` and `tests` (paths), `rungs`, `btf` (sources of the kernel's type
+information, of WAYS), `groups` (modules of the live tests; null for those of PROGRAMS if the source matters,
+otherwise those of QUICK), `all` (modules: all if the source matters), `limit` (seconds for a group), `btf_files` (a
+folder that has RELEASE.btf for kernels without type information), and `done` (earlier results to skip, as lists of
+way, rung and group).
 
-Each thing found is a line of JSON behind MARK; all other lines are the tests' own. What is begun is said too, so that
-it is known what a kernel died of.
+Each result is a line of JSON after MARK; all other lines are the tests' own. A start is reported too, to show during
+which test a kernel died.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ import time
 MARK = "matrix: "
 KERNEL_BTF = pathlib.Path("/sys/kernel/btf/vmlinux")
 
-# How a program has the kernel's type information: as the kernel shows it; not at all; from a file that TCPEVENT_BTF
-# names, while the kernel shows none.
+# How a program gets the kernel's type information: from the kernel; not at all; from a file that TCPEVENT_BTF names,
+# while the kernel shows none.
 SHOWN, HIDDEN, FILE = WAYS = ("shown", "hidden", "file")
 
-# What hangs on the kernel: what the programs do, and not what the library makes of it.
+# Kernel-dependent tests: of what the programs do, not of what the library makes of it.
 PROGRAMS = (
     "api_closes",
     "api_places",
@@ -44,10 +44,10 @@ PROGRAMS = (
     "truth",
 )
 
-# A group of each interface, short and yet about all that a kernel can do differently.
+# A short group of each interface, which still covers nearly everything that a kernel can do differently.
 QUICK = ("closes", "api_states")
 
-# For a start. Under emulation it takes seconds.
+# Seconds for a start. Under emulation it takes several.
 START_LIMIT = 120
 
 
@@ -56,7 +56,7 @@ def say(**found):
 
 
 class Way:
-    """A way to run programs, as to the kernel's type information."""
+    """Runs programs with a certain source of the kernel's type information."""
 
     def __init__(self, name, folder, btf_files):
         self.name = name
@@ -69,7 +69,7 @@ class Way:
             source = KERNEL_BTF if KERNEL_BTF.exists() else theirs
             if source.exists():
                 shutil.copyfile(source, file)
-                # The second is for the tests of the tcpevent_* functions, which read no environment.
+                # The second is for tests of the tcpevent_* functions, which do not read the environment.
                 self.variables = {"TCPEVENT_BTF": str(file), "TCPEVENT_TEST_BTF": str(file)}
             else:
                 self.missing = f"the kernel has no type information, and there is no {theirs}"
@@ -84,7 +84,7 @@ class Way:
 
 
 def run(words, environment, limit):
-    """Status (None: it took too long) and lines, which are also passed on."""
+    """Returns the status (None: it took too long) and the lines, which are also printed."""
     process = subprocess.Popen(
         [str(word) for word in words],
         env=environment,
@@ -110,20 +110,20 @@ def run(words, environment, limit):
         print(text, flush=True)
     process.wait()
     signal.alarm(0)
-    # Children of a test that failed.
+    # Children of a failed test.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     return None if late else process.returncode, lines
 
 
 def is_its_own(way, rung):
-    """Whether all tests are worth their time: the plain tracepoint is where there are no types, and makes nothing of any;
-    to the others, those of a file are what the kernel shows."""
+    """Whether all tests are worth their time. The plain tracepoint is for kernels without types, and uses none; for the
+    other rungs, types from a file are the same as the kernel's."""
     return way.name == (HIDDEN if rung == "tracepoint" else SHOWN)
 
 
 def refusal(way, rung, library):
-    """None where the rung holds, or the library's line of why it does not."""
+    """None if the rung works, otherwise the library's line that says why not."""
     words = way.command([sys.executable, __file__, "--start", library])
     status, lines = run(words, {**way.environment(rung), "TCPEVENT_LOG": "error"}, START_LIMIT)
     if status == 0:
@@ -134,7 +134,7 @@ def refusal(way, rung, library):
 
 
 def start(library):
-    """A consumer that starts and stops. Where the start fails, the library ends the process."""
+    """A consumer that starts and stops. If the start fails, the library ends the process."""
     library = ctypes.CDLL(library)
     library.AddProbe(None)
     while not library.getStatus():
@@ -157,11 +157,11 @@ def tests_of(binary, wanted):
 
 
 def outcome(way, rung, binary, tests, limit):
-    """Of a group: how many tests have passed, those that failed, and how long it took."""
+    """Runs a group. Returns how many tests passed, those that failed, and how long it took."""
     began = time.monotonic()
     status, lines = run(way.command([binary, "--exact", *tests]), way.environment(rung), limit)
     if any(line.startswith("test result: ") for line in lines):
-        # The last list of all: what a test's children write may stand between "test NAME ..." and "ok".
+        # The last list of all: output of a test's children may stand between "test NAME ..." and "ok".
         last = len(lines) - lines[::-1].index("failures:") if "failures:" in lines else len(lines)
         failed = [test for test in tests if f"    {test}" in lines[last:]]
     else:
@@ -178,13 +178,13 @@ def main(order):
     done = {tuple(item) for item in order["done"]}
     groups = tests_of(order["tests"], order["groups"])
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tcpevent-matrix."))
-    folder.chmod(0o755)  # some tests are somebody else
+    folder.chmod(0o755)  # some tests run as another user
     (folder / "empty").mkdir()
     try:
         say(release=os.uname().release, has_btf=KERNEL_BTF.exists(), groups=list(groups))
         ways = order["btf"]
         if not KERNEL_BTF.exists():
-            # Nothing to be shown, nor to be hidden.
+            # Nothing to show, nor to hide.
             ways = dict.fromkeys(HIDDEN if name == SHOWN else name for name in ways)
         for name in ways:
             way = Way(name, folder, pathlib.Path(order["btf_files"]))

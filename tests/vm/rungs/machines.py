@@ -21,22 +21,22 @@ KEPT = ROOT / "target" / "vm"
 # This machine's own kernel.
 HERE = "here"
 
-# How much slower than a real machine an emulated one is taken to be: as in tests/vm.rs.
+# How much slower than a real machine an emulated one is assumed to be: as in tests/vm.rs.
 SLOWNESS = 8
 # Seconds for a group of tests.
 LIMIT_HERE, LIMIT_THERE = 300, 900
-# For a machine to boot, or to end.
+# Seconds for a machine to boot, or to end.
 BOOT_LIMIT = 300
-# One that dies is booted again for what is left.
+# A machine that dies is booted again for the rest.
 MOST_BOOTS = 6
 
 
 class MatrixError(Exception):
-    """What keeps the matrix from being made, in one line with the remedy."""
+    """The reason why the matrix cannot run, in one line with the remedy."""
 
 
 def kernels():
-    """Those that ./run knows."""
+    """The kernels that ./run knows."""
     return subprocess.run([RUN, "--list"], check=True, text=True, capture_output=True).stdout.split()
 
 
@@ -50,7 +50,7 @@ def live_tests():
 
 
 class Machine:
-    """A kernel, and what is known of the library under it."""
+    """A kernel, and the results of the library under it."""
 
     def __init__(self, kernel, order, progress):
         self.kernel = kernel
@@ -75,11 +75,11 @@ class Machine:
         guest = [sys.executable, GUEST, json.dumps(order)]
         if self.kernel == HERE:
             return guest
-        # One processor, as in tests/vm.rs. What it hangs in is told by its silence.
+        # One processor, as in tests/vm.rs. A hang shows as silence.
         return [RUN, self.kernel, "--cpus", "1", "--timeout", "86400", "--", *guest]
 
     def fetch(self):
-        """None, or why the kernel cannot be had."""
+        """None, or why the kernel is unavailable."""
         if self.kernel == HERE:
             return None
         fetched = subprocess.run([RUN, "--fetch", self.kernel], text=True, capture_output=True, check=False)
@@ -111,7 +111,7 @@ class Machine:
         return self.found
 
     def run(self, log):
-        """One boot. Returns why it has ended; that matters where it has not come to its end."""
+        """One boot. Returns why it ended, which matters if it did not finish."""
         self.begun = None
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TCPEVENT_")}
         environment["TCPEVENT_TEST_SLOWNESS"] = "1" if self.kernel == HERE else str(SLOWNESS)
@@ -167,8 +167,8 @@ class Machine:
         process.stderr.close()
 
     def take(self, line):
-        """A line of the guest's."""
-        # A test's unfinished line may be before it.
+        """Handles a line from the guest."""
+        # A test's unfinished line may precede it.
         _, mark, text = line.partition(MARK)
         if not mark:
             return
@@ -212,7 +212,7 @@ class Machine:
         self.progress(f"{self.kernel}, BTF {btf}, {rung}, {group}: passed {outcome['passed']}{failed}{why}")
 
     def died(self, death):
-        """In the middle of something."""
+        """Records a crash during a test."""
         if len(self.begun) == 3 and self.begun not in self.done:
             btf, rung, group = self.begun
             if group is None:

@@ -1,4 +1,4 @@
-"""What was found: kept as JSON, and shown as tables."""
+"""Results: kept as JSON, and shown as tables."""
 
 import json
 
@@ -8,14 +8,14 @@ from .machines import HERE
 BEGIN = "<!-- kernels: tests/vm/matrix --write-table writes from here -->"
 END = "<!-- kernels: to here -->"
 
-# The library's line without what is in each of them.
+# The prefix of each of the library's lines.
 SAID = "libtcpEvent: error: "
 CANNOT = "cannot watch TCP connections: "
 NO_REMEDY = "; set TCPEVENT_LOG=debug to see what the kernel refused"
 
 
 def load(path):
-    """Kernels that an earlier run has found, by name."""
+    """Results of earlier runs, by the kernel's name."""
     if path is None or not path.exists():
         return {}
     return {found["kernel"]: found for found in json.loads(path.read_text(encoding="utf-8"))["kernels"]}
@@ -26,7 +26,7 @@ def save(path, found):
 
 
 def in_order(found, kernels):
-    """The same, in the order of the kernels; those nobody has run are untested."""
+    """The same, in the order of the kernels; those that never ran are untested."""
     return [found.get(kernel, {"kernel": kernel, "rungs": [], "untested": "not run"}) for kernel in kernels]
 
 
@@ -45,7 +45,7 @@ def reason(entry):
 
 
 def is_unknown(entry):
-    """The library has no such rung: of the kernel that says nothing."""
+    """Whether the library has no such rung, which says nothing about the kernel."""
     return "TCPEVENT_PROBE=" in entry.get("refused", "")
 
 
@@ -64,7 +64,7 @@ def btf_of(found, btf):
 
 
 def lines_of(found):
-    """Rows: kernel, BTF, rung, passed, failed, and what there is to say."""
+    """Rows: kernel, BTF, rung, passed, failed, and remarks."""
     name = name_of(found)
     for entry in found["rungs"]:
         row = [name, btf_of(found, entry["btf"]), entry["rung"]]
@@ -80,7 +80,7 @@ def lines_of(found):
 
 
 def words_of_groups(groups):
-    """Those that failed, with the tests, and then the others."""
+    """The groups that failed, with their tests, then the others."""
     for name, group in groups.items():
         if group["failed"] or "why" in group:
             why = f", {group['why']}" if "why" in group else ""
@@ -141,7 +141,7 @@ def cell(entry, notes):
 
 
 def markdown(all_found, rungs):
-    """A row for each kernel and way of having its type information; reasons once each, below."""
+    """A row for each kernel and source of its type information; each reason once, below."""
     notes = Notes()
     rows = [["kernel", "BTF", *rungs], ["---"] * (2 + len(rungs))]
     for found in all_found:
