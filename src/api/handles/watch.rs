@@ -230,7 +230,7 @@ impl Shared {
     /// The body of the probe's thread.
     fn run_probe(&self, settings: &ProbeSettings) {
         let is_started = AtomicBool::new(false);
-        let when_reading = |_| {
+        let when_reading = || {
             is_started.store(true, Ordering::SeqCst);
             self.tell_start(Ok(()));
         };
