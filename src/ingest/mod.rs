@@ -10,6 +10,8 @@ mod perf_buffer;
 pub mod record;
 mod ring;
 mod source;
+#[cfg(any(test, feature = "synthetic"))]
+mod synthetic;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +28,8 @@ use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Variables};
 use crate::queue::sink::Sink;
 use crate::sockets::holders::HolderIterator;
 use crate::sys::descriptors::StandardStreams;
+#[cfg(any(test, feature = "synthetic"))]
+use crate::sys::files;
 use crate::sys::threads::lock;
 use crate::sys::wake::Sleeper;
 
@@ -133,6 +137,17 @@ pub fn run(
     when_reading: impl FnOnce(),
 ) -> Result<(), Error> {
     let completion = Completion { sink, filter: &settings.filter, holders: &attached.holders, counters };
+    #[cfg(any(test, feature = "synthetic"))]
+    if let Some(socket) = settings.btf.as_deref().filter(|path| files::is_socket(path)) {
+        let when_reading = || {
+            drop(streams);
+            when_reading();
+        };
+        let source = synthetic::Synthetic::open(socket, counters).map_err(Into::into);
+        return source
+            .and_then(|source| read(source, sleeper, &completion, when_reading, || {}))
+            .map_err(|error| probe::refused(settings, format!("the socket of records cannot be read: {error}")));
+    }
     let mut places = Places::new();
     let mut probe = Probe::attach(settings, &mut places)?;
     attached.fds.note(&probe);
