@@ -3,6 +3,8 @@
 mod convert;
 pub mod functions;
 mod sized;
+mod slots;
+mod sync;
 pub(super) mod table;
 pub mod types;
 pub(super) mod watch;
