@@ -194,6 +194,19 @@ fn what_does_not_fit_the_filter_is_not_seen() {
     assert_eq!(handle.statistics().closes, 2);
 }
 
+#[test]
+fn a_filter_for_failures_lets_nothing_else_pass() {
+    let kernel = Kernel::new();
+    let (handle, mut reports) = Handle::open(&kernel, Wanted { filter: "failed", ..ALL });
+    let given_up = Change { given_up: true, ..Change::failed(4, 0) };
+    let refused = Change::failed(3, libc::ECONNREFUSED);
+    reports.write(&[Change::close(1), Change::established(2), refused, given_up].map(|change| change.record()));
+    let events = [handle.one(), handle.one()];
+    assert_eq!(events.map(|event| (event.cookie, event.error)), [(3, libc::ECONNREFUSED), (4, 0)]);
+    assert_ne!(events[0].flags, events[1].flags);
+    assert_eq!((handle.statistics().closes, handle.statistics().states), (2, 0));
+}
+
 /// The process that holds the socket's inode: this one, of whom nothing was seen.
 #[test]
 fn an_owner_that_is_found_by_inode_counts_for_the_filter() {

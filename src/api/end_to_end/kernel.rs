@@ -1,11 +1,12 @@
-//! The kernel's side: a socket, and the records of `bpf/tcp_event.h`.
+//! The kernel's side: a socket, and the records of `bpf/tcp_event.h`. The tests of tcp_trace include this file too, so it stands
+//! by itself.
 
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-
-use crate::event::state;
 
 /// Where probes can be attached.
 pub struct Kernel {
@@ -19,6 +20,8 @@ impl Kernel {
         let name = format!("tcpevent-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         let listener = UnixListener::bind(&path).unwrap();
+        // Whoever the program runs as.
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o777)).unwrap();
         Self { path, listener }
     }
 
@@ -35,7 +38,7 @@ impl Kernel {
 
 impl Drop for Kernel {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -70,7 +73,17 @@ pub struct Change {
     pub pid: u32,
     pub uid: u32,
     pub remote_port: u16,
+    /// Why the kernel has ended it.
+    pub error: i32,
+    /// The program has ended it.
+    pub given_up: bool,
 }
+
+/// States of an endpoint (include/net/tcp_states.h).
+const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const CLOSE: u8 = 7;
+const LAST_ACK: u8 = 9;
 
 /// `TCP_ORIGIN_CONNECT`, `TCP_ORIGIN_ACCEPT`
 pub const CONNECT: u8 = 1;
@@ -81,20 +94,27 @@ impl Change {
     pub fn close(number: u64) -> Self {
         Self {
             number,
-            old_state: state::LAST_ACK,
-            new_state: state::CLOSE,
+            old_state: LAST_ACK,
+            new_state: CLOSE,
             origin: CONNECT,
             held: false,
             inode: 0,
             pid: 1,
             uid: 0,
             remote_port: 443,
+            error: 0,
+            given_up: false,
         }
     }
 
     /// One has been established.
     pub fn established(number: u64) -> Self {
-        Self { old_state: state::SYN_SENT, new_state: state::ESTABLISHED, ..Self::close(number) }
+        Self { old_state: SYN_SENT, new_state: ESTABLISHED, ..Self::close(number) }
+    }
+
+    /// An attempt of process 1 has failed.
+    pub fn failed(number: u64, error: i32) -> Self {
+        Self { old_state: SYN_SENT, error, ..Self::close(number) }
     }
 
     pub fn record(&self) -> Vec<u8> {
@@ -102,6 +122,7 @@ impl Change {
         const BIRTH_NS: u64 = 1;
         const CONNECTED: u8 = 1;
         const HELD: u8 = 0x80;
+        const BEING_CLOSED: u8 = 2;
 
         let mut record = vec![0; LENGTH];
         let mut put = |at: usize, bytes: &[u8]| record[at..at + bytes.len()].copy_from_slice(bytes);
@@ -118,7 +139,8 @@ impl Change {
         put(80, &[192, 0, 2, 1]);
         put(96, b"synthetic");
         put(120, &self.number.to_ne_bytes());
-        put(144, &[self.new_state, CONNECTED]);
+        put(140, &self.error.to_ne_bytes());
+        put(144, &[self.new_state, CONNECTED, if self.given_up { BEING_CLOSED } else { 0 }]);
         record
     }
 }
