@@ -58,7 +58,7 @@ SAMPLE_PATH := -Wl,-rpath,'$$ORIGIN/..'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for each other's apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test test-kernels test-fresh least soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
+.PHONY: all demo monitor test synthetic test-kernels test-fresh least soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
 
 all: $(PROGRAMS) $(SAMPLES) ## build the library, the examples and tcp_trace (the default)
 
@@ -68,8 +68,13 @@ demo: all ## show it at work: known loopback traffic, each event checked against
 monitor: all ## show this host's connections until Ctrl-C (as root)
 	@build/tcp_table
 
-test: setup-test all ## run all tests (as root)
+test: setup-test all synthetic ## run all tests (as root)
 	$(CARGO) test --profile tests --locked
+
+# The library that tests of tcp_trace load in place of the one that ships.
+synthetic: | setup-test ## the library whose records come from a socket and not from a kernel, for tests without root
+	$(CARGO) build --profile tests --locked --lib --features synthetic
+	install -D -m 755 $(TARGET_DIR)/tests/libtcpEvent.so $(TARGET_DIR)/synthetic/libtcpEvent.so
 
 # By hand, as it takes long. KERNELS, as in make test-kernels KERNELS=5.10: only those.
 test-kernels: setup-test all ## the live tests under each kernel within reach, by each rung (as root, 90 minutes; MATRIX=--quick)

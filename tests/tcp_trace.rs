@@ -18,6 +18,9 @@ mod floods;
 mod hidden_types;
 #[path = "tcp_trace/installation.rs"]
 mod installation;
+#[path = "../src/api/end_to_end/kernel.rs"]
+#[allow(dead_code)] // The library's own tests need the rest.
+mod kernel;
 #[path = "tcp_trace/logs.rs"]
 mod logs;
 #[path = "tcp_trace/monitor.rs"]
@@ -30,6 +33,8 @@ mod privileges;
 mod signals;
 #[path = "tcp_trace/states.rs"]
 mod states;
+#[path = "tcp_trace/synthetic.rs"]
+mod synthetic;
 #[path = "live/traffic.rs"]
 #[allow(dead_code)]
 mod traffic;

@@ -67,7 +67,7 @@ impl<E: Queued> Engine<E> {
         settings: &ProbeSettings,
         sink: &dyn Sink,
         is_over: impl Fn() -> bool,
-        when_reading: impl FnOnce(Rung),
+        when_reading: impl FnOnce(),
     ) -> Result<(), Error> {
         let streams = StandardStreams::hold();
         let sleeper = self.probe_waker.sleeper().map_err(no_descriptor)?;

@@ -2,6 +2,8 @@
 
 mod boundary;
 pub mod classic;
+#[cfg(test)]
+mod end_to_end;
 pub mod engine;
 #[cfg(fuzzing)]
 pub mod fuzzing;

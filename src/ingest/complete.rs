@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::held;
-use super::record::{Decoded, LetGo, decode};
+use super::record::Decoded;
 use crate::event::counters::Counters;
 use crate::event::filter::Filter;
 use crate::event::{COMM_LEN, Event, Kind, OwnerBy};
@@ -27,31 +27,6 @@ pub struct Completion<'run> {
     pub holders: &'run HolderIterator,
     /// Count what was read.
     pub counters: &'run Counters,
-}
-
-/// What the probe has written. Nearly all of it is of the first kind.
-#[expect(clippy::large_enum_variant, reason = "a change in a box would be an allocation for each")]
-pub enum Record {
-    /// A close, or another change of state.
-    Change(Decoded),
-    /// A process has let go of the socket of an earlier close.
-    LetGo(LetGo),
-}
-
-impl Record {
-    /// Of either kind.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        LetGo::decode(bytes).map(Self::LetGo).or_else(|| decode(bytes).map(Self::Change))
-    }
-}
-
-/// Adds a record to a batch, or counts it as lost where there is no memory for it.
-pub fn add(batch: &mut Vec<Record>, record: Record, counters: &Counters) {
-    if batch.try_reserve(1).is_ok() {
-        batch.push(record);
-    } else if let Record::Change(_) = record {
-        counters.lost_records.fetch_add(1, Ordering::Relaxed);
-    }
 }
 
 /// Completes what was decoded, and queues it.

@@ -1,5 +1,6 @@
 //! The life of a probe, from its start to its end, on the thread that owns it.
 
+mod collect;
 mod complete;
 mod held;
 mod joiner;
@@ -8,11 +9,18 @@ mod perf;
 mod perf_buffer;
 pub mod record;
 mod ring;
+mod source;
+#[cfg(any(test, feature = "synthetic"))]
+mod synthetic;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use self::collect::Collector;
 use self::complete::Completion;
+use self::perf::Perf;
+use self::ring::Ring;
+use self::source::Source;
 use crate::config::{ProbeSettings, Rung};
 use crate::error::Error;
 use crate::event::counters::{Counters, KernelCounters};
@@ -20,6 +28,8 @@ use crate::probe::{self, BpfFds, Places, Probe, ProbeFds, Refusal, SharedVariabl
 use crate::queue::sink::Sink;
 use crate::sockets::holders::HolderIterator;
 use crate::sys::descriptors::StandardStreams;
+#[cfg(any(test, feature = "synthetic"))]
+use crate::sys::files;
 use crate::sys::threads::lock;
 use crate::sys::wake::Sleeper;
 
@@ -110,22 +120,35 @@ pub fn run(
     sink: &dyn Sink,
     counters: &Counters,
     attached: &Attached,
-    when_reading: impl FnOnce(Rung),
+    when_reading: impl FnOnce(),
 ) -> Result<(), Error> {
+    let completion = Completion { sink, filter: &settings.filter, holders: &attached.holders, counters };
+    #[cfg(any(test, feature = "synthetic"))]
+    if let Some(socket) = settings.btf.as_deref().filter(|path| files::is_socket(path)) {
+        let when_reading = || {
+            drop(streams);
+            when_reading();
+        };
+        let source = synthetic::Synthetic::open(socket, counters).map_err(Into::into);
+        return source
+            .and_then(|source| read(source, sleeper, &completion, when_reading, || {}))
+            .map_err(|error| probe::refused(settings, Refusal::of_buffer("synthetic", &error)));
+    }
     let mut places = Places::new();
     let mut probe = probe::attach(settings, &mut places)?;
     attached.fds.note(&probe);
     attached.holders.set(probe.take_holders());
     // Dropped before the probe is.
     let _ended = Ended { attached, counters };
-    let when_reading = |probe: &Probe<'_>| {
+    let (kernel, rung, most_tracked) = (Kernel::of(&probe), probe.rung(), probe.fds().most_tracked());
+    let when_reading = || {
         drop(streams);
-        *lock(&attached.kernel) = Some(Kernel::of(probe));
-        *lock(&attached.rung) = Some(probe.rung());
-        attached.most_tracked.store(probe.fds().most_tracked(), Ordering::SeqCst);
-        when_reading(probe.rung());
+        *lock(&attached.kernel) = Some(kernel);
+        *lock(&attached.rung) = Some(rung);
+        attached.most_tracked.store(most_tracked, Ordering::SeqCst);
+        when_reading();
     };
-    let before_detach = |_: &Probe<'_>| {
+    let before_detach = || {
         attached.fds.forget();
         attached.holders.set(None);
         if let Some(kernel) = &mut *lock(&attached.kernel) {
@@ -133,18 +156,32 @@ pub fn run(
             kernel.fds = None;
         }
     };
-    let completion = Completion { sink, filter: &settings.filter, holders: &attached.holders, counters };
     let (buffer, result) = if probe.has_ring() {
-        ("ring", ring::collect(&mut probe, sleeper, &completion, when_reading, before_detach))
+        let source = Ring::open(&mut probe, counters);
+        ("ring", source.and_then(|source| read(source, sleeper, &completion, when_reading, before_detach)))
     } else {
-        let run = perf::Run { sleeper, completion: &completion, settings };
-        ("perf", run.collect(&mut probe, &attached.fds, when_reading, before_detach))
+        let source = Perf::open(&mut probe, settings, sleeper, counters, &attached.fds);
+        ("perf", source.and_then(|source| read(source, sleeper, &completion, when_reading, before_detach)))
     };
     result.map_err(|error| probe::refused(settings, Refusal::of_buffer(buffer, &error)))?;
     if sleeper.is_lost() {
         return Err(Error::Descriptors { lost: "connections are no longer watched" });
     }
     Ok(())
+}
+
+/// Reads a source until `sleeper` is told. `when_reading` is called before the first read, `before_detach` before the hooks are
+/// taken away.
+fn read(
+    source: impl Source,
+    sleeper: &Sleeper<'_>,
+    completion: &Completion<'_>,
+    when_reading: impl FnOnce(),
+    before_detach: impl FnOnce(),
+) -> libbpf_rs::Result<()> {
+    let collector = Collector::new(source, sleeper, completion);
+    when_reading();
+    Ok(collector.run(before_detach)?)
 }
 
 /// Takes `Kernel` away, and adds what it has counted to the counters of all probes.

@@ -1,152 +1,82 @@
-//! Reads the ring, completes the events and queues them.
+//! Records from the ring buffer of a probe.
 
 use std::cell::RefCell;
-use std::panic::catch_unwind;
+use std::mem;
+use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Instant;
 
 use libbpf_rs::{RingBuffer, RingBufferBuilder};
 
-use super::complete::{Completer, Completion, Record, add};
-use super::held::HeldCloses;
-use super::pace::{Next, Pace};
-use crate::probe::Probe;
-use crate::sys::clock::WallClock;
+use super::source::{Record, Source, add};
+use crate::event::counters::Counters;
+use crate::probe::{Probe, Variables};
 use crate::sys::own_fd::Guarded;
-use crate::sys::wake::{Sleeper, Woken};
 
-/// Reads until told to stop; then detaches the probe and reads what is left. `when_reading` is called once records
-/// are being read, `before_detach` before the links are closed.
-pub fn collect(
-    probe: &mut Probe<'_>,
-    sleeper: &Sleeper<'_>,
-    completion: &Completion<'_>,
-    when_reading: impl FnOnce(&Probe<'_>),
-    before_detach: impl FnOnce(&Probe<'_>),
-) -> libbpf_rs::Result<()> {
-    let batch = RefCell::new(Vec::new());
-    let mut builder = RingBufferBuilder::new();
-    builder.add(probe.records(), |bytes| {
-        // A panic must not unwind into libbpf.
-        match catch_unwind(|| Record::decode(bytes)) {
-            Ok(Some(record)) => add(&mut batch.borrow_mut(), record, completion.counters),
-            Ok(None) | Err(_) => {
-                completion.counters.undecoded.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        0
-    })?;
-    let ring = builder.build()?;
-    let epoll = ring.epoll_fd();
-    let mut reader = Reader {
-        ring: Guarded::new(ring, [epoll]),
-        batch: &batch,
-        completer: Completer::new(completion),
-        held: HeldCloses::default(),
-    };
+/// The ring of a probe that is attached.
+pub struct Ring<'run, 'obj> {
+    probe: &'run mut Probe<'obj>,
+    ring: Guarded<RingBuffer<'run>>,
+    /// Where libbpf's callback puts the records.
+    batch: Rc<RefCell<Vec<Record>>>,
+}
 
-    when_reading(probe);
-    let mut pace = Pace::default();
-    loop {
-        let found = reader.read(probe);
-        reader.look_for_holders(probe);
-        let woken = match pace.after_look(found) {
-            Next::Poll(interval) => sleeper.wait(None, Some(interval)),
-            Next::Sleep => {
-                // The probe looks at the flag after it has committed a record; this looks at the ring after it has
-                // set the flag. One of the two sees the other.
-                let flag = probe.variables().expect("the ring's programs have them").get().reader_sleeps;
-                flag.store(1, Ordering::SeqCst);
-                fence(Ordering::SeqCst);
-                let woken = if reader.read(probe) > 0 {
-                    Woken::Ready
-                } else {
-                    let time = reader.held.due().map(|due| due.saturating_duration_since(Instant::now()));
-                    sleeper.wait(Some(reader.ring.epoll_fd()), time)
-                };
-                flag.store(0, Ordering::SeqCst);
-                if woken == Woken::Ready {
-                    pace.woken(Instant::now());
-                }
-                // A descriptor that is closed, or the host's by now, may be ready for ever.
-                if woken == Woken::Ready && sleeper.is_lost() { Woken::Told } else { woken }
-            }
-        };
-        if woken == Woken::Told {
-            break;
-        }
+impl<'run, 'obj> Ring<'run, 'obj> {
+    /// Maps it.
+    pub fn open(probe: &'run mut Probe<'obj>, counters: &'run Counters) -> libbpf_rs::Result<Self> {
+        let batch = Rc::new(RefCell::new(Vec::new()));
+        let mut builder = RingBufferBuilder::new();
+        let to = Rc::clone(&batch);
+        builder.add(probe.records(), move |bytes| {
+            add(&mut to.borrow_mut(), counters, || Record::decode(bytes));
+            0
+        })?;
+        let ring = builder.build()?;
+        let epoll = ring.epoll_fd();
+        Ok(Self { probe, ring: Guarded::new(ring, [epoll]), batch })
     }
-    // As long as the kernel tells who holds what.
-    reader.name_holders(probe);
-    before_detach(probe);
-    probe.detach();
-    reader.read(probe);
-    reader.name_holders(probe);
-    Ok(())
+
+    fn variables(&self) -> Variables<'_> {
+        self.probe.variables().expect("the ring's programs have them").get()
+    }
 }
 
-/// Empties the ring into the queue.
-struct Reader<'run, 'cb> {
-    ring: Guarded<RingBuffer<'cb>>,
-    batch: &'run RefCell<Vec<Record>>,
-    completer: Completer<'run>,
-    held: HeldCloses,
-}
+impl Source for Ring<'_, '_> {
+    const CAN_BE_POLLED: bool = true;
+    const IS_IN_ORDER: bool = true;
+    const IS_FILTERED: bool = true;
 
-impl Reader<'_, '_> {
-    /// Queues all records that are there, but those of closes whose sockets are held. Returns how many.
-    fn read(&mut self, probe: &Probe<'_>) -> usize {
+    fn read(&mut self, batch: &mut Vec<Record>) {
+        self.batch.replace(mem::take(batch));
         // It fails only where a callback asks for that, which ours never does.
         self.ring.consume_raw();
-        let mut batch = self.batch.take();
-        let found = batch.len();
-        if found > 0 {
-            let clock = WallClock::now();
-            let lost_owners =
-                probe.variables().map_or(0, |variables| variables.get().lost_owners.load(Ordering::Relaxed));
-            for record in batch.drain(..) {
-                let ready = match record {
-                    Record::Change(mut change) => {
-                        if lost_owners > 0 {
-                            change.event.doubt_begin();
-                        }
-                        if change.held { self.held.wait(change, Instant::now()) } else { Some(change) }
-                    }
-                    Record::LetGo(let_go) => self.held.let_go(&let_go),
-                };
-                if let Some(decoded) = ready {
-                    self.completer.queue(decoded, &clock);
+        *batch = self.batch.take();
+        if !batch.is_empty() && self.variables().lost_owners.load(Ordering::Relaxed) > 0 {
+            for record in batch {
+                if let Record::Change(change) = record {
+                    change.event.doubt_begin();
                 }
             }
-            self.completer.completion.sink.put_all();
-        }
-        // The batch keeps its memory for the next one, but not that of a rare flood.
-        batch.shrink_to(1024);
-        self.batch.replace(batch);
-        found
-    }
-
-    /// Where closes have waited for long enough, looks who holds their sockets.
-    fn look_for_holders(&mut self, probe: &Probe<'_>) {
-        if self.held.due().is_some_and(|due| due <= Instant::now()) {
-            self.name_holders(probe);
         }
     }
 
-    /// Queues all closes that wait.
-    fn name_holders(&mut self, probe: &Probe<'_>) {
-        if self.held.is_empty() {
-            return;
-        }
-        let looked = Instant::now();
-        let owners = self.completer.find_holders(self.held.sockets());
-        self.held.rest(Instant::now(), looked.elapsed());
-        // Who has let go meanwhile may not be among them.
-        self.read(probe);
-        let clock = WallClock::now();
-        while let Some(close) = self.held.take(looked) {
-            self.completer.queue_held(close, &owners, &clock);
-        }
-        self.completer.completion.sink.put_all();
+    /// The probe looks at the flag after it has committed a record; the reader looks at the ring after it has set the flag. One
+    /// of the two sees the other.
+    fn ask_for_wakes(&mut self) -> bool {
+        self.variables().reader_sleeps.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        true
+    }
+
+    fn end_wakes(&mut self) {
+        self.variables().reader_sleeps.store(0, Ordering::SeqCst);
+    }
+
+    fn fds(&self) -> [Option<RawFd>; 2] {
+        [Some(self.ring.epoll_fd()), None]
+    }
+
+    fn detach(&mut self) {
+        self.probe.detach();
     }
 }

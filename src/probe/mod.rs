@@ -36,4 +36,4 @@ pub use self::fds::BpfFds;
 pub use self::ladder::{Places, attach};
 pub use self::refusal::Refusal;
 pub use self::remedy::refused;
-pub use self::variables::SharedVariables;
+pub use self::variables::{SharedVariables, Variables};

@@ -253,7 +253,7 @@ impl Run {
         let _turn = session.probe_turn.take(self.epoch);
         memory::check_for_a_start()?;
         let settings = lock(&session.settings).probe.clone();
-        let when_reading = |_| session.reading_epoch.store(self.epoch, Ordering::SeqCst);
+        let when_reading = || session.reading_epoch.store(self.epoch, Ordering::SeqCst);
         let result = session.engine.run_probe(&settings, session, || self.is_over(), when_reading);
         // It may have ended by itself.
         let _ = session.reading_epoch.compare_exchange(self.epoch, NEVER, Ordering::SeqCst, Ordering::SeqCst);

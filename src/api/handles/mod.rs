@@ -3,6 +3,8 @@
 pub mod functions;
 mod options;
 mod sized;
+mod slots;
+mod sync;
 pub(super) mod table;
 pub mod types;
 pub(super) mod watch;

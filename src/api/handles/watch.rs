@@ -129,13 +129,15 @@ impl Watch {
         }
         let taken = std::iter::from_fn(|| shared.engine.queue.try_pop()).take(count).map(|event| take(&event)).count();
         shared.engine.count_delivered(taken);
+        let failed = || shared.failed.load(Ordering::SeqCst);
         if shared.engine.queue.is_empty() {
-            shared.ready.settle(|| shared.engine.queue.is_empty());
+            // A failure is for all readers, and each time.
+            shared.ready.settle(|| shared.engine.queue.is_empty() && failed() == 0);
         }
         if taken > 0 {
             return Ok(Some(ReadEnd::Events(taken)));
         }
-        match shared.failed.load(Ordering::SeqCst) {
+        match failed() {
             0 => Ok(None),
             errno => Err(Error::Argument { what: "the probe has failed: open another handle", errno }),
         }
@@ -230,7 +232,7 @@ impl Shared {
     /// The body of the probe's thread.
     fn run_probe(&self, settings: &ProbeSettings) {
         let is_started = AtomicBool::new(false);
-        let when_reading = |_| {
+        let when_reading = || {
             is_started.store(true, Ordering::SeqCst);
             self.tell_start(Ok(()));
         };
