@@ -569,9 +569,9 @@ int tcpevent_open(const struct tcpevent_options *options,
 int tcpevent_close(struct tcpevent_watch *handle);
 
 /**
- * Returns a descriptor for poll, select or epoll, or -EBADF. It is readable while there are events, and after
- * `tcpevent_wake`. It may occasionally be readable without an event: read with a timeout of 0. It belongs to the library: do
- * not read or close it. Invalid after `tcpevent_close`.
+ * Returns a descriptor for poll, select or epoll, or -EBADF. It is readable while there are events, after `tcpevent_wake`, and
+ * once the probe has failed. It may occasionally be readable without an event: read with a timeout of 0. It belongs to the
+ * library: do not read or close it. Invalid after `tcpevent_close`.
  *
  * Thread-safe; not for signal handlers.
  */

@@ -7,9 +7,9 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 
-int tcpevent_open(const struct tcpevent_options *options, struct tcpevent **handle)
+int tcpevent_open(const struct tcpevent_options *options, struct tcpevent_watch **handle)
 {
-	int (*real)(const struct tcpevent_options *, struct tcpevent **);
+	int (*real)(const struct tcpevent_options *, struct tcpevent_watch **);
 	struct tcpevent_options synthetic = *options;
 
 	*(void **)&real = dlsym(RTLD_NEXT, "tcpevent_open");

@@ -87,9 +87,9 @@ pub extern "C-unwind" fn tcpevent_close(handle: *mut tcpevent_watch) -> c_int {
     call("tcpevent_close", || table::remove(handle.addr()).map(|()| 0))
 }
 
-/// Returns a descriptor for poll, select or epoll, or -EBADF. It is readable while there are events, and after
-/// `tcpevent_wake`. It may occasionally be readable without an event: read with a timeout of 0. It belongs to the library: do
-/// not read or close it. Invalid after `tcpevent_close`.
+/// Returns a descriptor for poll, select or epoll, or -EBADF. It is readable while there are events, after `tcpevent_wake`, and
+/// once the probe has failed. It may occasionally be readable without an event: read with a timeout of 0. It belongs to the
+/// library: do not read or close it. Invalid after `tcpevent_close`.
 ///
 /// Thread-safe; not for signal handlers.
 #[unsafe(no_mangle)]
