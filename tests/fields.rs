@@ -219,3 +219,22 @@ fn the_structure_of_watch_py_is_that_of_the_header() {
         check(path, ("class Event(c.Structure):\n    _fields_ = fields(\n", "    )\n"), &ctypes());
     }
 }
+
+// ---- JSON
+
+/// Where `tcp_trace` writes a field as it is, it has the field's name; these are its own.
+#[test]
+fn the_names_in_the_json_of_tcp_trace_are_those_of_the_header() {
+    const OWN: [&str; 7] = ["time", "kind", "age_ms", "failed", "given_up", "reason", "text"];
+
+    let source = read("examples/tcp_trace/record.c");
+    let names = source.split("\\\"").skip(1).zip(source.split("\\\"").skip(2));
+    let names = names.filter(|(_, behind)| behind.starts_with(':')).map(|(name, _)| name);
+    let numbers = source.split("put_number(text, \"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let names: Vec<_> = names.chain(numbers).filter(|name| !name.starts_with('%')).collect();
+    assert!(names.len() > 20 && names.contains(&"payload_sent") && names.contains(&"cookie"), "{names:?}");
+    let fields: Vec<_> = fields().into_iter().map(|field| field.name).collect();
+    for name in names {
+        assert!(OWN.contains(&name) || fields.iter().any(|field| field == name), "{name} is no field");
+    }
+}

@@ -41,20 +41,20 @@ static void put_state_json(struct text *text, const struct tcpevent_event *event
     put_time(text, event->time_ns);
     put_format(text, "\",\"time_ns\":%" PRIu64 ",\"kind\":\"state\",\"pid\":%" PRIu32, event->time_ns, event->pid);
     put_number(text, "uid", (event->known & TCPEVENT_KNOWN_UID) != 0, event->uid);
-    put(text, ",\"command\":");
+    put(text, ",\"comm\":");
     put_json(text, event->comm, sizeof event->comm);
     put_format(text,
-               ",\"old_state\":\"%s\",\"state\":\"%s\",\"family\":%d,\"local_address\":\"%s\",\"local_port\":%u,"
-               "\"remote_address\":\"%s\",\"remote_port\":%u,\"cookie\":%" PRIu64,
+               ",\"old_state\":\"%s\",\"new_state\":\"%s\",\"family\":%d,\"local_addr\":\"%s\",\"local_port\":%u,"
+               "\"remote_addr\":\"%s\",\"remote_port\":%u,\"cookie\":%" PRIu64,
                tcpevent_state_name(event->old_state), tcpevent_state_name(event->new_state),
                event->family == AF_INET6 ? 6 : 4, local, event->local_port, remote, event->remote_port, event->cookie);
     if (event->kind == TCPEVENT_KIND_CLOSE) {
         bool counted = (event->known & TCPEVENT_KNOWN_COUNTERS) != 0;
 
         put_format(text, ",\"age_ms\":%.3f", (double)event->age_ns / 1e6);
-        put_number(text, "sent", counted, event->payload_sent);
-        put_number(text, "received", counted, event->payload_received);
-        put_number(text, "retransmitted_bytes", counted, event->bytes_retransmitted);
+        put_number(text, "payload_sent", counted, event->payload_sent);
+        put_number(text, "payload_received", counted, event->payload_received);
+        put_number(text, "bytes_retransmitted", counted, event->bytes_retransmitted);
         put(text, ",\"error\":");
         put_json_error(text, event->error, error_is_unknown(event));
         put_format(text, ",\"failed\":%s,\"given_up\":%s", boolean((event->flags & TCPEVENT_FLAG_FAILED) != 0),
@@ -87,12 +87,12 @@ void put_failure_record(struct text *text, const struct failure *failure, bool j
         tcpevent_format_address(failure->family, failure->address, address, sizeof address);
         put(text, "{\"time\":\"");
         put_time(text, failure->time_ns);
-        put_format(text, "\",\"kind\":\"failure\",\"address\":\"%s\",\"port\":%u,\"reason\":\"", address,
+        put_format(text, "\",\"kind\":\"failure\",\"remote_addr\":\"%s\",\"remote_port\":%u,\"reason\":\"", address,
                    failure->port);
         put_reason(text, failure); /* words of ASCII letters, nothing to escape */
         put(text, "\",\"error\":");
         put_json_error(text, failure->error, failure->unknown);
-        put_format(text, ",\"pid\":%" PRIu32 ",\"command\":", failure->pid);
+        put_format(text, ",\"pid\":%" PRIu32 ",\"comm\":", failure->pid);
         put_json(text, failure->comm, sizeof failure->comm);
         put(text, "}\n");
         return;

@@ -233,13 +233,13 @@ fn check_fields(object: &Object, end: &End, old_state: &str, state: &str, pid: u
         ("kind", text("state")),
         ("pid", pid.to_string()),
         ("uid", "0".to_owned()),
-        ("command", if pid == 0 { text("") } else { text(&own_comm()) }),
+        ("comm", if pid == 0 { text("") } else { text(&own_comm()) }),
         ("old_state", text(old_state)),
-        ("state", text(state)),
+        ("new_state", text(state)),
         ("family", "4".to_owned()),
-        ("local_address", text(&end.local)),
+        ("local_addr", text(&end.local)),
         ("local_port", end.local_port.to_string()),
-        ("remote_address", text(&end.remote)),
+        ("remote_addr", text(&end.remote)),
         ("remote_port", end.remote_port.to_string()),
         ("cookie", cookie.to_string()),
     ];
@@ -251,7 +251,15 @@ fn check_fields(object: &Object, end: &End, old_state: &str, state: &str, pid: u
     assert_eq!(line.time_ns, time_ns / 1000 * 1000, "{object:#?}");
     let mut names: Vec<_> = expected.iter().map(|(name, _)| *name).chain(["time", "time_ns"]).collect();
     if state == "CLOSE" {
-        names.extend(["age_ms", "sent", "received", "retransmitted_bytes", "error", "failed", "given_up"]);
+        names.extend([
+            "age_ms",
+            "payload_sent",
+            "payload_received",
+            "bytes_retransmitted",
+            "error",
+            "failed",
+            "given_up",
+        ]);
     }
     names.sort_unstable();
     assert_eq!(object.keys().collect::<Vec<_>>(), names);
@@ -260,9 +268,9 @@ fn check_fields(object: &Object, end: &End, old_state: &str, state: &str, pid: u
 /// The totals of a close, except its age.
 fn check_totals(object: &Object, sent: u64, received: u64, error: &str, failed: bool) {
     let fields = [
-        ("sent", sent.to_string()),
-        ("received", received.to_string()),
-        ("retransmitted_bytes", "0".to_owned()),
+        ("payload_sent", sent.to_string()),
+        ("payload_received", received.to_string()),
+        ("bytes_retransmitted", "0".to_owned()),
         ("error", error.to_owned()),
         ("failed", failed.to_string()),
         ("given_up", "false".to_owned()),
@@ -315,7 +323,7 @@ fn json_has_every_field_of_a_connection() {
         ),
         (&of_server, cookies[1], &["SYN_RECV", "ESTABLISHED", "CLOSE_WAIT", "LAST_ACK", "CLOSE"], [700, 5000]),
     ] {
-        let mine: Vec<_> = objects.iter().filter(|object| object["local_address"] == text(&end.local)).collect();
+        let mine: Vec<_> = objects.iter().filter(|object| object["local_addr"] == text(&end.local)).collect();
         assert_eq!(mine.len(), changes.len() - 1, "{mine:#?}");
         for (object, change) in mine.iter().zip(changes.windows(2)) {
             let pid = if change[0] == "SYN_RECV" { 0 } else { me };
@@ -346,15 +354,15 @@ fn json_has_an_object_for_a_failure_and_for_each_notice() {
     net.refuse(1);
     let objects = JsonMonitor { monitor, net, folder: &folder }.objects();
     let [opened, closed, failure] = &objects[..] else { panic!("{objects:#?}") };
-    assert_eq!((opened["state"].as_str(), closed["state"].as_str()), ("\"SYN_SENT\"", "\"CLOSE\""));
+    assert_eq!((opened["new_state"].as_str(), closed["new_state"].as_str()), ("\"SYN_SENT\"", "\"CLOSE\""));
     check_totals(closed, 0, 0, "\"ECONNREFUSED\"", true);
     let expected = [
-        ("address", text(&net.address(1).to_string())),
-        ("command", text(&own_comm())),
+        ("remote_addr", text(&net.address(1).to_string())),
+        ("comm", text(&own_comm())),
         ("error", text("ECONNREFUSED")),
         ("kind", text("failure")),
         ("pid", process::id().to_string()),
-        ("port", CLOSED.to_string()),
+        ("remote_port", CLOSED.to_string()),
         ("reason", text("connection refused (ECONNREFUSED)")),
         ("time", closed["time"].clone()),
     ];
@@ -414,7 +422,7 @@ fn a_command_of_any_bytes_stays_valid_json() {
         let objects = monitor.objects();
         assert_eq!(objects.len(), 3, "{objects:#?}");
         for object in objects {
-            assert_eq!(object["command"], python_json(read), "{object:#?}");
+            assert_eq!(object["comm"], python_json(read), "{object:#?}");
         }
     }
 }

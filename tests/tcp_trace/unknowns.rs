@@ -65,25 +65,29 @@ fn json_has_no_figure_and_no_reason_that_is_not_known() {
         objects.iter().filter(is_its).cloned().collect()
     };
     let closes = |field, number| -> Vec<Object> {
-        of("state", field, number).into_iter().filter(|object| object["state"] == "\"CLOSE\"").collect()
+        of("state", field, number).into_iter().filter(|object| object["new_state"] == "\"CLOSE\"").collect()
     };
     let values =
         |object: &Object, names: &[&str]| -> Vec<String> { names.iter().map(|name| object[*name].clone()).collect() };
-    let figures = ["sent", "received", "retransmitted_bytes"];
+    let figures = ["payload_sent", "payload_received", "bytes_retransmitted"];
 
-    let failed = closes("remote_address", 1);
+    let failed = closes("remote_addr", 1);
     assert_eq!(failed.len(), 2, "{objects:#?}");
     for (object, given_up) in failed.iter().zip(["false", "true"]) {
         assert_eq!(values(object, &figures), ["null"; 3], "{object:#?}");
         assert_eq!(values(object, &["error", "given_up"]), ["\"unknown\"", given_up], "{object:#?}");
     }
-    let told = of("failure", "address", 1);
+    let told = of("failure", "remote_addr", 1);
     assert_eq!(values(&told[0], &["error", "reason"]), ["\"unknown\"", "\"reason unknown\""]);
     assert!(told[1]["reason"].starts_with("\"given up by the program after "), "{told:#?}");
 
-    let refused = closes("remote_address", 2);
-    assert_eq!(values(&refused[0], &["error", "sent"]), ["\"ECONNREFUSED\"", "null"]);
-    let client = closes("local_address", 4);
-    assert_eq!(values(&client[0], &["error", "sent", "received"]), ["null", "5000", "0"], "{client:#?}");
+    let refused = closes("remote_addr", 2);
+    assert_eq!(values(&refused[0], &["error", "payload_sent"]), ["\"ECONNREFUSED\"", "null"]);
+    let client = closes("local_addr", 4);
+    assert_eq!(
+        values(&client[0], &["error", "payload_sent", "payload_received"]),
+        ["null", "5000", "0"],
+        "{client:#?}"
+    );
     monitor.end_well();
 }
