@@ -41,7 +41,7 @@ PROGRAMS   := build/tcp_table build/tcp_trace
 HEADERS    := $(wildcard include/*.h)
 PAGES      := $(wildcard man/*.[1-8])
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run tests/fresh/run)
-PYTHON     := benches examples tests benches/run tests/demo tests/vm/matrix
+PYTHON     := benches examples tests benches/run benches/cost tests/demo tests/vm/matrix
 C_FILES    := $(wildcard bpf/*.[ch] tests/c/*.[ch] tests/c/*.cc examples/*.c examples/*/*.[ch] tcp_table/*.[ch] benches/c/*.[ch])
 # Debian has no ruff: it is fetched from PyPI.
 RUFF_VERSION := 0.17.5
@@ -58,7 +58,7 @@ SAMPLE_PATH := -Wl,-rpath,'$$ORIGIN/..'
 .DELETE_ON_ERROR:
 # cargo uses all cores by itself, and two setups at once would wait for each other's apt.
 .NOTPARALLEL:
-.PHONY: all demo monitor test synthetic test-kernels test-fresh least soak bench micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
+.PHONY: all demo monitor test synthetic test-kernels test-fresh least soak bench cost micro tsan fuzz install uninstall clean help setup setup-test fmt format lint headers FORCE
 
 all: $(PROGRAMS) $(SAMPLES) ## build the library, the examples and tcp_trace (the default)
 
@@ -96,6 +96,10 @@ soak: setup-test all ## the long runs: a million connections, 10,000 signals, 1,
 
 bench: setup-test all ## what watching costs, beside tcplife, tcpstates and ss (as root, five minutes)
 	benches/run --json target/bench/result.json $(BENCH)
+
+# In an emulator whose clock counts instructions, so the figures do not depend on this machine.
+cost: setup-test all ## what watching costs in instructions, under Linux 6.12 and 6.1 (as root; COST=--kernels=6.12)
+	benches/cost --json $(TARGET_DIR)/cost/result.json $(COST)
 
 micro: | setup ## what an event costs within the library, part by part
 	$(CARGO) bench --locked --bench micro

@@ -32,8 +32,8 @@ class BenchError(Exception):
     """The reason why a figure cannot be measured, in one line with the remedy."""
 
 
-def build(name):
-    """The path of a C program, compiled if it is out of date."""
+def build(name, *options):
+    """The path of a C program, compiled if it is out of date, with these further options."""
     sources = ROOT / "benches" / "c"
     program = BUILT / name
     inputs = [sources / f"{name}.c", *sources.glob("*.h"), *(ROOT / "include").glob("*.h")]
@@ -43,7 +43,7 @@ def build(name):
     # Another process may be running the old one, or compiling the same.
     unfinished = BUILT / f"{name}.{os.getpid()}"
     compiler = os.environ.get("CC", "cc").split()
-    command = [*compiler, *CFLAGS, "-I", ROOT / "include", sources / f"{name}.c", "-o", unfinished, "-ldl"]
+    command = [*compiler, *CFLAGS, "-I", ROOT / "include", sources / f"{name}.c", "-o", unfinished, "-ldl", *options]
     try:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

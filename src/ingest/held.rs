@@ -39,7 +39,8 @@ pub struct HeldCloses {
 }
 
 impl HeldCloses {
-    /// A close that is held. It is handed back with its owner where that is known, or as it is where too many wait.
+    /// A close that is held. It is handed back with its owner where that is known, or as it is where too many wait or
+    /// there is no memory for another.
     pub fn wait(&mut self, mut close: Decoded, now: Instant) -> Option<Decoded> {
         let time = close.event.monotonic_ns;
         if let Some(early) = self.early.iter().position(|let_go| let_go.close_ns == time) {
@@ -47,7 +48,8 @@ impl HeldCloses {
             name(&mut close, &let_go);
             return Some(close);
         }
-        if self.waiting.len() >= MOST_WAITING {
+        let enough_memory = self.waiting.try_reserve(1).is_ok() && self.times.try_reserve(1).is_ok();
+        if self.waiting.len() >= MOST_WAITING || !enough_memory {
             return Some(close);
         }
         self.times.push_back(time);
@@ -76,7 +78,9 @@ impl HeldCloses {
             if self.early.len() >= MOST_EARLY {
                 self.early.pop_front();
             }
-            self.early.push_back(let_go);
+            if self.early.try_reserve(1).is_ok() {
+                self.early.push_back(let_go);
+            }
         }
         close
     }
@@ -91,7 +95,12 @@ impl HeldCloses {
     /// The sockets of those that wait, by their inodes, with the process that is known of each. Those that come from now on are
     /// not among them.
     pub fn sockets(&self) -> HashMap<u64, u32> {
-        self.waiting.iter().map(|(_, close)| (close.event.inode, close.event.pid)).collect()
+        let mut sockets = HashMap::new();
+        // Without memory for them nobody is looked for here.
+        if sockets.try_reserve(self.waiting.len()).is_ok() {
+            sockets.extend(self.waiting.iter().map(|(_, close)| (close.event.inode, close.event.pid)));
+        }
+        sockets
     }
 
     /// The next one that has come before it was looked who holds their sockets.
