@@ -31,7 +31,7 @@ fn documents() -> Vec<String> {
 }
 
 fn examples() -> Vec<String> {
-    files("examples", &["c", "cs", "py"])
+    files("examples", &["c", "cs", "py", "rs"])
 }
 
 /// The code blocks of a document that show an example, with its path.

@@ -572,6 +572,46 @@ fn watch_says_in_a_line_what_is_wrong_with_a_filter() {
     assert!(line.starts_with("watch.py: ") && line.contains("word 3, \"host\", must be "), "{line}");
 }
 
+// ---- watch.rs
+
+/// Built with all tests, but not for this file alone.
+fn rust_watch(filter: &[&str]) -> Command {
+    let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/watch");
+    assert!(program.exists(), "{} is missing: cargo build --profile tests --example watch", program.display());
+    let mut command = watcher(program);
+    command.args(filter);
+    command
+}
+
+#[test]
+fn watch_in_rust_prints_the_ends_of_connections_that_fit() {
+    let _turn = turn();
+    let mut program = Program::start(rust_watch(&["pid", &process::id().to_string()]));
+    program.wait_for_a_line();
+    for at in [V4(), V6()] {
+        let known = Known::make(at, &own_comm());
+        let are_mine = known.are_marked(ends(at.ip()));
+        let lines = program.lines_until_all(&are_mine);
+        for (is_mine, figures) in are_mine.iter().zip([" received 0, sent 5000", " received 5000, sent 0"]) {
+            let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
+            let [line] = mine[..] else { panic!("{mine:#?} came, and not one line only") };
+            assert!(line.starts_with(&format!("{}[", own_comm())) && line.ends_with(figures), "{line}");
+        }
+    }
+    let refused = TcpStream::connect((V4().ip(), 9)).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    let is_refused = |line: &str| line.contains(" -> 127.0.0.1:9 ");
+    let lines = program.lines_until_all(&[is_refused, is_refused]);
+    let line = lines.last().unwrap();
+    assert!(line.ends_with(" failed: Connection refused (os error 111)"), "{line}");
+}
+
+#[test]
+fn watch_in_rust_says_in_a_line_what_is_wrong_with_a_filter() {
+    let line = Program::start(rust_watch(&["dport", "443", "host", "10.0.0.1"])).end().badly(1);
+    assert!(line.starts_with("watch: ") && line.contains("word 3, \"host\", must be "), "{line}");
+}
+
 // ---- classic.c, Watch.cs
 
 /// The lines of a consumer of the classic functions about a connection.
