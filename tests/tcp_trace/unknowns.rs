@@ -52,7 +52,7 @@ fn json_has_no_figure_and_no_reason_that_is_not_known() {
     let mut lines = monitor.until_marker(net);
     // Its counters, and so its close, come from the kernel a little later.
     let is_close = |line: &str| {
-        line.contains(&format!("\"local_address\":\"{}\"", net.address(4))) && line.contains(",\"state\":\"CLOSE\"")
+        line.contains(&format!("\"local_addr\":\"{}\"", net.address(4))) && line.contains(",\"new_state\":\"CLOSE\"")
     };
     if !lines.iter().any(|line| is_close(line)) {
         lines.extend(monitor.until("the close that is counted", is_close));
