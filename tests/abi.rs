@@ -567,7 +567,8 @@ fn later_library(folder: &Path) {
         fs::write(path, text).unwrap();
     };
     // Another name, so that it reuses the built dependencies and does not replace today's library.
-    let names = [("name = \"tcpevent\"\nversion = \"0.1.0\"", "name = \"tcpevent-later\"\nversion = \"9.9.9\"")];
+    let of_today = concat!("name = \"tcpevent\"\nversion = \"", env!("CARGO_PKG_VERSION"), '"');
+    let names = [(of_today, "name = \"tcpevent-later\"\nversion = \"9.9.9\"")];
     change("Cargo.lock", &names);
     change("Cargo.toml", &[names[0], ("name = \"tcpEvent\"", "name = \"tcpEventLater\"")]);
     change(
@@ -612,7 +613,9 @@ fn a_program_of_today_runs_with_a_later_library() {
         .status()
         .unwrap();
     assert!(compiled.success());
-    for (libraries, version) in [(root.join("target/release"), "0.1.0\n"), (folder.clone(), "9.9.9\n")] {
+    for (libraries, version) in
+        [(root.join("target/release"), concat!(env!("CARGO_PKG_VERSION"), "\n")), (folder.clone(), "9.9.9\n")]
+    {
         let output = Command::new(&program).env("LD_LIBRARY_PATH", &libraries).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "with {}: {errors}", libraries.display());
