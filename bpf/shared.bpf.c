@@ -20,6 +20,7 @@ union {
 	enum tcp_flag flag;
 	enum tcp_wanted wanted;
 	enum tcp_list list;
+	enum tcp_user user;
 	enum tcp_capacity capacity;
 	enum tcp_lost lost;
 	enum tcp_placeholder placeholder;

@@ -26,8 +26,10 @@ enum tcp_origin {
 	TCP_ORIGIN_HELD = 0x80,
 };
 
-/* For `uid`: no user is known (kernel: INVALID_UID). */
-#define TCP_NO_USER (~0U)
+/* For `uid`. */
+enum tcp_user {
+	TCP_NO_USER = ~0U, /* none is known (kernel: INVALID_UID) */
+};
 
 struct tcp_record {
 	__u64 time_ns; /* CLOCK_MONOTONIC */

@@ -2,13 +2,16 @@
 
 use zerocopy::FromBytes;
 
-use crate::event::{Begin, Direction, Event, Failure, Kind, OwnerBy, state};
+use crate::event::{Begin, Direction, Event, Failure, Kind, NO_USER, OwnerBy, state};
 pub use crate::sys::shared::tcp_let_go as LetGo;
 use crate::sys::shared::{
     TCP_DIRECTION_ACCEPTED, TCP_DIRECTION_CONNECTED, TCP_DIRECTION_UNKNOWN, TCP_FLAG_BEING_CLOSED, TCP_FLAG_ERROR_SOFT,
-    TCP_FLAG_ERROR_UNKNOWN, TCP_FLAG_FIN_RECEIVED, TCP_FLAG_WITHIN_CONNECT, TCP_ORIGIN_ACCEPT, TCP_ORIGIN_CLOSE,
-    TCP_ORIGIN_CONNECT, TCP_ORIGIN_HELD, TCP_ORIGIN_INODE, TCP_ORIGIN_NONE, tcp_detailed_record, tcp_record,
+    TCP_FLAG_ERROR_UNKNOWN, TCP_FLAG_FIN_RECEIVED, TCP_FLAG_WITHIN_CONNECT, TCP_NO_USER, TCP_ORIGIN_ACCEPT,
+    TCP_ORIGIN_CLOSE, TCP_ORIGIN_CONNECT, TCP_ORIGIN_HELD, TCP_ORIGIN_INODE, TCP_ORIGIN_NONE, tcp_detailed_record,
+    tcp_record,
 };
+
+const _: () = assert!(TCP_NO_USER == NO_USER);
 
 /// An event, and what is still needed to name its owner.
 #[derive(Debug, PartialEq, Eq)]
@@ -193,7 +196,7 @@ pub fn payload_acked(event: &Event, sequence: &Sequence, failed: bool) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Known, NO_USER};
+    use crate::event::Known;
     use proptest::collection::vec;
     use proptest::prelude::*;
     use proptest::sample::Index;
@@ -260,7 +263,7 @@ mod tests {
 
     #[test]
     fn nobody_is_not_root() {
-        let event = decode(tcp_record { uid: u32::MAX, ..plain() }.as_bytes()).unwrap().event;
+        let event = decode(tcp_record { uid: TCP_NO_USER, ..plain() }.as_bytes()).unwrap().event;
         assert!(event.uid == NO_USER && !event.known().contains(Known::UID), "{event:#?}");
         let event = decode(tcp_record { uid: 0, ..plain() }.as_bytes()).unwrap().event;
         assert!(event.known().contains(Known::UID), "{event:#?}");
