@@ -499,18 +499,17 @@ fn ends(address: IpAddr) -> impl Fn(u16, u16) -> String {
     move |local, remote| format!("[{}] {} -> {} ", process::id(), end(local), end(remote))
 }
 
-#[test]
-fn watch_prints_the_ends_of_connections_that_fit() {
-    let _turn = turn();
-    let mut program = own_watch();
+/// A watcher of this process prints its connections over both families, with these figures of client and server, and one that is
+/// refused.
+fn check_watch(program: &mut Program, figures: [&str; 2], is_right: impl Fn(&str, &str) -> bool, refusal: &str) {
     for at in [V4(), V6()] {
         let known = Known::make(at, &own_comm());
         let are_mine = known.are_marked(ends(at.ip()));
         let lines = program.lines_until_all(&are_mine);
-        for (is_mine, figures) in are_mine.iter().zip([" received 0 sent 5000 in ", " received 5000 sent 0 in "]) {
+        for (is_mine, figures) in are_mine.iter().zip(figures) {
             let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
             let [line] = mine[..] else { panic!("{mine:#?} came, and not one line only") };
-            assert!(line.contains(&format!(" {}[", own_comm())) && line.contains(figures), "{line}");
+            assert!(is_right(line, figures), "{line}");
         }
     }
     let refused = TcpStream::connect((V4().ip(), 9)).unwrap_err();
@@ -518,7 +517,15 @@ fn watch_prints_the_ends_of_connections_that_fit() {
     let is_refused = |line: &str| line.contains(" -> 127.0.0.1:9 ");
     let lines = program.lines_until_all(&[is_refused, is_refused]);
     let line = lines.last().unwrap();
-    assert!(line.ends_with(" failed ECONNREFUSED"), "{line}");
+    assert!(line.ends_with(refusal), "{line}");
+}
+
+#[test]
+fn watch_prints_the_ends_of_connections_that_fit() {
+    let _turn = turn();
+    let figures = [" received 0 sent 5000 in ", " received 5000 sent 0 in "];
+    let is_right = |line: &str, figures: &str| line.contains(&format!(" {}[", own_comm())) && line.contains(figures);
+    check_watch(&mut own_watch(), figures, is_right, " failed ECONNREFUSED");
 }
 
 #[test]
@@ -588,22 +595,9 @@ fn watch_in_rust_prints_the_ends_of_connections_that_fit() {
     let _turn = turn();
     let mut program = Program::start(rust_watch(&["pid", &process::id().to_string()]));
     program.wait_for_a_line();
-    for at in [V4(), V6()] {
-        let known = Known::make(at, &own_comm());
-        let are_mine = known.are_marked(ends(at.ip()));
-        let lines = program.lines_until_all(&are_mine);
-        for (is_mine, figures) in are_mine.iter().zip([" received 0, sent 5000", " received 5000, sent 0"]) {
-            let mine: Vec<_> = lines.iter().filter(|line| is_mine(line)).collect();
-            let [line] = mine[..] else { panic!("{mine:#?} came, and not one line only") };
-            assert!(line.starts_with(&format!("{}[", own_comm())) && line.ends_with(figures), "{line}");
-        }
-    }
-    let refused = TcpStream::connect((V4().ip(), 9)).unwrap_err();
-    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
-    let is_refused = |line: &str| line.contains(" -> 127.0.0.1:9 ");
-    let lines = program.lines_until_all(&[is_refused, is_refused]);
-    let line = lines.last().unwrap();
-    assert!(line.ends_with(" failed: Connection refused (os error 111)"), "{line}");
+    let figures = [" received 0, sent 5000", " received 5000, sent 0"];
+    let is_right = |line: &str, figures: &str| line.starts_with(&format!("{}[", own_comm())) && line.ends_with(figures);
+    check_watch(&mut program, figures, is_right, " failed: Connection refused (os error 111)");
 }
 
 #[test]

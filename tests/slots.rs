@@ -28,47 +28,40 @@ mod sync {
         order
     }
 
-    pub struct AtomicBool(model::AtomicBool);
+    macro_rules! atomic {
+        ($name:ident of $value:ty) => {
+            pub struct $name(model::$name);
 
-    impl AtomicBool {
-        pub fn new(value: bool) -> Self {
-            Self(model::AtomicBool::new(value))
-        }
+            impl $name {
+                pub fn new(value: $value) -> Self {
+                    Self(model::$name::new(value))
+                }
 
-        pub fn load(&self, order: Ordering) -> bool {
-            self.0.load(fence(order))
-        }
+                pub fn load(&self, order: Ordering) -> $value {
+                    self.0.load(fence(order))
+                }
 
-        pub fn store(&self, value: bool, order: Ordering) {
-            self.0.store(value, fence(order));
-        }
+                pub fn store(&self, value: $value, order: Ordering) {
+                    self.0.store(value, fence(order));
+                }
 
-        pub fn compare_exchange(
-            &self,
-            from: bool,
-            to: bool,
-            order: Ordering,
-            otherwise: Ordering,
-        ) -> Result<bool, bool> {
-            self.0.compare_exchange(from, to, fence(order), otherwise)
-        }
+                pub fn compare_exchange(
+                    &self,
+                    from: $value,
+                    to: $value,
+                    order: Ordering,
+                    otherwise: Ordering,
+                ) -> Result<$value, $value> {
+                    self.0.compare_exchange(from, to, fence(order), otherwise)
+                }
+            }
+        };
     }
 
-    pub struct AtomicUsize(model::AtomicUsize);
+    atomic!(AtomicBool of bool);
+    atomic!(AtomicUsize of usize);
 
     impl AtomicUsize {
-        pub fn new(value: usize) -> Self {
-            Self(model::AtomicUsize::new(value))
-        }
-
-        pub fn load(&self, order: Ordering) -> usize {
-            self.0.load(fence(order))
-        }
-
-        pub fn store(&self, value: usize, order: Ordering) {
-            self.0.store(value, fence(order));
-        }
-
         pub fn fetch_add(&self, value: usize, order: Ordering) -> usize {
             self.0.fetch_add(value, fence(order))
         }
@@ -84,16 +77,6 @@ mod sync {
             update: impl FnMut(usize) -> Option<usize>,
         ) -> Result<usize, usize> {
             self.0.fetch_update(fence(order), otherwise, update)
-        }
-
-        pub fn compare_exchange(
-            &self,
-            from: usize,
-            to: usize,
-            order: Ordering,
-            otherwise: Ordering,
-        ) -> Result<usize, usize> {
-            self.0.compare_exchange(from, to, fence(order), otherwise)
         }
     }
 

@@ -6,17 +6,15 @@ instructions, and no time: what a cache miss or a trap costs does not show.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
-from . import tasks
 from .programs import LIBRARY, ROOT, BenchError, Child, build, ensure_tracefs
 from .traffic import PORT
-from .watchers import Library, Nobody, tcplife, tcpstates, wait_for_events
+from .watchers import Library, Nobody, Watcher, tcplife, tcpstates, wait_for_events
 
 KERNELS = ("6.12", "6.1")
 PHASES = (
@@ -31,34 +29,30 @@ STATES, CLOSES = 1, 2
 PROBES = {"kprobe": 1, "tp_btf": 2, "tracepoint": 3}
 
 
-class Handles:
+# How the host of a handle is compiled.
+READER = ("reader", "-L", LIBRARY.parent, "-ltcpEvent")
+
+
+def settle(library, _connections):
+    """Returns when no more events come."""
+    wait_for_events(library, lambda: False, patience=0.2)
+
+
+class Handles(Watcher):
     """The library in a host that reads events by a handle, 64 at a time: benches/c/reader.c."""
 
-    def __init__(self, events, rung, filter_text=""):
+    settle = settle
+
+    def __init__(self, events, rung):
         kind = "states" if events & STATES else "closes"
-        self.name = f"handle, {kind}, {rung}" + (", nothing fits" if filter_text else "")
-        self.command = f"open {events} {PROBES[rung]} {filter_text}"
+        self.name = f"handle, {kind}, {rung}"
+        self.command = f"open {events} {PROBES[rung]}"
 
-    def __enter__(self):
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(LIBRARY.parent)}
-        program = build("reader", "-L", LIBRARY.parent, "-ltcpEvent")
-        self.child = Child([program], environment=environment)
-        try:
-            self.pid = self.child.pid
-            self.child.ask(self.command, "opened")
-        except BaseException:
-            self.child.kill()
-            raise
-        return self
+    def start(self):
+        return Child([build(*READER)], environment={**os.environ, "LD_LIBRARY_PATH": str(LIBRARY.parent)})
 
-    def __exit__(self, *failure):
-        self.child.__exit__(*failure)
-
-    def cpu_ns(self):
-        return tasks.cpu_ns(self.pid)
-
-    def settle(self, _connections):
-        wait_for_events(self, lambda: False, patience=0.2)
+    def attach(self):
+        self.child.ask(self.command, "opened")
 
     def counts(self):
         return int(self.child.ask("counts", "counts")[0])
@@ -67,12 +61,11 @@ class Handles:
 class Classic(Library):
     """The six functions. Snapshots are off: they come at intervals of a clock that runs differently here."""
 
+    settle = settle
+
     def __init__(self, rung, **settings):
         super().__init__(PORT, rung=rung, netlink_interval=0, **settings)
         self.name = f"classic, {rung}" + (", nothing fits" if settings else "")
-
-    def settle(self, _connections):
-        wait_for_events(self, lambda: False, patience=0.2)
 
 
 def watchers(rungs):
@@ -163,7 +156,7 @@ def main(arguments):
     if unknown := set(rungs) - set(PROBES):
         parser.error(f"no rung {', '.join(sorted(unknown))}: there are {', '.join(PROBES)}")
     # What is compiled here need not be compiled in the emulator, where that takes minutes.
-    for name, *further in (["phases"], ["consumer"], ["reader", "-L", LIBRARY.parent, "-ltcpEvent"]):
+    for name, *further in (["phases"], ["consumer"], READER):
         build(name, *further)
     try:
         if options.here:
@@ -175,8 +168,6 @@ def main(arguments):
         print(f"benches/cost: {error}", file=sys.stderr)
         return 1
     if options.json:
-        with contextlib.suppress(FileNotFoundError):
-            options.json.unlink()
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

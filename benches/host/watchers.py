@@ -41,7 +41,27 @@ class Nobody:
         return 0
 
 
-class Library:
+class Watcher:
+    """A process that watches: `start` gives it, and `attach` returns once it sees what happens."""
+
+    def __enter__(self):
+        self.child = self.start()
+        self.pid = self.child.pid
+        try:
+            self.attach()
+        except BaseException:
+            self.child.kill()
+            raise
+        return self
+
+    def __exit__(self, *failure):
+        self.child.__exit__(*failure)
+
+    def cpu_ns(self):
+        return tasks.cpu_ns(self.pid)
+
+
+class Library(Watcher):
     """The library, in a host that only counts: benches/c/consumer.c. It formats and prints nothing, but
     DequeuePerfEvent itself returns addresses as text.
     """
@@ -62,26 +82,16 @@ class Library:
         for name, value in settings.items():
             self.environment[f"TCPEVENT_{name.upper()}"] = str(value)
 
-    def __enter__(self):
-        self.child = Child([build("consumer")], environment=self.environment, network=self.network)
-        try:
-            self.pid = self.child.pid
-            self.memory_before_kib = tasks.memory_kib(self.pid)
-            self.child.ask(f"load {LIBRARY}", "loaded")
-            if self.probe:
-                self.started_ms = float(self.child.ask("start", "started")[0])
-            if self.consume:
-                self.child.ask(f"consume {self.port}", "consuming")
-        except BaseException:
-            self.child.kill()
-            raise
-        return self
+    def start(self):
+        return Child([build("consumer")], environment=self.environment, network=self.network)
 
-    def __exit__(self, *failure):
-        self.child.__exit__(*failure)
-
-    def cpu_ns(self):
-        return tasks.cpu_ns(self.pid)
+    def attach(self):
+        self.memory_before_kib = tasks.memory_kib(self.pid)
+        self.child.ask(f"load {LIBRARY}", "loaded")
+        if self.probe:
+            self.started_ms = float(self.child.ask("start", "started")[0])
+        if self.consume:
+            self.child.ask(f"consume {self.port}", "consuming")
 
     def sweep_cpu_ns(self):
         return tasks.cpu_ns(self.pid, "tcpevent-sweep")
@@ -122,7 +132,7 @@ def wait_for_events(library, enough, patience=LOST_AFTER):
             seen, since = now, time.monotonic()
 
 
-class Peer:
+class Peer(Watcher):
     """One of libbpf-tools. It writes to a file in memory, so that no reader has to run."""
 
     def __init__(self, name, expected):
@@ -130,20 +140,13 @@ class Peer:
         self.path = find(name)
         self.expected = expected
 
-    def __enter__(self):
-        self.child = Child([self.path], to_file=True)
-        self.pid = self.child.pid
-        try:
-            self.wait_attached()
-        except BaseException:
-            self.child.kill()
-            raise
-        return self
+    def start(self):
+        return Child([self.path], to_file=True)
 
     def __exit__(self, *_):
         self.child.kill()
 
-    def wait_attached(self):
+    def attach(self):
         """Its header stays in a buffer, but its descriptors show it: it attaches, then it opens what it reads from."""
         until = time.monotonic() + PATIENCE
         before = None
@@ -158,9 +161,6 @@ class Peer:
                 raise BenchError(f"{self.name} is not attached after {PATIENCE:g} s")
             before = now
             time.sleep(0.02)
-
-    def cpu_ns(self):
-        return tasks.cpu_ns(self.pid)
 
     def settle(self, _connections):
         """Returns when it is practically idle: it wakes up every 100 ms for nothing."""
