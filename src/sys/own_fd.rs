@@ -255,8 +255,8 @@ impl<T> Drop for Guarded<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
     use std::os::fd::{FromRawFd, IntoRawFd};
+    use std::os::unix::net::UnixDatagram;
 
     use rustix::event::EventfdFlags;
 
@@ -269,13 +269,14 @@ mod tests {
         assert_eq!(unsafe { libc::dup2(by.as_raw_fd(), fd) }, fd);
     }
 
-    fn is_open(fd: RawFd) -> bool {
-        Identity::glance(fd).is_some()
+    /// A descriptor with an inode of its own, which tells it from whatever another test opens under its number.
+    fn unique() -> OwnedFd {
+        UnixDatagram::unbound().unwrap().into()
     }
 
     #[test]
     fn what_is_ours_is_closed() {
-        let own = OwnFd::new(new_eventfd(EventfdFlags::empty()).unwrap());
+        let own = OwnFd::new(unique());
         assert!(own.is_ours() && own.may_be_ours());
         let fd = own.as_raw_fd();
         let identity = own.identity.unwrap();
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_the_host_has_put_in_its_place_is_not() {
-        let file = File::open("/dev/null").unwrap();
+        let other_socket = unique();
         let other_eventfd = new_eventfd(EventfdFlags::empty()).unwrap();
         for is_eventfd in [false, true] {
             let own = OwnFd::new(new_eventfd(EventfdFlags::empty()).unwrap());
@@ -293,12 +294,13 @@ mod tests {
             if is_eventfd {
                 replace(fd, &other_eventfd);
             } else {
-                replace(fd, &file);
+                replace(fd, &other_socket);
                 assert!(!own.may_be_ours());
             }
             assert!(!own.is_ours());
+            let placed = Identity::of(fd).unwrap();
             drop(own);
-            assert!(is_open(fd));
+            assert!(placed.is_of(fd));
             // SAFETY: the test's own.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
         }
@@ -306,19 +308,17 @@ mod tests {
 
     #[test]
     fn something_that_has_lost_one_descriptor_is_left_alone() {
-        let (kept, lost) = (
-            new_eventfd(EventfdFlags::empty()).unwrap().into_raw_fd(),
-            new_eventfd(EventfdFlags::empty()).unwrap().into_raw_fd(),
-        );
+        let (kept, lost) = (unique().into_raw_fd(), unique().into_raw_fd());
+        let kept_identity = Identity::of(kept).unwrap();
         // SAFETY: the test's own, twice: only one of the two is ever dropped.
         let value = || unsafe { [OwnedFd::from_raw_fd(kept), OwnedFd::from_raw_fd(lost)] };
         let guarded = Guarded::new(value(), [kept, lost]);
         assert!(guarded.is_whole());
-        let file = File::open("/dev/null").unwrap();
-        replace(lost, &file);
+        replace(lost, &unique());
+        let placed = Identity::of(lost).unwrap();
         assert!(!guarded.is_whole());
         drop(guarded);
-        assert!(!is_open(kept) && is_open(lost));
+        assert!(!kept_identity.is_of(kept) && placed.is_of(lost));
         // SAFETY: the test's own.
         drop(unsafe { OwnedFd::from_raw_fd(lost) });
     }
