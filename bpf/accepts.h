@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * Which process takes a connection, as a kprobe sees it. Part of tcp_event.bpf.c and tcp_event_perf.bpf.c.
+ * Which process takes a connection. Part of tcp_event.bpf.c and tcp_event_perf.bpf.c.
  */
 #ifndef TCPEVENT_ACCEPTS_H
 #define TCPEVENT_ACCEPTS_H
@@ -38,13 +38,7 @@ static __always_inline void accepted_unknown(struct sock *taken)
 	forget_if_closed(sk);
 }
 
-/*
- * inet_accept() calls it for the new socket, in the context of the process. Not a kretprobe on inet_csk_accept(): one
- * is taken for as long as a process waits there, and the kernel has few of them (kretprobe.maxactive) for all the
- * servers of a host.
- */
-SEC("kprobe/security_sock_graft")
-int BPF_KPROBE(accept_graft, struct sock *sk)
+static __always_inline int accepted(struct sock *sk)
 {
 	struct owner *known;
 
@@ -57,6 +51,18 @@ int BPF_KPROBE(accept_graft, struct sock *sk)
 	else
 		accepted_unknown(sk);
 	return 0;
+}
+
+/*
+ * inet_accept() calls it for the new socket, in the context of the process. Not a kretprobe on inet_csk_accept(): one
+ * is taken for as long as a process waits there, and the kernel has few of them (kretprobe.maxactive) for all the
+ * servers of a host. Nor the exits of the system calls: with a program on any of their tracepoints, every system call of the
+ * host takes the slow way through the kernel.
+ */
+SEC("kprobe/security_sock_graft")
+int BPF_KPROBE(accept_graft, struct sock *sk)
+{
+	return accepted(sk);
 }
 
 #endif

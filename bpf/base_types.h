@@ -97,6 +97,7 @@ enum {
 /* include/uapi/linux/net.h */
 typedef enum {
 	SS_UNCONNECTED = 1,
+	SS_CONNECTED = 3,
 } socket_state;
 
 #define TASK_COMM_LEN 16

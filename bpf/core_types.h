@@ -188,15 +188,6 @@ struct file {
 	void *private_data;
 };
 
-struct fdtable {
-	unsigned int max_fds;
-	struct file **fd;
-};
-
-struct files_struct {
-	struct fdtable *fdt;
-};
-
 struct cred {
 	kuid_t uid;
 };
@@ -223,7 +214,6 @@ struct task_struct {
 	int tgid;
 	const struct cred *cred;
 	char comm[TASK_COMM_LEN];
-	struct files_struct *files;
 };
 
 struct pid_link {
@@ -241,47 +231,6 @@ struct task_struct___with_links {
  * What the kernel hands to programs as context, and to user space as data, has a fixed layout. (It is also faster to
  * load: libbpf searches all of the kernel's types for each one that needs relocation.)
  */
-
-/* events/syscalls/sys_exit_accept4/format */
-struct sys_exit_context {
-	__u64 common;
-	__u64 nr;
-	long ret;
-};
-
-/* include/uapi/linux/io_uring.h */
-struct io_uring_cqe {
-	__u64 user_data;
-	__s32 res;
-	__u32 flags;
-};
-
-/* io_uring/rsrc.h, include/linux/io_uring_types.h: since Linux 6.13 */
-struct io_rsrc_node {
-	unsigned long file_ptr;
-};
-
-struct io_rsrc_data {
-	unsigned int nr;
-	struct io_rsrc_node **nodes;
-};
-
-struct io_file_table {
-	struct io_rsrc_data data;
-};
-
-struct io_ring_ctx {
-	struct io_file_table file_table;
-};
-
-struct io_kiocb {
-	__u8 opcode;
-};
-
-/* io_uring/net.c: what a request to accept has at its beginning */
-struct io_accept {
-	__u32 file_slot;
-};
 
 struct seq_file;
 

@@ -89,5 +89,5 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
 
 #include "second_look.h"
 #include "accepts.h"
-#include "accept_calls.h"
+#include "accept_entry.h"
 #include "holders.h"

@@ -34,6 +34,18 @@ static __always_inline bool acts_for_another(struct task_struct *task, struct so
 }
 
 /*
+ * Whether the end of a handshake that began at a listener, or of one with a simultaneous SYN, finds the endpoint in a process's
+ * hands, and with an entry. Where the accept was not seen, Fast Open's has none; a socket that its process connects is older than
+ * the probe then.
+ */
+static __always_inline bool is_in_hands(struct sock *sk, const struct owner *known)
+{
+	struct socket *socket = socket_of(sk);
+
+	return socket && ((known && !known->has_ended) || BPF_CORE_READ(socket, state) != SS_CONNECTED);
+}
+
+/*
  * A connection begins: whatever the address of its socket stood for before is over. Or a process acts on it. The plain
  * programs report no age.
  */
@@ -47,10 +59,11 @@ static __always_inline void note_change(struct sock *sk, int new_state, const bo
 	if (!known && !main_is_kprobe && !speaks_tcp(sk))
 		return;
 	/*
-	 * At a listener. With a struct socket it is in a process's hands already: Fast Open, or a simultaneous open. (The
-	 * plain program at the tracepoint leaves nothing of an earlier socket at the same address: see close_at_end().)
+	 * At a listener, or in a process's hands already. (The plain program at the tracepoint leaves nothing of an earlier socket
+	 * at the same address: see close_at_end().)
 	 */
-	if (new_state == TCP_ESTABLISHED && (!detailed && look_at_end ? known && !known->has_ended : !!socket_of(sk)))
+	if (new_state == TCP_ESTABLISHED &&
+	    (!detailed && look_at_end ? known && !known->has_ended : is_in_hands(sk, known)))
 		return;
 	/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
 	is_taken = new_state == TCP_ESTABLISHED && owner->origin == TCP_ORIGIN_ACCEPT && !owner->birth_ns;

@@ -1,7 +1,6 @@
 //! C consumers under valgrind's memcheck: no error and no definite leak, from the first call to the end of the process.
 //!
-//! The released library is stripped. For stacks with names, have LD_LIBRARY_PATH point to one that is not:
-//! `CARGO_PROFILE_RELEASE_STRIP=none cargo build --release --target-dir ...`.
+//! The released library is stripped. For stacks with names, build one that is not: `CARGO_PROFILE_RELEASE_STRIP=none`.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -3,16 +3,21 @@
 The machine is emulated, and its clock counts the instructions it executes: a nanosecond is one. So a figure is the same on
 whatever host, and from boot to boot to 0.003 %, but for the first pass after a boot, which is not counted. It is a number of
 instructions, and no time: what a cache miss or a trap costs does not show.
+
+What is on the path of a connection is told of the thread that makes it: a watcher that is woken takes the only processor
+away, and its time is its own.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
-from .programs import LIBRARY, ROOT, BenchError, Child, build, ensure_tracefs
+from .figures import bpf_statistics
+from .programs import BUILT, LIBRARY, ROOT, BenchError, Child, build, ensure_tracefs
 from .traffic import PORT
 from .watchers import Library, Nobody, Watcher, tcplife, tcpstates, wait_for_events
 
@@ -23,6 +28,20 @@ PHASES = (
 )  # fmt: skip
 CONNECTIONS = 1000
 CALLS = 200_000
+
+# Where a program may see changes of state and accepts, and what an empty one costs there.
+EMPTY_HOOKS = (
+    "kprobe/tcp_set_state", "kprobe.multi/tcp_set_state", "fentry/tcp_set_state", "fexit/tcp_set_state",
+    "tp_btf/inet_sock_set_state", "raw_tp/inet_sock_set_state", "tracepoint/sock/inet_sock_set_state",
+    "kprobe/security_sock_graft", "fentry/security_sock_graft", "raw_tp/tcp_destroy_sock",
+    "tracepoint/syscalls/sys_exit_accept4",
+)  # fmt: skip
+
+# The figures that a run is compared with, and how far above them one may be.
+COMMITTED = ROOT / "benches" / "cost.json"
+ALLOWED = 1.02
+# Instructions that a figure may be above its committed one in any case: they come of where code and data happen to be.
+SLACK = 60
 
 # The numbers of tcpevent.h.
 STATES, CLOSES = 1, 2
@@ -68,15 +87,78 @@ class Classic(Library):
         self.name = f"classic, {rung}" + (", nothing fits" if settings else "")
 
 
-def watchers(rungs):
+class EmptyHook(Nobody):
+    """A program that does nothing: benches/bpf/empty.bpf.c."""
+
+    def __init__(self, section):
+        self.name = f"empty, {section}"
+        self.object = build_empty(section)
+
+    def __enter__(self):
+        libbpf = self.libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
+        for name, arguments in (
+            ("bpf_object__open", [ctypes.c_char_p]), ("bpf_object__next_program", [ctypes.c_void_p, ctypes.c_void_p]),
+            ("bpf_program__attach", [ctypes.c_void_p]),
+        ):  # fmt: skip
+            function = getattr(libbpf, name)
+            function.restype, function.argtypes = ctypes.c_void_p, arguments
+        libbpf.bpf_object__load.argtypes = libbpf.bpf_object__close.argtypes = [ctypes.c_void_p]
+        libbpf.bpf_link__destroy.argtypes = [ctypes.c_void_p]
+        self.opened = self.must("opened", libbpf.bpf_object__open(str(self.object).encode()))
+        try:
+            if libbpf.bpf_object__load(self.opened) < 0:
+                self.must("loaded", None)
+            program = libbpf.bpf_object__next_program(self.opened, None)
+            self.link = self.must("attached", libbpf.bpf_program__attach(program))
+        except BenchError:
+            libbpf.bpf_object__close(self.opened)
+            raise
+        return self
+
+    def must(self, what, result):
+        if not result:
+            raise BenchError(f"{self.name} is not {what}: {os.strerror(ctypes.get_errno())}")
+        return result
+
+    def __exit__(self, *_):
+        self.libbpf.bpf_link__destroy(self.link)
+        self.libbpf.bpf_object__close(self.opened)
+
+
+def build_empty(section):
+    """The path of an object with an empty program of this section."""
+    source = ROOT / "benches" / "bpf" / "empty.bpf.c"
+    output = BUILT / f"empty-{section.replace('/', '-')}.o"
+    if not output.exists() or output.stat().st_mtime < source.stat().st_mtime:
+        BUILT.mkdir(parents=True, exist_ok=True)
+        must_run("clang", "-O2", "-g", "-target", "bpf", f'-DSECTION="{section}"', "-c", source, "-o", output)
+    return output
+
+
+def must_run(*command):
+    """Runs a command. Returns what it has printed."""
+    try:
+        ended = subprocess.run([str(word) for word in command], check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise BenchError(f"{command[0]} does not start: {error}; is it installed (.ci/setup)?") from error
+    if ended.returncode:
+        said = (ended.stderr or ended.stdout).strip().splitlines()
+        raise BenchError(said[-1] if said else f"{command[0]} has failed, with status {ended.returncode}")
+    return ended.stdout
+
+
+def watchers(rungs, beside):
     nothing = "sport 1 dport 1"
     yield Nobody()
     for rung in rungs:
         yield Classic(rung)
         yield Handles(CLOSES, rung)
         yield Handles(STATES, rung)
-        yield Classic(rung, filter=nothing)
-    yield from peers()
+        if beside:
+            yield Classic(rung, filter=nothing)
+    if beside:
+        yield from peers()
+        yield from map(EmptyHook, EMPTY_HOOKS)
     # Once more: what has changed meanwhile is not what was watched.
     yield Nobody()
 
@@ -98,14 +180,40 @@ def measure(watcher):
         watcher.settle(phases)
         own = (watcher.cpu_ns() - before) / CONNECTIONS
         call = int(phases.ask(f"calls {CALLS}", "called")[0]) / 1000
-    return {"name": watcher.name, "phases": medians, "path": sum(medians), "own": own, "call": call}
+        # Apart: counting takes instructions, too.
+        programs = runs_of_programs(phases) if watcher.name != Nobody.name else {}
+    result = {"name": watcher.name, "phases": medians, "path": sum(medians), "own": own, "call": call}
+    return {**result, "programs": programs}
 
 
-def here(rungs):
+def runs_of_programs(phases):
+    """Of each BPF program: runs a connection, and instructions a run, with the 50 or so that an empty one is counted for."""
+    with bpf_statistics():
+        before = counted()
+        phases.ask(f"pass {CONNECTIONS}", "passed")
+        after = counted()
+    programs = {}
+    for number, (name, ns, runs) in after.items():
+        _, ns_before, runs_before = before.get(number, (name, 0, 0))
+        if (more := runs - runs_before) * 10 >= CONNECTIONS:
+            programs[name] = {"runs": more / CONNECTIONS, "instructions": (ns - ns_before) / more}
+    return programs
+
+
+def counted():
+    """Name, run time and runs of all BPF programs, by ID."""
+    programs = json.loads(must_run("bpftool", "-j", "prog", "show"))
+    return {
+        program["id"]: (program.get("name", "?"), program.get("run_time_ns", 0), program.get("run_cnt", 0))
+        for program in programs
+    }
+
+
+def here(rungs, beside):
     """All figures of the machine that this runs on."""
     ensure_tracefs()
     results = []
-    for watcher in watchers(rungs):
+    for watcher in watchers(rungs, beside):
         try:
             results.append(measure(watcher))
         except BenchError as error:
@@ -117,7 +225,7 @@ def here(rungs):
 def table(results):
     """The figures as Markdown, above nobody's."""
     nobody = results[0]
-    columns = ["watcher", "path", *PHASES, "own process", "getppid"]
+    columns = ["watcher", "path", *PHASES, "own process", "getppid", "programs: runs × instructions"]
     rows = [columns, ["---"] * len(columns)]
     for result in results:
         if "refused" in result:
@@ -128,17 +236,22 @@ def table(results):
             without = [nobody["path"], *nobody["phases"]]
             figures, sign = [with_it - bare for with_it, bare in zip(figures, without)], "+,"
         cells = [format(figure, sign) for figure in figures]
-        rows.append([result["name"], *cells, f"{result['own']:,.0f}", f"{result['call']:.0f}"])
+        programs = ", ".join(
+            f"{name} {seen['runs']:.3g} × {seen['instructions']:.0f}" for name, seen in sorted(result["programs"].items())
+        )
+        rows.append([result["name"], *cells, f"{result['own']:,.0f}", f"{result['call']:.0f}", programs])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def under(kernel, rungs):
+def under(kernel, rungs, beside):
     """All figures of a kernel, in a virtual machine."""
     output = ROOT / "target" / "cost" / f"{kernel}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     output.unlink(missing_ok=True)
     command = [ROOT / "tests" / "vm" / "run", kernel, "--count-instructions", "--cpus", "1", "--timeout", "1800", "--"]
     command += [ROOT / "benches" / "cost", "--here", "--rungs", ",".join(rungs), "--json", output]
+    if not beside:
+        command += ["--alone"]
     ended = subprocess.run([str(word) for word in command], check=False)
     if not output.exists():
         raise BenchError(f"no figures came from kernel {kernel}: tests/vm/run ended with status {ended.returncode}")
@@ -150,20 +263,25 @@ def main(arguments):
     parser.add_argument("--kernels", default=",".join(KERNELS), help="those of tests/vm/run (%(default)s)")
     parser.add_argument("--rungs", default=",".join(PROBES), help="of the library (%(default)s)")
     parser.add_argument("--json", type=pathlib.Path, help="writes the figures there too")
+    parser.add_argument("--alone", action="store_true", help="without peers, empty hooks and filters")
     parser.add_argument("--here", action="store_true", help="on this machine, by its own clock")
     options = parser.parse_args(arguments)
     rungs = options.rungs.split(",")
     if unknown := set(rungs) - set(PROBES):
         parser.error(f"no rung {', '.join(sorted(unknown))}: there are {', '.join(PROBES)}")
     # What is compiled here need not be compiled in the emulator, where that takes minutes.
-    for name, *further in (["phases"], ["consumer"], READER):
-        build(name, *further)
     try:
+        for name, *further in (["phases"], ["consumer"], READER):
+            build(name, *further)
+        if not options.alone:
+            for section in EMPTY_HOOKS:
+                build_empty(section)
         if options.here:
-            results = here(rungs)
+            results = here(rungs, not options.alone)
             print(table(results))
         else:
-            results = {kernel: under(kernel, rungs) for kernel in options.kernels.split(",")}
+            kernels = options.kernels.split(",")
+            results = {kernel: under(kernel, rungs, not options.alone) for kernel in kernels}
     except BenchError as error:
         print(f"benches/cost: {error}", file=sys.stderr)
         return 1

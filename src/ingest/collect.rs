@@ -26,7 +26,7 @@ pub struct Collector<'run, S> {
 impl<'run, S: Source> Collector<'run, S> {
     /// Reads nothing yet.
     pub fn new(source: S, sleeper: &'run Sleeper<'run>, completion: &'run Completion<'run>) -> Self {
-        let completer = Completer::new(completion);
+        let completer = Completer::new(completion, sleeper);
         Self { source, sleeper, completer, held: HeldCloses::default(), batch: Vec::new() }
     }
 

@@ -1,5 +1,6 @@
 //! What becomes of a record once it is decoded: the wall clock, an owner by inode where there is none yet, the queue.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::queue::sink::Sink;
 use crate::sockets::holders::{self, HolderIterator, Owners};
 use crate::sys::clock::{self, WallClock};
 use crate::sys::log::{self, Level};
+use crate::sys::wake::Sleeper;
 
 /// The owners of inodes are looked up in a table that is at most this old.
 const OWNERS_AGE: Duration = Duration::from_millis(20);
@@ -29,9 +31,15 @@ pub struct Completion<'run> {
     pub counters: &'run Counters,
 }
 
+/// Once the run is over, it is looked who holds sockets for no longer than this: whoever ends it waits.
+const LAST_LOOK: Duration = Duration::from_millis(50);
+
 /// Completes what was decoded, and queues it.
 pub struct Completer<'run> {
     pub completion: &'run Completion<'run>,
+    sleeper: &'run Sleeper<'run>,
+    /// When it was seen that the run is over.
+    told: OnceCell<Instant>,
     owners: Option<(Instant, Owners)>,
     /// Of the clock of this process's time namespace, where it is known.
     clock_offset_ns: Option<i64>,
@@ -39,8 +47,14 @@ pub struct Completer<'run> {
 
 impl<'run> Completer<'run> {
     /// For a run.
-    pub fn new(completion: &'run Completion<'run>) -> Self {
-        Self { completion, owners: None, clock_offset_ns: clock::namespace_offset_ns() }
+    pub fn new(completion: &'run Completion<'run>, sleeper: &'run Sleeper<'run>) -> Self {
+        let clock_offset_ns = clock::namespace_offset_ns();
+        Self { completion, sleeper, told: OnceCell::new(), owners: None, clock_offset_ns }
+    }
+
+    /// Whether nobody is to be looked for any more.
+    fn is_over(&self) -> bool {
+        self.sleeper.is_told() && self.told.get_or_init(Instant::now).elapsed() >= LAST_LOOK
     }
 
     /// Queues an event, where it is wanted.
@@ -75,7 +89,7 @@ impl<'run> Completer<'run> {
         if sockets.is_empty() {
             return Owners::default();
         }
-        Owners::find_preferring(self.completion.holders, sockets)
+        Owners::find_preferring(self.completion.holders, sockets, &|| self.is_over())
     }
 
     /// Queues a close whose socket is held, as these say. Who was known to have it, and does not hold it now, is its owner no
@@ -115,14 +129,14 @@ impl<'run> Completer<'run> {
             Some((read, owners)) if read.elapsed() < OWNERS_AGE => return owners.holder(inode),
             _ => {}
         }
-        match Owners::find(self.completion.holders) {
+        match Owners::find(self.completion.holders, &|| self.is_over()) {
             Ok(owners) => {
                 let holder = owners.holder(inode);
                 self.owners = Some((Instant::now(), owners));
                 holder
             }
             Err(error) => {
-                log::line(Level::Debug, format_args!("/proc cannot be read: {error}"));
+                log::line(Level::Debug, format_args!("nobody is looked for in /proc: {error}"));
                 None
             }
         }

@@ -1,18 +1,17 @@
 //! What is attached beside the main program of a ring's rung, as far as the kernel lets.
 
-use super::types::{KernelTypes, OPEN_FILES, SET_STATE};
+use super::features::kernel_has_kprobes;
+use super::types::{ACCEPT_ENTRY, KernelTypes, OPEN_FILES, SET_STATE};
 use crate::config::{ProbeSettings, Rung};
 
-/// How accepts are seen, and whether anything else is attached. Without a way to see them, accepted endpoints get their owner
-/// by inode, once they close.
+/// How accepts are seen, and whether anything else is attached. Without a way to see them, an accepted endpoint that its
+/// process has not acted on belongs to the one that holds its socket, and lets go of it in the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extras {
-    /// A kprobe on `security_sock_graft`, and all the rest.
-    AcceptGraft,
-    /// The exits of the accept system calls, io_uring's completions, and the rest.
-    AcceptSyscallsAndIoUring,
-    /// The same for kernels whose tracepoint of io_uring has other arguments (6.1).
-    AcceptSyscalls,
+    /// By a trampoline at `security_sock_graft`; and all the rest.
+    AcceptEntry,
+    /// By a kprobe at the same place, and the rest.
+    AcceptKprobe,
     /// The rest alone: who holds older endpoints, and the second look.
     NoAccept,
     /// Nothing.
@@ -31,21 +30,15 @@ pub(super) enum Again {
 
 impl Extras {
     /// In the order in which they are tried: a kernel that cannot do any still does the main thing.
-    pub(super) const LADDER: [Self; 5] =
-        [Self::AcceptGraft, Self::AcceptSyscallsAndIoUring, Self::AcceptSyscalls, Self::NoAccept, Self::Nothing];
+    pub(super) const LADDER: [Self; 4] = [Self::AcceptEntry, Self::AcceptKprobe, Self::NoAccept, Self::Nothing];
 
-    pub(super) fn see_accepts(self) -> bool {
-        !matches!(self, Self::NoAccept | Self::Nothing)
-    }
-
-    /// By the exits of the system calls.
-    pub(super) fn by_syscalls(self) -> bool {
-        matches!(self, Self::AcceptSyscallsAndIoUring | Self::AcceptSyscalls)
-    }
-
-    /// Also where io_uring accepts.
-    pub(super) fn by_io_uring(self) -> bool {
-        self == Self::AcceptSyscallsAndIoUring
+    /// Whether the kernel has what it takes, as far as that is known before it is tried.
+    pub(super) fn may_be_had(self, types: &KernelTypes) -> bool {
+        match self {
+            Self::AcceptEntry => types.fitting.target(ACCEPT_ENTRY).is_some(),
+            Self::AcceptKprobe => kernel_has_kprobes(),
+            Self::NoAccept | Self::Nothing => true,
+        }
     }
 
     /// Whether the iterator tells who holds endpoints that are older than the probe.

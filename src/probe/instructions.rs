@@ -6,7 +6,8 @@ use std::os::raw::{c_int, c_long};
 
 use libbpf_rs::libbpf_sys::{
     self, BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT, BPF_PROG_TYPE_TRACING,
-    BPF_TRACE_ITER, BPF_TRACE_RAW_TP, bpf_insn, bpf_prog_load_opts, bpf_program,
+    BPF_TRACE_FENTRY, BPF_TRACE_ITER, BPF_TRACE_RAW_TP, bpf_attach_type, bpf_insn, bpf_prog_load_opts, bpf_prog_type,
+    bpf_program,
 };
 
 use crate::sys::once::Once;
@@ -31,7 +32,7 @@ const STACK: i32 = 67;
 /// What the programs have to be changed by.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Fitting {
-    /// The kernel's type of each tracepoint and iterator that a program is for, by the name of its section.
+    /// The kernel's type of each tracepoint, function and iterator that a program is for, by the name of its section.
     pub targets: Vec<(&'static str, u32)>,
     /// The kernel's function `bpf_rdonly_cast`, where programs may call it and have atomic instructions (Linux 6.2).
     pub rdonly_cast: Option<u32>,
@@ -100,6 +101,7 @@ pub(super) fn take_over() {
         for (section, kind) in [
             (c"tp_btf+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"iter+", BPF_PROG_TYPE_RAW_TRACEPOINT),
+            (c"fentry+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"raw_tp+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"kprobe+", BPF_PROG_TYPE_KPROBE),
             (c"tracepoint+", BPF_PROG_TYPE_TRACEPOINT),
@@ -109,6 +111,16 @@ pub(super) fn take_over() {
             unsafe { libbpf_sys::libbpf_register_prog_handler(section.as_ptr(), kind, 0, &raw const options) };
         }
     });
+}
+
+/// Of a section whose programs are for something which has a type in the kernel.
+pub(super) fn attach_type_of(section: &str) -> Option<bpf_attach_type> {
+    match section.split_once('/')?.0 {
+        "tp_btf" => Some(BPF_TRACE_RAW_TP),
+        "iter" => Some(BPF_TRACE_ITER),
+        "fentry" => Some(BPF_TRACE_FENTRY),
+        _ => None,
+    }
 }
 
 /// libbpf is about to load a program, relocated.
@@ -122,13 +134,11 @@ extern "C" fn prepare(program: *mut bpf_program, options: *mut bpf_prog_load_opt
         unsafe {
             let section = std::ffi::CStr::from_ptr(libbpf_sys::bpf_program__section_name(program));
             let section = section.to_str().unwrap_or_default();
-            let is_iterator = section.starts_with("iter/");
-            if is_iterator || section.starts_with("tp_btf/") {
+            if let Some(attach_type) = attach_type_of(section) {
                 let Some(target) = fitting.target(section) else {
                     return -libc::ESRCH;
                 };
                 libbpf_sys::bpf_program__set_type(program, BPF_PROG_TYPE_TRACING);
-                let attach_type = if is_iterator { BPF_TRACE_ITER } else { BPF_TRACE_RAW_TP };
                 libbpf_sys::bpf_program__set_expected_attach_type(program, attach_type);
                 (*options).expected_attach_type = attach_type;
                 (*options).attach_btf_id = target;
@@ -144,15 +154,21 @@ extern "C" fn prepare(program: *mut bpf_program, options: *mut bpf_prog_load_opt
 
 /// Whether this kernel takes a program of these instructions.
 fn is_taken(instructions: &[bpf_insn]) -> bool {
-    // SAFETY: as many instructions as it is told of, and no options.
+    is_taken_for(BPF_PROG_TYPE_KPROBE, bpf_prog_load_opts::default(), instructions)
+}
+
+/// The same, of a type and for something that has a type in the kernel.
+fn is_taken_for(kind: bpf_prog_type, options: bpf_prog_load_opts, instructions: &[bpf_insn]) -> bool {
+    let mut options = bpf_prog_load_opts { sz: size_of::<bpf_prog_load_opts>() as libbpf_sys::size_t, ..options };
+    // SAFETY: as many instructions as it is told of, and options of the size that they say.
     let fd = unsafe {
         libbpf_sys::bpf_prog_load(
-            BPF_PROG_TYPE_KPROBE,
+            kind,
             std::ptr::null(),
             c"Dual MIT/GPL".as_ptr(),
             instructions.as_ptr(),
             instructions.len() as libbpf_sys::size_t,
-            std::ptr::null_mut(),
+            &raw mut options,
         )
     };
     // SAFETY: the descriptor is this function's own.
@@ -189,6 +205,16 @@ pub(super) fn can_cast(function: u32, to: u32) -> bool {
         instruction(MOV_64, 0, 0, 0, 0),
         instruction(EXIT, 0, 0, 0, 0),
     ])
+}
+
+/// Whether a program may be at the entry of a function: by trial. Some kernels have no trampolines, and some refuse them.
+pub(super) fn can_enter(function: u32) -> bool {
+    let options = bpf_prog_load_opts {
+        expected_attach_type: BPF_TRACE_FENTRY,
+        attach_btf_id: function,
+        ..bpf_prog_load_opts::default()
+    };
+    is_taken_for(BPF_PROG_TYPE_TRACING, options, &[instruction(MOV_64, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)])
 }
 
 /// Whether a program may ask for a process ID of another PID namespace than the initial one: by trial.

@@ -196,7 +196,8 @@ fn memlock_is_small() -> bool {
     getrlimit(Resource::Memlock).current.is_some_and(|limit| limit < ENOUGH)
 }
 
-/// Accepts are not seen, for these reasons among others. Where the user can do something about it, that is worth a warning.
+/// Accepts are not seen by a probe that is not told who lets go of a socket either, for these reasons among others. Where the
+/// user can do something about it, that is worth a warning.
 pub(super) fn warn_of_unseen_accepts(settings: &ProbeSettings, refusals: &[Refusal]) {
     const LOSS: &str = "accepts are not seen, and a connection that its peer resets may come without owner";
 
@@ -206,11 +207,9 @@ pub(super) fn warn_of_unseen_accepts(settings: &ProbeSettings, refusals: &[Refus
     }
     let host = Host::look(settings);
     match of_accepts.iter().map(|refusal| Remedy::of(refusal.stage, refusal.errno, &host)).min() {
-        Some(remedy @ (Remedy::SeccompProfile | Remedy::PerfEventsForAll | Remedy::MountTracefs)) => {
+        Some(remedy @ (Remedy::SeccompProfile | Remedy::PerfEventsForAll)) => {
             log::line(Level::Warn, format_args!("{LOSS}: {}", remedy.text()));
         }
-        // The system calls' tracepoints are found through tracefs, which is root's own.
-        Some(Remedy::TracefsCapability) => privilege::warn_of_loss(LOSS, &[Capability::DAC_READ_SEARCH]),
         _ => {}
     }
 }

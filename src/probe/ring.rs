@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io::Read;
 use std::mem::{ManuallyDrop, MaybeUninit};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,9 +18,7 @@ use super::features::kernel_has_kprobes;
 use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, DESTROY, FreePlaces, builder};
 use super::owner_maps::OwnerMaps;
-use super::perf_event;
 use super::refusal::{Refusal, Stage};
-use super::remedy::warn_of_unseen_accepts;
 use super::skeletons::core::{TcpEventSkel, TcpEventSkelBuilder};
 use super::types::KernelTypes;
 use super::variables::SharedVariables;
@@ -44,26 +42,20 @@ pub(super) fn attach<'obj>(
     kernel: &Kernel,
     places: &mut FreePlaces<'obj>,
 ) -> Result<Probe<'obj>, Refusal> {
-    let mut refusals = Vec::new();
+    let mut last = None;
     for extras in Extras::LADDER {
-        if extras == Extras::AcceptGraft && !kernel_has_kprobes() {
+        if !extras.may_be_had(&kernel.types) {
             continue;
         }
         match try_attach(rung, extras, settings, kernel, places.next()?) {
-            Ok(probe) => {
-                // Not before: a start that fails has one line to say.
-                if !extras.see_accepts() {
-                    warn_of_unseen_accepts(settings, &refusals);
-                }
-                return Ok(probe);
-            }
+            Ok(probe) => return Ok(probe),
             Err(refusal) => {
                 log::line(Level::Info, format_args!("{} with {extras:?} refused: {refusal}", rung.name()));
-                refusals.push(refusal);
+                last = Some(refusal);
             }
         }
     }
-    Err(refusals.pop().expect("without extras it was tried"))
+    Err(last.expect("without extras it was tried"))
 }
 
 fn try_attach<'obj>(
@@ -76,9 +68,9 @@ fn try_attach<'obj>(
     let again = extras.look_again(rung, settings, &kernel.types);
     let skeleton = load(rung, extras, again, settings, kernel, place)?;
     let variables = Arc::new(SharedVariables::map(&skeleton)?);
-    let (mut links, mut events) = (Vec::new(), Vec::new());
+    let mut links = Vec::new();
     // Before the main program, so that no connection passes between the two unowned.
-    attach_accepts(&skeleton, extras, &mut links, &mut events).map_err(Refusal::of_accepts)?;
+    links.extend(attach_accepts(&skeleton, extras)?);
     let progs = &skeleton.progs;
     let (main, main_link) = if rung == Rung::Kprobe {
         let main = if settings.detailed { &progs.set_state_entry_detailed } else { &progs.set_state_entry };
@@ -105,7 +97,7 @@ fn try_attach<'obj>(
     }
     let variables = Some(variables);
     let skeleton = ManuallyDrop::new(Skeleton::Core(Box::new(skeleton)));
-    Ok(Probe { links, events, holders, skeleton, variables, rung, fds, own: Own::default() })
+    Ok(Probe { links, events: Vec::new(), holders, skeleton, variables, rung, fds, own: Own::default() })
 }
 
 /// Loads the programs that are needed.
@@ -131,9 +123,8 @@ fn load<'obj>(
     progs.set_state_again_detailed.set_autoload(again == Again::AtChanges && detailed);
     // The look at the end sees who lets go of a socket, too.
     progs.close_at_end.set_autoload(again == Again::AtEnd || extras.tell_let_go(settings));
-    progs.accept_graft.set_autoload(extras == Extras::AcceptGraft);
-    progs.accept_syscall.set_autoload(extras.by_syscalls());
-    progs.accept_io_uring.set_autoload(extras.by_io_uring());
+    progs.accept_entry.set_autoload(extras == Extras::AcceptEntry);
+    progs.accept_graft.set_autoload(extras == Extras::AcceptKprobe);
     progs.adopt.set_autoload(extras.adopt(types));
     configure(&mut open, rung, again, settings, types, kernel.maps.take())?;
     let mut skeleton = types.fitting.during(|| explain(Stage::Load, || open.load()))?;
@@ -143,28 +134,24 @@ fn load<'obj>(
     Ok(skeleton)
 }
 
-fn attach_accepts(
-    skeleton: &TcpEventSkel<'_>,
-    extras: Extras,
-    links: &mut Vec<Link>,
-    events: &mut Vec<RawFd>,
-) -> Result<(), Refusal> {
+/// Attaches what sees accepts, as far as that is among the extras.
+fn attach_accepts(skeleton: &TcpEventSkel<'_>, extras: Extras) -> Result<Option<Link>, Refusal> {
     let progs = &skeleton.progs;
-    if extras == Extras::AcceptGraft {
-        links.push(explain(Stage::Kprobe, || progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT))?);
-    }
-    if extras.by_syscalls() {
-        let tracefs = perf_event::open_tracefs()?;
-        for call in ["sys_exit_accept", "sys_exit_accept4"] {
-            let attachment = perf_event::attach(&progs.accept_syscall, &tracefs, "syscalls", call)?;
-            links.push(attachment.link);
-            events.push(attachment.event);
+    match extras {
+        Extras::AcceptEntry => match explain(Stage::Trace, || progs.accept_entry.attach_trace()) {
+            Ok(link) => Ok(Some(link)),
+            Err(refusal) if kernel_has_kprobes() => Err(refusal),
+            // There is no other way: all the rest is loaded.
+            Err(refusal) => {
+                log::line(Level::Info, format_args!("accepts are not seen: {refusal}"));
+                Ok(None)
+            }
+        },
+        Extras::AcceptKprobe => {
+            explain(Stage::Kprobe, || progs.accept_graft.attach_kprobe(false, ACCEPT_GRAFT)).map(Some)
         }
+        Extras::NoAccept | Extras::Nothing => Ok(None),
     }
-    if extras.by_io_uring() {
-        links.push(explain(Stage::Trace, || progs.accept_io_uring.attach_trace())?);
-    }
-    Ok(())
 }
 
 /// Attaches what looks again, as far as the kernel lets. Also whether it is told who lets go of a socket.

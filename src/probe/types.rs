@@ -15,6 +15,7 @@ use super::accesses;
 use super::btf_file;
 use super::instructions::{self, Fitting};
 use super::messages::explain;
+use super::object::ACCEPT_GRAFT;
 use super::refusal::Stage;
 use crate::config::ProbeSettings;
 use crate::error::Error;
@@ -31,10 +32,13 @@ pub(super) const SET_STATE: &str = "tp_btf/inet_sock_set_state";
 /// The iterator over all open files (since Linux 5.8).
 pub(super) const OPEN_FILES: &str = "iter/task_file";
 
+/// Where accepts are.
+pub(super) const ACCEPT_ENTRY: &str = "fentry/security_sock_graft";
+
 /// Sections of the programs that are for something which has a type in the kernel, and that type.
 const TARGETS: [(&str, Meaning, &str); 3] = [
     (SET_STATE, Meaning::Typedef, "btf_trace_inet_sock_set_state"),
-    ("tp_btf/io_uring_complete", Meaning::Typedef, "btf_trace_io_uring_complete"),
+    (ACCEPT_ENTRY, Meaning::Function, ACCEPT_GRAFT),
     (OPEN_FILES, Meaning::Function, "bpf_iter_task_file"),
 ];
 
@@ -97,14 +101,15 @@ impl KernelTypes {
             return Self::default();
         }
         let targets = TARGETS.iter().filter_map(|(section, ..)| {
-            let (kind, name) = section.split_once('/')?;
-            let attach_type = if kind == "iter" { libbpf_sys::BPF_TRACE_ITER } else { libbpf_sys::BPF_TRACE_RAW_TP };
+            let (_, name) = section.split_once('/')?;
+            let attach_type = instructions::attach_type_of(section)?;
             let name = CString::new(name).ok()?;
             // SAFETY: a NUL-terminated name.
             let find = || Ok(unsafe { libbpf_sys::libbpf_find_vmlinux_btf_id(name.as_ptr(), attach_type) });
             let id = explain(Stage::Types, find).ok()?;
             Some((*section, u32::try_from(id).ok()?))
         });
+        let targets = targets.filter(|(section, id)| can_be_had(section, *id));
         let fitting = Fitting { targets: targets.collect(), ..Fitting::default() };
         // Types that are new to this library are a new kernel's.
         Self { fitting, preemptible: true, ..Self::default() }
@@ -132,6 +137,7 @@ impl KernelTypes {
         let btf = Btf::read(bytes, names)?;
 
         let targets = TARGETS.iter().filter_map(|(section, meaning, name)| Some((*section, btf.id(*meaning, name)?)));
+        let targets = targets.filter(|(section, id)| can_be_had(section, *id));
         let rdonly_cast = btf.id(Meaning::Function, RDONLY_CAST);
         let casts = CASTS.map(|name| btf.id(Meaning::Struct, name).unwrap_or(0));
         let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
@@ -154,6 +160,11 @@ impl KernelTypes {
         // Not every container has a /proc.
         path.exists().then_some(path)
     }
+}
+
+/// Whether this kernel lets programs of a section be loaded, where not all do.
+fn can_be_had(section: &str, target: u32) -> bool {
+    section != ACCEPT_ENTRY || instructions::can_enter(target)
 }
 
 /// The types that the programs have, of a user's file that may be right about them. `kernel` is the kernel's own word on those.

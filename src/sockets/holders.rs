@@ -5,7 +5,8 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::str;
 use std::sync::Mutex;
@@ -74,157 +75,39 @@ impl HolderIterator {
     }
 }
 
+/// Whether whoever looks is to stop: with many sockets it takes seconds.
+pub type IsOver<'run> = &'run dyn Fn() -> bool;
+
 impl Owners {
     /// Finds the holders of all sockets.
-    pub fn find(iterator: &HolderIterator) -> io::Result<Self> {
-        let mut owners = Self::default();
-        if !owners.iterate(iterator) {
-            owners.scan()?;
+    pub fn find(iterator: &HolderIterator, is_over: IsOver<'_>) -> io::Result<Self> {
+        let mut search = Search { owners: Self::default(), is_over };
+        if !search.iterate(iterator) {
+            search.scan()?;
         }
-        Ok(owners)
+        Ok(search.owners)
     }
 
     /// As `find`, with a preferred holder for some inodes: a process known to hold it, or to have held it. Without an
     /// iterator only those processes are inspected, because inspecting all may take seconds.
-    pub fn find_preferring(iterator: &HolderIterator, preferred: HashMap<u64, u32>) -> Self {
-        let mut owners = Self { preferred, ..Self::default() };
-        if !owners.iterate(iterator) {
-            let processes: HashSet<u32> = owners.preferred.values().copied().filter(|pid| *pid != 0).collect();
+    pub fn find_preferring(iterator: &HolderIterator, preferred: HashMap<u64, u32>, is_over: IsOver<'_>) -> Self {
+        let mut search = Search { owners: Self { preferred, ..Self::default() }, is_over };
+        if !search.iterate(iterator) {
+            let processes: HashSet<u32> = search.owners.preferred.values().copied().filter(|pid| *pid != 0).collect();
             for pid in processes {
-                let _ = owners.scan_process(pid);
+                let _ = search.scan_process(pid);
             }
         }
-        owners
+        search.owners
     }
 
-    /// Whether the iterator has listed everything.
-    fn iterate(&mut self, iterator: &HolderIterator) -> bool {
-        self.are_all = iterator.start().is_some_and(|run| self.read(run).is_ok());
-        self.are_all
-    }
-
-    /// Reads the iterator's output.
-    fn read(&mut self, mut run: File) -> io::Result<()> {
-        let mut buffer = vec![0; HOLDERS_LEN];
-        // A read may end in the middle of a holder.
-        let mut kept = 0;
-        loop {
-            let count = match run.read(&mut buffer[kept..]) {
-                Ok(0) => return Ok(()),
-                Ok(count) => kept + count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            let mut rest = &buffer[..count];
-            while let Ok((holder, behind)) = tcp_holder::read_from_prefix(rest) {
-                let inserted = match holder {
-                    tcp_holder { inode: 0, pid, fd } => self.scan_ring(pid, &format!("/proc/{pid}/fdinfo/{fd}")),
-                    tcp_holder { inode, pid, fd: _ } => self.insert(inode, pid),
-                };
-                inserted.ok_or(io::ErrorKind::OutOfMemory)?;
-                rest = behind;
-            }
-            kept = rest.len();
-            buffer.copy_within(count - kept..count, 0);
-        }
-    }
-
-    /// Inspects all processes that this one may inspect. Skips those that vanish meanwhile.
-    fn scan(&mut self) -> io::Result<()> {
-        let mut enough_memory = true;
-        folder::list(c"/proc", |_, name| {
-            if let Some(pid) = number(name) {
-                enough_memory &= self.scan_process(pid).is_some();
-            }
-        })?;
-        if enough_memory { Ok(()) } else { Err(io::ErrorKind::OutOfMemory.into()) }
-    }
-
-    /// Adds what a process holds. `None` if there is no memory for that.
-    ///
-    /// Its threads usually share one table of descriptors. A thread may have its own (unshare(CLONE_FILES)), and a main
-    /// thread that ended before others has none any more.
-    fn scan_process(&mut self, pid: u32) -> Option<()> {
-        let of_main = self.scan_descriptors(pid, &format!("/proc/{pid}/fd"))?;
-        if thread_count(pid) <= 1 {
-            return Some(());
-        }
-        let mut result = Some(());
-        // Once another thread's table has been read, the rest share that one unless they differ from it.
-        let mut read = (of_main > 0).then_some(pid);
-        let _ = folder::list(&path(&format!("/proc/{pid}/task")), |_, name| {
-            let Some(tid) = number(name).filter(|tid| *tid != pid) else {
-                return;
-            };
-            if read.is_some_and(|read| share_descriptors(read, tid)) {
-                return;
-            }
-            match self.scan_descriptors(pid, &format!("/proc/{pid}/task/{tid}/fd")) {
-                Some(0) => {}
-                Some(_) => read = read.or(Some(tid)),
-                None => result = None,
-            }
-        });
-        result
-    }
-
-    /// Adds the sockets of one table. Returns the number of descriptors.
-    fn scan_descriptors(&mut self, pid: u32, fds: &str) -> Option<usize> {
-        let mut count = 0;
-        let mut enough_memory = true;
-        let mut target = [0; 64];
-        // It may be gone, or another user's.
-        let _ = folder::list(&path(fds), |folder, name| {
-            // Skips `.` and `..`.
-            if number(name).is_none() {
-                return;
-            }
-            count += 1;
-            let target = folder::read_link(folder, name, &mut target).and_then(|target| str::from_utf8(target).ok());
-            if let Some(inode) = target.and_then(parse_socket_link) {
-                enough_memory &= self.insert(inode, pid).is_some();
-            } else if target == Some(RING_LINK) {
-                let name = name.to_string_lossy();
-                enough_memory &= self.scan_ring(pid, &format!("{fds}info/{name}")).is_some();
-            }
-        });
-        enough_memory.then_some(count)
-    }
-
-    /// Adds the sockets that an io_uring holds to its process. Older kernels do not give their inodes.
-    fn scan_ring(&mut self, pid: u32, info: &str) -> Option<()> {
-        for _ in 0..RING_TRIES {
-            let mut text = Vec::new();
-            let Ok(file) = File::open(info) else {
-                return Some(());
-            };
-            if file.take(MOST_RING_INFO).read_to_end(&mut text).is_err() {
-                return Some(());
-            }
-            let text = String::from_utf8_lossy(&text);
-            let mut lines = text.lines();
-            if !lines.any(|line| line.starts_with("UserFiles:")) {
-                continue;
-            }
-            // Such lines start with a slot's number, padded with blanks.
-            for line in lines.take_while(|line| line.starts_with(' ') || line.starts_with(char::is_numeric)) {
-                let file = line.split_once(": ").map_or("", |(_, file)| file);
-                if let Some(inode) = parse_socket_link(file) {
-                    self.insert(inode, pid)?;
-                }
-            }
-            break;
-        }
-        Some(())
-    }
-
-    /// `None` if there is no memory: the kernel determines how many there are.
-    fn insert(&mut self, inode: u64, pid: u32) -> Option<()> {
-        self.by_inode.try_reserve(1).ok()?;
+    /// Fails where there is no memory: the kernel determines how many there are.
+    fn insert(&mut self, inode: u64, pid: u32) -> io::Result<()> {
+        self.by_inode.try_reserve(1).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let holder = self.by_inode.entry(inode).or_insert(pid);
         let is_preferred = !self.preferred.is_empty() && self.preferred.get(&inode) == Some(&pid);
         *holder = (*holder).max(if is_preferred { PREFERRED } else { pid });
-        Some(())
+        Ok(())
     }
 
     /// Whether an inode without a holder here has none at all, rather than one that this process may not inspect.
@@ -241,6 +124,145 @@ impl Owners {
     pub fn holder(&self, inode: u64) -> Option<u32> {
         let holder = self.by_inode.get(&inode)?;
         Some(if *holder == PREFERRED { self.preferred[&inode] } else { *holder })
+    }
+}
+
+/// A look at what processes hold. What ends it early: it is over, or there is no memory.
+struct Search<'run> {
+    owners: Owners,
+    is_over: IsOver<'run>,
+}
+
+impl Search<'_> {
+    /// Whether the iterator has listed everything.
+    fn iterate(&mut self, iterator: &HolderIterator) -> bool {
+        self.owners.are_all = iterator.start().is_some_and(|run| self.read(run).is_ok());
+        self.owners.are_all
+    }
+
+    /// Reads the iterator's output.
+    fn read(&mut self, mut run: File) -> io::Result<()> {
+        let mut buffer = vec![0; HOLDERS_LEN];
+        // A read may end in the middle of a holder.
+        let mut kept = 0;
+        loop {
+            self.go_on()?;
+            let count = match run.read(&mut buffer[kept..]) {
+                Ok(0) => return Ok(()),
+                Ok(count) => kept + count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let mut rest = &buffer[..count];
+            while let Ok((holder, behind)) = tcp_holder::read_from_prefix(rest) {
+                match holder {
+                    tcp_holder { inode: 0, pid, fd } => self.scan_ring(pid, &format!("/proc/{pid}/fdinfo/{fd}"))?,
+                    tcp_holder { inode, pid, fd: _ } => self.owners.insert(inode, pid)?,
+                }
+                rest = behind;
+            }
+            kept = rest.len();
+            buffer.copy_within(count - kept..count, 0);
+        }
+    }
+
+    /// Inspects all processes that this one may inspect. Skips those that vanish meanwhile.
+    fn scan(&mut self) -> io::Result<()> {
+        self.for_each(c"/proc", |this, _, name| number(name).map_or(Ok(()), |pid| this.scan_process(pid)))?
+    }
+
+    /// Adds what a process holds.
+    ///
+    /// Its threads usually share one table of descriptors. A thread may have its own (unshare(CLONE_FILES)), and a main
+    /// thread that ended before others has none any more.
+    fn scan_process(&mut self, pid: u32) -> io::Result<()> {
+        let of_main = self.scan_descriptors(pid, &format!("/proc/{pid}/fd"))?;
+        if thread_count(pid) <= 1 {
+            return Ok(());
+        }
+        // Once another thread's table has been read, the rest share that one unless they differ from it.
+        let mut read = (of_main > 0).then_some(pid);
+        let listed = self.for_each(&path(&format!("/proc/{pid}/task")), |this, _, name| {
+            let Some(tid) = number(name).filter(|tid| *tid != pid) else {
+                return Ok(());
+            };
+            if read.is_some_and(|read| share_descriptors(read, tid)) {
+                return Ok(());
+            }
+            if this.scan_descriptors(pid, &format!("/proc/{pid}/task/{tid}/fd"))? > 0 {
+                read = read.or(Some(tid));
+            }
+            Ok(())
+        });
+        listed.unwrap_or(Ok(()))
+    }
+
+    /// Adds the sockets of one table. Returns the number of descriptors.
+    fn scan_descriptors(&mut self, pid: u32, fds: &str) -> io::Result<usize> {
+        let mut count = 0;
+        let mut target = [0; 64];
+        let listed = self.for_each(&path(fds), |this, folder, name| {
+            // Skips `.` and `..`.
+            if number(name).is_none() {
+                return Ok(());
+            }
+            count += 1;
+            let target = folder::read_link(folder, name, &mut target).and_then(|target| str::from_utf8(target).ok());
+            if let Some(inode) = target.and_then(parse_socket_link) {
+                this.owners.insert(inode, pid)?;
+            } else if target == Some(RING_LINK) {
+                let name = name.to_string_lossy();
+                this.scan_ring(pid, &format!("{fds}info/{name}"))?;
+            }
+            Ok(())
+        });
+        // It may be gone, or another user's.
+        listed.unwrap_or(Ok(())).map(|()| count)
+    }
+
+    /// Adds the sockets that an io_uring holds to its process. Older kernels do not give their inodes.
+    fn scan_ring(&mut self, pid: u32, info: &str) -> io::Result<()> {
+        for _ in 0..RING_TRIES {
+            let mut text = Vec::new();
+            let Ok(file) = File::open(info) else {
+                return Ok(());
+            };
+            if file.take(MOST_RING_INFO).read_to_end(&mut text).is_err() {
+                return Ok(());
+            }
+            let text = String::from_utf8_lossy(&text);
+            let mut lines = text.lines();
+            if !lines.any(|line| line.starts_with("UserFiles:")) {
+                continue;
+            }
+            // Such lines start with a slot's number, padded with blanks.
+            for line in lines.take_while(|line| line.starts_with(' ') || line.starts_with(char::is_numeric)) {
+                let file = line.split_once(": ").map_or("", |(_, file)| file);
+                if let Some(inode) = parse_socket_link(file) {
+                    self.owners.insert(inode, pid)?;
+                }
+            }
+            break;
+        }
+        Ok(())
+    }
+
+    /// Calls `each` for the entries of a folder until it fails, or all is over. The outer error is that of the folder.
+    fn for_each(
+        &mut self,
+        path: &CStr,
+        mut each: impl FnMut(&mut Self, RawFd, &CStr) -> io::Result<()>,
+    ) -> io::Result<io::Result<()>> {
+        let mut result = Ok(());
+        folder::list(path, |folder, name| {
+            result = self.go_on().and_then(|()| each(self, folder, name));
+            if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(result)
+    }
+
+    fn go_on(&self) -> io::Result<()> {
+        if (self.is_over)() { Err(io::Error::other("it is over")) } else { Ok(()) }
     }
 }
 
@@ -292,10 +314,11 @@ pub fn read_command(pid: u32) -> Option<[u8; COMM_LEN]> {
     let mut found = None;
     let mut left = MOST_THREADS;
     let _ = folder::list(&path(&format!("/proc/{pid}/task")), |_, name| {
-        if let Some(tid) = number(name).filter(|tid| found.is_none() && left > 0 && *tid != pid) {
+        if let Some(tid) = number(name).filter(|tid| *tid != pid) {
             left -= 1;
             found = named(&format!("/proc/{pid}/task/{tid}/cmdline"));
         }
+        if found.is_some() || left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     found
 }
@@ -365,9 +388,23 @@ mod tests {
     use super::*;
 
     fn scanned() -> Owners {
-        let mut owners = Owners::default();
-        owners.scan().unwrap();
-        owners
+        let mut search = Search { owners: Owners::default(), is_over: &|| false };
+        search.scan().unwrap();
+        search.owners
+    }
+
+    #[test]
+    fn a_search_ends_when_all_is_over() {
+        let looks = std::cell::Cell::new(0);
+        let is_over = || {
+            looks.set(looks.get() + 1);
+            looks.get() > 10
+        };
+        assert!(Owners::find(&HolderIterator::new(), &is_over).is_err());
+        // One look each for the folders on the way up.
+        assert!(looks.get() < 20, "{}", looks.get());
+        let known = HashMap::from([(7, std::process::id())]);
+        assert_eq!(Owners::find_preferring(&HolderIterator::new(), known, &|| true).count(), 0);
     }
 
     #[test]

@@ -1,30 +1,83 @@
 //! Who holds which endpoint, listed once, for closes of connections older than the probe. Another network namespace may
 //! have a connection with the same addresses: before naming a holder, it asks the kernel whether the event can be of
 //! the listed one.
+//!
+//! On a large host the listing takes seconds. It has a thread of its own, for which a start waits for a moment only.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use netlink_sys::Socket;
 
 use super::diag::{self, Families, Reply};
-use super::holders::{self, HolderIterator, Owners};
+use super::holders::{self, HolderIterator, IsOver, Owners};
 use super::socket::{BUFFER_LEN, REPLY_TIME, open_socket, receive, retry};
+use crate::error::Error;
 use crate::event::endpoint::Endpoint;
 use crate::event::{Begin, COMM_LEN, Event, Kind, OwnerBy, state};
 use crate::sys::log::{self, Level};
 use crate::sys::own_fd::Guarded;
-use crate::sys::wake::{Sleeper, Woken};
+use crate::sys::threads::spawn;
+use crate::sys::wake::{Sleeper, Waker, Woken};
 
 /// At most so many endpoints are kept.
 const MOST: usize = 1 << 17;
 
+/// A start waits no longer than this. Most hosts are listed within some milliseconds.
+const START_WAIT: Duration = Duration::from_millis(500);
+
 /// The holders of the endpoints that were open at one moment.
 pub struct OlderEndpoints<'run> {
     sleeper: &'run Sleeper<'run>,
-    by_endpoint: HashMap<Endpoint, Listed>,
+    /// The listing that is under way.
+    listing: Option<Listing>,
+    by_endpoint: Endpoints,
     buffer: Vec<u8>,
+}
+
+type Endpoints = HashMap<Endpoint, Listed>;
+
+/// A thread that lists. Dropping it ends the thread, and waits for that.
+struct Listing {
+    waker: Arc<Waker>,
+    is_over: Arc<AtomicBool>,
+    listed: Receiver<io::Result<Endpoints>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Listing {
+    fn start() -> Result<Self, Error> {
+        let (waker, is_over) = (Arc::new(Waker::new()), Arc::new(AtomicBool::new(false)));
+        let (sender, listed) = mpsc::sync_channel(1);
+        let thread = {
+            let (waker, is_over) = (Arc::clone(&waker), Arc::clone(&is_over));
+            spawn("tcpevent-older", move || {
+                let result = waker.sleeper().and_then(|sleeper| list(&sleeper, &|| is_over.load(Ordering::SeqCst)));
+                // Nobody waits for it any more, perhaps.
+                let _ = sender.send(result);
+            })?
+        };
+        Ok(Self { waker, is_over, listed, thread: Some(thread) })
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // Where it cannot be woken, it ends with the next reply, or without one.
+        let _ = self.waker.wake();
+        if let Some(thread) = self.thread.take() {
+            // One that has panicked is over, too.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// An endpoint that was open, and who held it.
@@ -42,49 +95,43 @@ struct Listed {
 impl<'run> OlderEndpoints<'run> {
     /// Lists the open endpoints. If that fails, it knows of none.
     pub fn list(sleeper: &'run Sleeper<'run>) -> Self {
-        let mut this = Self { sleeper, by_endpoint: HashMap::new(), buffer: Vec::new() };
-        if let Err(error) = this.fill() {
-            log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {error}"));
+        let mut this = Self { sleeper, listing: None, by_endpoint: HashMap::new(), buffer: Vec::new() };
+        match Listing::start() {
+            Ok(listing) => {
+                let listed = listing.listed.recv_timeout(START_WAIT);
+                this.listing = Some(listing);
+                if let Ok(listed) = listed {
+                    this.take(listed);
+                } else {
+                    log::line(
+                        Level::Info,
+                        "who holds the connections that are older than the probe is still being listed",
+                    );
+                }
+            }
+            Err(error) => say_unlisted(&error),
         }
         this
     }
 
-    fn fill(&mut self) -> io::Result<()> {
-        let owners = Owners::find(&HolderIterator::new())?;
-        let mut holders = HashMap::new();
-        let mut buffer = Vec::with_capacity(BUFFER_LEN);
-        let mut outcome = Ok(());
-        let mut enough_memory = true;
-        // The kernel may lack one family.
-        for (families, sequence) in [(Families::Inet, 1), (Families::Inet6, 2)] {
-            let request = diag::dump_request(families, sequence);
-            let request = (request.as_slice(), sequence, Answer::Listing);
-            let listed = ask(&open_socket()?, self.sleeper, request, &mut buffer, |event| {
-                enough_memory &= holders.try_reserve(1).is_ok() && self.by_endpoint.try_reserve(1).is_ok();
-                if event.old_state == state::LISTEN || self.by_endpoint.len() >= MOST || !enough_memory {
-                    return;
-                }
-                let holder = owners.holder(event.inode).and_then(|pid| {
-                    let identity = *holders.entry(pid).or_insert_with(|| holders::read_identity(pid));
-                    identity.map(|(comm, uid)| (pid, comm, uid))
-                });
-                if let Some((pid, comm, uid)) = holder {
-                    let Event { cookie, family, new_state, .. } = event;
-                    let listed = Listed { pid, uid, comm, cookie, family, state: new_state };
-                    self.by_endpoint.insert(Endpoint::of(&event), listed);
-                }
-            });
-            outcome = if families == Families::Inet { listed } else { outcome.or(listed) };
+    /// The listing has come to its end.
+    fn take(&mut self, listed: io::Result<Endpoints>) {
+        self.listing = None;
+        match listed {
+            Ok(endpoints) => self.by_endpoint = endpoints,
+            Err(error) => say_unlisted(&error),
         }
-        if enough_memory { outcome } else { Err(io::ErrorKind::OutOfMemory.into()) }
     }
 
     /// Adds the holder if the event has no owner. Forgets an endpoint that has closed. `is_own`: the event is known to
     /// be of this network namespace.
     pub fn complete(&mut self, event: &mut Event, is_own: bool) {
         // A connection that began since is another one with the same addresses.
-        if self.by_endpoint.is_empty() || event.begin != Begin::Older {
+        if event.begin != Begin::Older {
             return;
+        }
+        if let Some(Ok(listed)) = self.listing.as_ref().map(|listing| listing.listed.try_recv()) {
+            self.take(listed);
         }
         let endpoint = Endpoint::of(event);
         let Some(listed) = self.by_endpoint.get(&endpoint).copied() else {
@@ -138,6 +185,44 @@ impl<'run> OlderEndpoints<'run> {
             Err(error) => Err(error),
         }
     }
+}
+
+fn say_unlisted(error: &dyn Display) {
+    log::line(Level::Info, format_args!("connections older than the probe have no owner yet: {error}"));
+}
+
+/// The body of the thread.
+fn list(sleeper: &Sleeper<'_>, is_over: IsOver<'_>) -> io::Result<Endpoints> {
+    let owners = Owners::find(&HolderIterator::new(), is_over)?;
+    let (mut endpoints, mut holders) = (Endpoints::new(), HashMap::new());
+    let mut buffer = Vec::with_capacity(BUFFER_LEN);
+    let mut outcome = Ok(());
+    let mut enough_memory = true;
+    // The kernel may lack one family.
+    for (families, sequence) in [(Families::Inet, 1), (Families::Inet6, 2)] {
+        let request = diag::dump_request(families, sequence);
+        let request = (request.as_slice(), sequence, Answer::Listing);
+        let listed = ask(&open_socket()?, sleeper, request, &mut buffer, |event| {
+            enough_memory &= holders.try_reserve(1).is_ok() && endpoints.try_reserve(1).is_ok();
+            if event.old_state == state::LISTEN || endpoints.len() >= MOST || !enough_memory {
+                return;
+            }
+            let holder = owners.holder(event.inode).and_then(|pid| {
+                let identity = *holders.entry(pid).or_insert_with(|| holders::read_identity(pid));
+                identity.map(|(comm, uid)| (pid, comm, uid))
+            });
+            if let Some((pid, comm, uid)) = holder {
+                let Event { cookie, family, new_state, .. } = event;
+                let listed = Listed { pid, uid, comm, cookie, family, state: new_state };
+                endpoints.insert(Endpoint::of(&event), listed);
+            }
+        });
+        outcome = if families == Families::Inet { listed } else { outcome.or(listed) };
+    }
+    if !enough_memory {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    outcome.map(|()| endpoints)
 }
 
 /// An IPv4 address in its IPv4-mapped form, as an IPv6 socket has it.
@@ -198,7 +283,6 @@ mod tests {
     use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
     use super::*;
-    use crate::sys::wake::Waker;
 
     /// A change of state that a plain tracepoint reports of the endpoint with these addresses.
     fn change(local: SocketAddr, remote: SocketAddr, old_state: u8, new_state: u8) -> Event {

@@ -88,18 +88,26 @@ fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &
     let mut buffer = Vec::with_capacity(BUFFER_LEN);
     let mut due = Instant::now();
     loop {
+        let began = Instant::now();
         match rounds.sweep(&mut buffer) {
             Ok(()) => {}
             Err(End::Told) => return,
             Err(End::Failed(failure)) => rounds.complain(&failure),
         }
-        due += interval;
         let now = Instant::now();
-        due = due.max(now);
+        due = next_sweep(due, interval, began, now);
         if sleeper.wait(None, Some(due - now)) == Woken::Told {
             return;
         }
     }
+}
+
+/// When the next sweep is due. One that outlasts its interval rests for as long as it has worked: half a processor at most is
+/// spent on sweeps.
+fn next_sweep(due: Instant, interval: Duration, began: Instant, ended: Instant) -> Instant {
+    let took = ended - began;
+    let rest = if took > interval { took } else { Duration::ZERO };
+    (due + interval).max(ended + rest)
 }
 
 /// Why a sweep ended early.
@@ -156,7 +164,11 @@ struct Sweeper<'run> {
 impl Sweeper<'_> {
     /// One event for each socket whose inode a live process holds.
     fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
-        let owners = Owners::find(self.settings.holders).map_err(|error| End::failed(READING_PROC, error))?;
+        let owners = Owners::find(self.settings.holders, &|| self.sleeper.is_told());
+        let owners = owners.map_err(|error| match self.sleeper.is_told() {
+            true => End::Told,
+            false => End::failed(READING_PROC, error),
+        })?;
         // The kernel reports processes without /proc, but not their command lines.
         if self.settings.naming == Naming::CommandLine {
             fs::metadata("/proc/self").map_err(|error| End::failed(READING_PROC, error))?;

@@ -3,6 +3,7 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::RawFd;
 
 use crate::sys::own_fd::Identity;
@@ -14,8 +15,8 @@ const BUFFER_LEN: usize = 1 << 13;
 const LENGTH_AT: usize = 16;
 const NAME_AT: usize = 19;
 
-/// Calls `each` with the folder's descriptor and the name of each entry, `.` and `..` included.
-pub fn list(path: &CStr, mut each: impl FnMut(RawFd, &CStr)) -> io::Result<()> {
+/// Calls `each` with the folder's descriptor and the name of each entry, `.` and `..` included, until it says to stop.
+pub fn list(path: &CStr, mut each: impl FnMut(RawFd, &CStr) -> ControlFlow<()>) -> io::Result<()> {
     let folder = Folder::open(path)?;
     // Aligned, because the kernel writes numbers into it.
     let mut buffer = [0u64; BUFFER_LEN / size_of::<u64>()];
@@ -28,20 +29,23 @@ pub fn list(path: &CStr, mut each: impl FnMut(RawFd, &CStr)) -> io::Result<()> {
         }
         // SAFETY: the buffer is plain bytes, and longer than what the kernel has filled.
         let entries = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), filled.min(BUFFER_LEN)) };
-        names(entries, |name| each(folder.fd, name));
+        if names(entries, |name| each(folder.fd, name)).is_break() {
+            return Ok(());
+        }
     }
 }
 
 /// The names of entries as the kernel writes them, up to the first malformed one.
-fn names(mut entries: &[u8], mut each: impl FnMut(&CStr)) {
+fn names(mut entries: &[u8], mut each: impl FnMut(&CStr) -> ControlFlow<()>) -> ControlFlow<()> {
     let length = |entry: &[u8]| Some(usize::from(u16::from_ne_bytes(*entry.get(LENGTH_AT..)?.first_chunk()?)));
     while let Some(entry) = length(entries).filter(|length| *length > NAME_AT).and_then(|length| entries.get(..length))
     {
         if let Ok(name) = CStr::from_bytes_until_nul(&entry[NAME_AT..]) {
-            each(name);
+            each(name)?;
         }
         entries = &entries[entry.len()..];
     }
+    ControlFlow::Continue(())
 }
 
 /// The target of a symbolic link in a folder, cut to the buffer's length.
@@ -92,14 +96,26 @@ mod tests {
         let mut listed = BTreeSet::new();
         list(c"/proc", |_, name| {
             listed.insert(name.to_str().unwrap().to_owned());
+            ControlFlow::Continue(())
         })
         .unwrap();
         assert!(listed.remove(".") && listed.remove(".."));
         for name in ["self", "1", "sys", &std::process::id().to_string()] {
             assert!(listed.contains(name), "{name}");
         }
-        assert!(list(c"/proc/no-such-folder", |_, _| {}).is_err());
-        assert!(list(c"/proc/version", |_, _| {}).is_err());
+        assert!(list(c"/proc/no-such-folder", |_, _| ControlFlow::Continue(())).is_err());
+        assert!(list(c"/proc/version", |_, _| ControlFlow::Continue(())).is_err());
+    }
+
+    #[test]
+    fn a_listing_ends_where_it_is_told() {
+        let mut count = 0;
+        list(c"/proc", |_, _| {
+            count += 1;
+            if count == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+        assert_eq!(count, 3);
     }
 
     #[test]
@@ -112,6 +128,7 @@ mod tests {
             if name.to_bytes() == files[999].as_raw_fd().to_string().as_bytes() {
                 assert_eq!(read_link(folder, name, &mut buffer), Some(b"/dev/null".as_slice()));
             }
+            ControlFlow::Continue(())
         })
         .unwrap();
         for file in &files {
@@ -122,7 +139,11 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_entries_are_passed_over(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-            names(&bytes, |name| assert!(name.to_bytes().len() < bytes.len()));
+            let all = names(&bytes, |name| {
+                assert!(name.to_bytes().len() < bytes.len());
+                ControlFlow::Continue(())
+            });
+            assert!(all.is_continue());
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -44,26 +44,26 @@ pub fn write_eventfd(fd: impl AsFd, value: u64) {
 /// Where a thread publishes the eventfd that it sleeps on.
 pub struct Waker {
     /// The sleeper's; null where nobody sleeps here.
-    fd: AtomicPtr<OwnFd>,
+    bed: AtomicPtr<Bed>,
     writers: AtomicU32,
 }
 
 impl Waker {
     /// Nobody sleeps here yet.
     pub const fn new() -> Self {
-        Self { fd: AtomicPtr::new(ptr::null_mut()), writers: AtomicU32::new(0) }
+        Self { bed: AtomicPtr::new(ptr::null_mut()), writers: AtomicU32::new(0) }
     }
 
     /// Publishes a new eventfd for the calling thread, until the sleeper is dropped.
     pub fn sleeper(&self) -> io::Result<Sleeper<'_>> {
-        let fd = Box::new(OwnFd::new(new_eventfd(EventfdFlags::empty())?));
-        self.fd.store(ptr::from_ref(&*fd).cast_mut(), Ordering::SeqCst);
-        Ok(Sleeper { waker: self, fd })
+        let bed = Box::new(Bed { fd: OwnFd::new(new_eventfd(EventfdFlags::empty())?), told: AtomicBool::new(false) });
+        self.bed.store(ptr::from_ref(&*bed).cast_mut(), Ordering::SeqCst);
+        Ok(Sleeper { waker: self, bed })
     }
 
     /// Whether the sleeper, if there is one, can be woken. Async-signal-safe.
     pub fn can_wake(&self) -> bool {
-        self.with_fd(|fd| fd.is_none_or(OwnFd::is_ours))
+        self.with_bed(|bed| bed.is_none_or(|bed| bed.fd.is_ours()))
     }
 
     /// Wakes the sleeper, now and for every later wait. False where that cannot be done: the host has closed the eventfd, and
@@ -73,30 +73,40 @@ impl Waker {
     /// `writers` keeps the descriptor open.
     #[must_use]
     pub fn wake(&self) -> bool {
-        self.with_fd(|fd| match fd {
-            Some(fd) if fd.is_ours() => {
+        self.with_bed(|bed| {
+            let Some(Bed { fd, told }) = bed else {
+                return true;
+            };
+            told.store(true, Ordering::SeqCst);
+            let is_ours = fd.is_ours();
+            if is_ours {
                 write_eventfd(fd, 1);
-                true
             }
-            Some(_) => false,
-            None => true,
+            is_ours
         })
     }
 
-    fn with_fd<T>(&self, take: impl FnOnce(Option<&OwnFd>) -> T) -> T {
+    fn with_bed<T>(&self, take: impl FnOnce(Option<&Bed>) -> T) -> T {
         self.writers.fetch_add(1, Ordering::SeqCst);
         // SAFETY: its owner waits for `writers` to become 0 before it frees it.
-        let result = take(unsafe { self.fd.load(Ordering::SeqCst).as_ref() });
+        let result = take(unsafe { self.bed.load(Ordering::SeqCst).as_ref() });
         self.writers.fetch_sub(1, Ordering::SeqCst);
         result
     }
+}
+
+/// What a sleeper waits for.
+struct Bed {
+    fd: OwnFd,
+    /// It was woken.
+    told: AtomicBool,
 }
 
 /// The sleeping side of a [`Waker`]; owns the eventfd.
 pub struct Sleeper<'waker> {
     waker: &'waker Waker,
     /// In a place of its own: the waker has its address.
-    fd: Box<OwnFd>,
+    bed: Box<Bed>,
 }
 
 /// Why a wait ended.
@@ -113,7 +123,12 @@ pub enum Woken {
 impl Sleeper<'_> {
     /// Whether the host has closed the eventfd, so that nobody can tell this thread anything any more.
     pub fn is_lost(&self) -> bool {
-        !self.fd.may_be_ours()
+        !self.bed.fd.may_be_ours()
+    }
+
+    /// Whether it was woken: what takes long looks at this now and then, which costs nothing.
+    pub fn is_told(&self) -> bool {
+        self.bed.told.load(Ordering::SeqCst)
     }
 
     /// Waits until told, until `other` is readable, or for a time.
@@ -123,7 +138,7 @@ impl Sleeper<'_> {
 
     /// The same for any of two.
     pub fn wait_for_any(&self, others: [Option<RawFd>; 2], time: Option<Duration>) -> Woken {
-        let mut fds = [Some(self.fd.as_raw_fd()), others[0], others[1]].map(|fd| libc::pollfd {
+        let mut fds = [Some(self.bed.fd.as_raw_fd()), others[0], others[1]].map(|fd| libc::pollfd {
             fd: fd.unwrap_or(NO_FD),
             events: libc::POLLIN,
             revents: 0,
@@ -141,7 +156,7 @@ impl Sleeper<'_> {
 
 impl Drop for Sleeper<'_> {
     fn drop(&mut self) {
-        self.waker.fd.store(ptr::null_mut(), Ordering::SeqCst);
+        self.waker.bed.store(ptr::null_mut(), Ordering::SeqCst);
         // A writer is between two instructions of `wake`, maybe in a thread that is not running just now.
         while self.waker.writers.load(Ordering::SeqCst) != 0 {
             std::thread::sleep(Duration::from_micros(100));
@@ -164,11 +179,13 @@ mod tests {
         assert!(waker.wake());
         let sleeper = waker.sleeper().unwrap();
         assert_eq!(sleeper.wait(None, Some(Duration::from_millis(1))), Woken::TimedOut);
+        assert!(!sleeper.is_told());
         thread::scope(|scope| {
             scope.spawn(|| waker.wake());
             assert_eq!(sleeper.wait(None, None), Woken::Told);
         });
         assert_eq!(sleeper.wait(None, None), Woken::Told);
+        assert!(sleeper.is_told());
     }
 
     #[test]
@@ -178,7 +195,7 @@ mod tests {
         let sleeper = waker.sleeper().unwrap();
         let ready = other.sleeper().unwrap();
         assert!(other.wake());
-        assert_eq!(sleeper.wait(Some(ready.fd.as_raw_fd()), None), Woken::Ready);
+        assert_eq!(sleeper.wait(Some(ready.bed.fd.as_raw_fd()), None), Woken::Ready);
     }
 
     #[test]
@@ -198,7 +215,7 @@ mod tests {
                 sleeper.wait(None, Some(Duration::from_micros(50)));
             }
         });
-        assert!(waker.fd.load(Ordering::SeqCst).is_null());
+        assert!(waker.bed.load(Ordering::SeqCst).is_null());
     }
 
     /// As the session does it: the stop is noted before the wake, and looked at once the sleeper is published.
@@ -243,7 +260,7 @@ mod tests {
         let sleeper = waker.sleeper().unwrap();
         // The second one fails (EAGAIN).
         for most in [0, u64::MAX - 2] {
-            write_eventfd(&*sleeper.fd, most);
+            write_eventfd(&sleeper.bed.fd, most);
             // SAFETY: errno is thread-local and always there.
             unsafe { *libc::__errno_location() = 4711 };
             assert!(waker.wake());

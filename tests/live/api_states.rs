@@ -12,7 +12,7 @@ use crate::api_watcher::{
     Watcher, states, told_place,
 };
 use crate::consumer::{is_beyond_the_rung, lacks_cookies, rung_is_tracepoint, sees_accepts, turn};
-use crate::traffic::{Connection, DUAL, V4, V6, closed_port, own_comm, set_linger_0};
+use crate::traffic::{Connection, DUAL, V4, V6, closed_port, own_comm, process_comm, set_linger_0};
 
 const CLIENT_CLOSES_FIRST: [&str; 2] =
     ["CLOSE SYN_SENT ESTABLISHED FIN_WAIT1 FIN_WAIT2 CLOSE", "SYN_RECV ESTABLISHED CLOSE_WAIT LAST_ACK CLOSE"];
@@ -50,7 +50,9 @@ fn check_life(life: &[Event], local: SocketAddr, remote: SocketAddr, began: Mome
         let owner = if (event.old_state == "SYN_RECV" && is_accepted) || is_unseen {
             (0, String::new())
         } else {
-            (process::id(), own_comm())
+            // A thread has acted, or the process holds it.
+            let comm = if event.owner_by == "inode" { process_comm() } else { own_comm() };
+            (process::id(), comm)
         };
         assert_eq!((event.pid, event.comm.clone()), owner, "{event:#?}");
         let is_owned = event.pid != 0;

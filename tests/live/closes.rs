@@ -5,13 +5,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process;
 use std::time::{Duration, Instant};
 
-use crate::consumer::{Consumer, Event, is_beyond_the_rung, rung_is_tracepoint, sees_accepts, slowness, turn};
+use crate::consumer::{Consumer, Event, finds_holders, is_beyond_the_rung, rung_is_tracepoint, slowness, turn};
 use crate::traffic::{Connection, DUAL, NumberedConnections, V4, V6, closed_port, own_comm, wall_ns};
 
 /// Checks what holds for every event of this process.
 fn check_common(event: &Event, family: u16, local: &str, remote: &str, from_ns: u64) {
     // Otherwise no accept was seen, and it was reset.
-    if sees_accepts() || event.pid != 0 {
+    if finds_holders() || event.pid != 0 {
         assert_eq!(event.pid, process::id(), "{event:?}");
         assert_eq!(event.task, own_comm(), "{event:?}");
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::api_network::Network;
 use crate::api_watcher::{CLOSES, Watcher};
-use crate::consumer::{Consumer, Event, c_program, patience, root, rung_is_tracepoint, sees_accepts, slowness, turn};
+use crate::consumer::{Consumer, Event, c_program, finds_holders, patience, root, rung_is_tracepoint, slowness, turn};
 use crate::owners::{self, Owner, RUNS, Truths, run, scenario};
 use crate::traffic::{Connection, Peer, V4, own_comm, set_linger_0};
 
@@ -136,7 +136,7 @@ fn a_process_of_a_namespace_within_has_the_id_that_the_consumer_sees() {
     let client = peer.connect();
     let event = reset(&mut container.consumer, &peer, client);
     // A plain tracepoint reports process IDs of one namespace.
-    match (rung_is_tracepoint(), sees_accepts()) {
+    match (rung_is_tracepoint(), finds_holders()) {
         (true, false) => assert_eq!(owner_of(&event), (0, 0, ""), "{event:?}"),
         (true, true) => assert_eq!(owner_of(&event), (0, UID, COMM), "{event:?}"),
         (false, _) => assert_eq!(owner_of(&event), (of_consumer, UID, COMM), "{event:?}"),

@@ -17,6 +17,19 @@ fn host(mode: &str, argument: Option<&str>, variables: &[(&str, &str)]) {
     assert!(output.status.success(), "{}: {said:?}", output.status);
 }
 
+/// Cargo's search path for libraries has others before it.
+#[test]
+fn the_library_under_test_is_the_one_that_ships() {
+    let _turn = turn();
+    let mut consumer = Consumer::run(&[]);
+    consumer.start();
+    let mappings = fs::read_to_string(format!("/proc/{}/maps", consumer.pid())).unwrap();
+    let mut loaded: Vec<_> = mappings.lines().filter_map(|line| line.split_once('/')).map(|(_, path)| path).collect();
+    loaded.retain(|path| path.ends_with("libtcpEvent.so"));
+    loaded.dedup();
+    assert_eq!(loaded, [library().canonicalize().unwrap().to_str().unwrap().trim_start_matches('/')]);
+}
+
 #[test]
 fn cleanup_from_a_signal_handler_at_random_moments_neither_hangs_nor_crashes() {
     let count = match (soak(), slowness() > 1) {

@@ -23,6 +23,7 @@ mod endpoints;
 mod forged;
 mod holders;
 mod host;
+mod large_host;
 mod lifecycle;
 mod names;
 mod native;

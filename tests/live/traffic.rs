@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use crate::consumer::{Event, c_program, rung_is_tracepoint, sees_accepts};
+use crate::consumer::{Event, c_program, finds_holders, rung_is_tracepoint};
 
 pub const V4: fn() -> SocketAddr = || (Ipv4Addr::LOCALHOST, 0).into();
 pub const V6: fn() -> SocketAddr = || (Ipv6Addr::LOCALHOST, 0).into();
@@ -178,7 +178,7 @@ impl NumberedConnections {
             assert_eq!(event.rx, bytes, "{event:?}");
         }
         // If accepts are not seen, the process is known if it is seen to let go of the socket.
-        let may_be_nobody = !is_client && !sees_accepts();
+        let may_be_nobody = !is_client && !finds_holders();
         assert!(event.pid == process::id() || may_be_nobody && event.pid == 0, "{event:?}");
         assert_eq!((event.uid, event.family), (0, 2), "{event:?}");
         Some((number, is_client))
@@ -273,4 +273,9 @@ pub fn wall_ns() -> u64 {
 /// The comm of the calling thread: a test runner names its threads after the tests.
 pub fn own_comm() -> String {
     std::fs::read_to_string("/proc/thread-self/comm").unwrap().trim_end().to_owned()
+}
+
+/// The name of this process: its main thread's.
+pub fn process_comm() -> String {
+    std::fs::read_to_string("/proc/self/comm").unwrap().trim_end().to_owned()
 }
