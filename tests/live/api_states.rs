@@ -50,8 +50,9 @@ fn check_life(life: &[Event], local: SocketAddr, remote: SocketAddr, began: Mome
         let owner = if (event.old_state == "SYN_RECV" && is_accepted) || is_unseen {
             (0, String::new())
         } else {
-            // A thread has acted, or the process holds it.
-            let comm = if event.owner_by == "inode" { process_comm() } else { own_comm() };
+            // A thread has acted, or has let go of it; or the process holds it.
+            let is_held = event.owner_by == "inode" && event.comm == process_comm();
+            let comm = if is_held { process_comm() } else { own_comm() };
             (process::id(), comm)
         };
         assert_eq!((event.pid, event.comm.clone()), owner, "{event:#?}");
