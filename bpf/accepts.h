@@ -13,7 +13,7 @@
 static __always_inline void forget_if_closed(struct sock *sk)
 {
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
-		forget_owner(sk);
+		forget_at(where_is(sk));
 }
 
 /*
@@ -24,17 +24,19 @@ static __always_inline void accepted_unknown(struct sock *taken)
 {
 	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED}, *known;
 	struct sock *sk = connection_of(taken);
+	struct where at;
 
 	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
 	if (!sk || !is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
 		return;
-	known = owner_of(sk);
+	at = where_is(sk);
+	known = owner_at(at);
 	if (known) {
 		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
 		return;
 	}
 	set_actor(&owner, current_task(), TCP_ORIGIN_ACCEPT);
-	note_owner(sk, &owner, BPF_ANY);
+	note_at(at, &owner, BPF_ANY);
 	forget_if_closed(sk);
 }
 
@@ -44,7 +46,7 @@ static __always_inline int accepted(struct sock *sk)
 
 	if (!sk)
 		return 0;
-	known = owner_of(sk);
+	known = owner_at(where_is(sk));
 	/* What is known need not be looked at: it is a TCP socket, and not closed. */
 	if (known)
 		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);

@@ -24,6 +24,7 @@ int adopt(struct bpf_iter__task_file *ctx)
 	struct owner owner = {}, *known;
 	struct tcp_holder holder = {};
 	struct inode *inode;
+	struct where at;
 	struct sock *sk;
 	int state;
 
@@ -53,9 +54,10 @@ int adopt(struct bpf_iter__task_file *ctx)
 	owner.uid = BPF_CORE_READ(task, cred, uid.val);
 	owner.origin = TCP_ORIGIN_INODE;
 	BPF_CORE_READ_STR_INTO(&owner.comm, task, group_leader, comm);
-	known = owner_of(sk);
+	at = where_is(sk);
+	known = owner_at(at);
 	if (!known) {
-		note_owner(sk, &owner, BPF_ANY);
+		note_at(at, &owner, BPF_ANY);
 		forget_if_closed(sk);
 	} else if (known->origin == TCP_ORIGIN_NONE) {
 		known->pid = owner.pid;

@@ -53,22 +53,17 @@ static __always_inline __u32 current_process_id(void)
 
 /*
  * Who the current process is. Calls as few helpers as can be: with the usual mitigations a call costs more than all that it
- * does.
+ * does. Where there is a typed pointer to it, `task` is that one.
  */
 static __always_inline void read_current(struct task_struct *task, __u32 *pid, __u32 *uid, char *comm)
 {
-	if (can_cast) {
-		*uid = task->cred->uid.val;
-	} else {
-		/* Since Linux 5.11. */
-		if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)) {
-			read_current_by_helpers(pid, uid, comm);
-			*pid = current_process_id();
-			return;
-		}
-		*uid = bpf_get_current_uid_gid();
-		task = bpf_get_current_task_btf();
+	if (!has_typed_task) {
+		read_current_by_helpers(pid, uid, comm);
+		*pid = current_process_id();
+		return;
 	}
+	/* Not by the typed pointer: see FIELD. */
+	*uid = can_cast ? CAST(task_struct, task)->cred->uid.val : (__u32)bpf_get_current_uid_gid();
 	*pid = pid_namespace ? id_in_namespace(task) : (__u32)task->tgid;
 	*(__u64 *)comm = *(__u64 *)task->comm;
 	*(__u64 *)(comm + 8) = *(__u64 *)(task->comm + 8);

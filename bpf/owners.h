@@ -55,10 +55,10 @@ __u64 lost_owners;
 __u32 sees_let_go;
 
 /*
- * A key for `more_owners`. A copy: kernels forget what a stack slot holds once its address goes to a helper, and the
+ * A key for `more_owners`, which is a socket where there is no table. A copy: kernels forget what a stack slot holds once its address goes to a helper, and the
  * verifier must still know the socket itself.
  */
-#define KEY(sk) ((__u64){(__u64)(sk)})
+#define KEY(number) ((__u64){number})
 
 /*
  * A number for a socket. To the verifier an address is none, but the distance between two is. In assembly, as the compiler
@@ -72,6 +72,12 @@ static __always_inline __u64 number_of(const struct sock *sk)
 	return number;
 }
 
+/* Where the owner of an endpoint is, or is to be. */
+struct where {
+	struct owner_set *set; /* where there is a table */
+	__u64 number;
+};
+
 /* Fibonacci hashing: the allocator aligns sockets, so that the lowest bits of their addresses say nothing. */
 static __always_inline struct owner_set *set_of(__u64 number)
 {
@@ -80,38 +86,25 @@ static __always_inline struct owner_set *set_of(__u64 number)
 	return bpf_map_lookup_elem(&owner_sets, &index);
 }
 
-/* 0 where they are the same, else 1. In assembly, for the compiler knows that for a comparison, and would branch. */
-static __always_inline __u64 differ(__u64 a, __u64 b)
-{
-	__u64 negative;
-
-	a ^= b;
-	asm volatile(
-		"%[negative] = %[a]\n"
-		"%[negative] = -%[negative]\n"
-		"%[a] |= %[negative]\n"
-		"%[a] >>= 63\n"
-		: [a] "+r"(a), [negative] "=&r"(negative));
-	return a;
-}
-
 /*
- * Where in a set a key is, but for one place; TCP_SET_PLACES: nowhere. Without a branch: the verifier would follow all that
- * comes after once for each place.
+ * Where in a set a key is; TCP_SET_PLACES: nowhere. The answer goes through a byte of the stack, of which the verifier forgets what
+ * it holds: it would follow all that comes after once for each place. (Of the first byte of a word it would not.)
  */
-static __always_inline __u64 place_of(const struct owner_set *set, __u64 key, const bool but_one, __u64 except)
+static __always_inline __u64 place_of(const struct owner_set *set, __u64 key)
 {
-	__u64 place = TCP_SET_PLACES;
+	volatile __u8 bytes[8] __attribute__((aligned(8)));
 
-#pragma unroll
-	for (__u64 i = 0; i < TCP_SET_PLACES; i++) {
-		__u64 is_other = differ(*(volatile __u64 *)&set->keys[i], key);
-
-		if (but_one)
-			is_other |= 1 - differ(i, except);
-		place = i + (place - i) * is_other;
-	}
-	return place;
+	if (*(volatile __u64 *)&set->keys[0] == key)
+		bytes[1] = 1;
+	else if (*(volatile __u64 *)&set->keys[1] == key)
+		bytes[1] = 2;
+	else if (*(volatile __u64 *)&set->keys[2] == key)
+		bytes[1] = 3;
+	else if (*(volatile __u64 *)&set->keys[3] == key)
+		bytes[1] = 4;
+	else
+		bytes[1] = TCP_SET_PLACES + 1;
+	return (__u64)bytes[1] - 1;
 }
 
 /* Whether `more_owners` has sockets of this set: nobody looks there in vain. */
@@ -120,22 +113,50 @@ static __always_inline bool has_more(const struct owner_set *set)
 	return *(volatile __u32 *)&set->more;
 }
 
-/* The owner of an endpoint, to be read and written; or NULL. */
-static __always_inline struct owner *owner_of(const struct sock *sk)
+static __always_inline struct where where_is(const struct sock *sk)
 {
-	struct owner_set *set;
-	__u64 number, place;
+	struct where at = {.number = (__u64)sk};
+
+	if (can_cast) {
+		at.number = number_of(sk);
+		at.set = set_of(at.number);
+	}
+	return at;
+}
+
+/* The owner of an endpoint, to be read and written; or NULL. */
+static __always_inline struct owner *owner_at(struct where at)
+{
+	__u64 place;
 
 	if (!can_cast)
-		return bpf_map_lookup_elem(&more_owners, &KEY(sk));
-	number = number_of(sk);
-	set = set_of(number);
-	if (!set)
+		return bpf_map_lookup_elem(&more_owners, &KEY(at.number));
+	if (!at.set)
 		return 0;
-	place = place_of(set, number, false, 0);
+	place = place_of(at.set, at.number);
 	if (place < TCP_SET_PLACES)
-		return &set->owners[place];
-	return has_more(set) ? bpf_map_lookup_elem(&more_owners, &number) : 0;
+		return &at.set->owners[place];
+	return has_more(at.set) ? bpf_map_lookup_elem(&more_owners, &at.number) : 0;
+}
+
+/*
+ * What becomes of an endpoint is in order, but for this: a process may accept the connection while its handshake still ends on
+ * another processor, and both find no entry. Whoever puts one with BPF_ANY has the last word.
+ */
+static __noinline void settle(struct owner_set *set, __u64 number, __u64 place, __u64 flags)
+{
+	if (!set)
+		return;
+#pragma unroll
+	for (__u64 other = 0; other < TCP_SET_PLACES; other++) {
+		if (other == place || *(volatile __u64 *)&set->keys[other] != number)
+			continue;
+		if (flags == BPF_ANY && place < TCP_SET_PLACES)
+			set->owners[other] = set->owners[place];
+		else if (place < TCP_SET_PLACES)
+			*(volatile __u64 *)&set->keys[place] = 0;
+		return;
+	}
 }
 
 /*
@@ -143,38 +164,26 @@ static __always_inline struct owner *owner_of(const struct sock *sk)
  */
 static __always_inline bool put_into_set(struct owner_set *set, __u64 number, const struct owner *owner, __u64 flags)
 {
-	__u64 place = place_of(set, 0, false, 0), other;
+	__u64 place = place_of(set, 0), others = 0;
 
 	if (place >= TCP_SET_PLACES || __sync_val_compare_and_swap(&set->keys[place], 0, BUSY))
 		return false;
 	set->owners[place] = *owner;
 	/* A barrier, so that of two who do this at least one sees the other. */
 	__sync_lock_test_and_set(&set->keys[place], number);
-	/*
-	 * What becomes of an endpoint is in order, but for this: a process may accept the connection while its handshake
-	 * still ends on another processor, and both find no entry. Whoever puts one with BPF_ANY has the last word.
-	 */
-	other = place_of(set, number, true, place);
-	if (other < TCP_SET_PLACES) {
-		if (flags == BPF_ANY)
-			set->owners[other] = *owner;
-		else
-			*(volatile __u64 *)&set->keys[place] = 0;
-	}
+#pragma unroll
+	for (int i = 0; i < TCP_SET_PLACES; i++)
+		others += *(volatile __u64 *)&set->keys[i] == number;
+	if (others > 1)
+		settle(set, number, place, flags);
 	return true;
 }
 
 /* Of an endpoint that has just been found to have none. 0, or what the map of the rest has said. */
-static __noinline long put_owner(const struct sock *sk, const struct owner *owner, __u64 flags)
+static __noinline long put_into_table(struct owner_set *set, __u64 number, const struct owner *owner, __u64 flags)
 {
-	struct owner_set *set;
-	__u64 number;
 	long err;
 
-	if (!can_cast)
-		return bpf_map_update_elem(&more_owners, &KEY(sk), owner, flags);
-	number = number_of(sk);
-	set = set_of(number);
 	if (!set)
 		return -1;
 	if (put_into_set(set, number, owner, flags))
@@ -186,46 +195,45 @@ static __noinline long put_owner(const struct sock *sk, const struct owner *owne
 }
 
 /* Notes an owner: BPF_ANY, or BPF_NOEXIST. */
-static __always_inline void note_owner(const struct sock *sk, const struct owner *owner, __u64 flags)
+static __always_inline void note_at(struct where at, const struct owner *owner, __u64 flags)
 {
-	long err = put_owner(sk, owner, flags);
+	long err;
 
+	if (can_cast)
+		err = put_into_table(at.set, at.number, owner, flags);
+	else
+		err = bpf_map_update_elem(&more_owners, &KEY(at.number), owner, flags);
 	if (err && err != -EEXIST)
 		__sync_fetch_and_add(&lost_owners, 1);
 }
 
-static __always_inline void forget_owner(const struct sock *sk)
+static __always_inline void forget_at(struct where at)
 {
-	struct owner_set *set;
-	__u64 number;
-
 	if (!can_cast) {
-		bpf_map_delete_elem(&more_owners, &KEY(sk));
+		bpf_map_delete_elem(&more_owners, &KEY(at.number));
 		return;
 	}
-	number = number_of(sk);
-	set = set_of(number);
-	if (!set)
+	if (!at.set)
 		return;
 #pragma unroll
 	/* All, where two have put it: see put_into_set(). */
 	for (int i = 0; i < TCP_SET_PLACES; i++)
-		if (*(volatile __u64 *)&set->keys[i] == number)
-			*(volatile __u64 *)&set->keys[i] = 0;
-	if (has_more(set) && !bpf_map_delete_elem(&more_owners, &number))
-		__sync_fetch_and_add(&set->more, -1);
+		if (*(volatile __u64 *)&at.set->keys[i] == at.number)
+			*(volatile __u64 *)&at.set->keys[i] = 0;
+	if (has_more(at.set) && !bpf_map_delete_elem(&more_owners, &at.number))
+		__sync_fetch_and_add(&at.set->more, -1);
 }
 
 /* An endpoint has ended. Of one that is held, it is kept when its close was reported, for who lets go of it. */
-static __noinline void end_owner(const struct sock *sk, __u64 held_ns)
+static __always_inline void end_at(struct where at, __u64 held_ns)
 {
-	struct owner *known = held_ns && *(volatile __u32 *)&sees_let_go ? owner_of(sk) : 0;
+	struct owner *known = held_ns && *(volatile __u32 *)&sees_let_go ? owner_at(at) : 0;
 
 	if (known) {
 		known->birth_ns = held_ns;
 		known->has_ended = 1;
 	} else {
-		forget_owner(sk);
+		forget_at(at);
 	}
 }
 

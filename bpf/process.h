@@ -2,22 +2,21 @@
 /*
  * Reads of the current process.
  *
- * The program that includes this file has said what the kernel can do: can_cast and CAST, has_registers.
+ * The program that includes this file has said what the kernel can do: can_cast and CAST, has_typed_task, has_registers.
  */
 #ifndef TCPEVENT_PROCESS_H
 #define TCPEVENT_PROCESS_H
 
+/* By a pointer that has a type, and so is read without probing, where the kernel gives one. */
 static __always_inline struct task_struct *current_task(void)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
-	return can_cast ? CAST(task_struct, task) : task;
+	return has_typed_task ? bpf_get_current_task_btf() : (struct task_struct *)bpf_get_current_task();
 }
 
 /* A thread of the kernel's own. */
 static __always_inline bool is_kernel_thread(struct task_struct *task)
 {
-	return (can_cast ? task->flags : BPF_CORE_READ(task, flags)) & PF_KTHREAD;
+	return (has_typed_task ? task->flags : BPF_CORE_READ(task, flags)) & PF_KTHREAD;
 }
 
 /* Of the current task, as it has entered the kernel; or NULL where they cannot be found. */

@@ -24,41 +24,32 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	/*
 	 * The close happens in the context of the process that causes it where the socket is locked by it and bears
 	 * no error (close with unread data, with SO_LINGER 0, a disconnect), or where the connection was never
-	 * accepted and its listener is being closed (inet_csk_listen_stop: no struct socket, no error yet).
+	 * accepted and its listener is being closed (inet_csk_listen_stop: no struct socket, no error yet). A reader that
+	 * processes its backlog is a process of the endpoint too; one that aborts it (ss -K) is not.
 	 */
-	current_acts = owned && !err;
-	if (!owned && !err && new_state == TCP_CLOSE && (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT))
-		current_acts = !socket_of(sk);
-	/* A reader that processes its backlog is a process of the endpoint too; one that aborts it (ss -K) is not. */
-	if (!current_acts && !known->origin && owned && err != ECONNABORTED)
-		current_acts = true;
-
+	if (owned)
+		current_acts = !err || (!known->origin && err != ECONNABORTED);
+	else
+		current_acts = !err && new_state == TCP_CLOSE &&
+			       (old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT) && !socket_of(sk);
 	/* Of any other change than the last one the owner is known by what it did before, and just now. */
-	if (new_state != TCP_CLOSE && known->origin)
-		current_acts = false;
-
-	if (current_acts) {
+	if (current_acts && (new_state == TCP_CLOSE || !known->origin)) {
 		set_actor(&current, current_task(), new_state == TCP_CLOSE ? TCP_ORIGIN_CLOSE : TCP_ORIGIN_INODE);
-		current_acts = !is_let_go_by_exec(known, &current);
+		if (!is_let_go_by_exec(known, &current)) {
+			record->birth_ns = known->birth_ns;
+			record->pid = current.pid;
+			record->uid = current.uid;
+			record->origin = current.origin;
+			__builtin_memcpy(record->comm, current.comm, sizeof(record->comm));
+			return;
+		}
 	}
-
+	/* Of one that nobody was seen to act on, the rest is 0. */
 	record->birth_ns = known->birth_ns;
-	if (current_acts) {
-		record->pid = current.pid;
-		record->uid = current.uid;
-		record->origin = current.origin;
-		__builtin_memcpy(record->comm, current.comm, sizeof(record->comm));
-	} else if (known->origin) {
-		record->pid = known->pid;
-		record->uid = known->uid;
-		record->origin = known->origin;
-		__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
-	} else {
-		record->pid = 0;
-		record->uid = FIELD(direct, sk, sk_uid.val);
-		record->origin = TCP_ORIGIN_NONE;
-		__builtin_memset(record->comm, 0, sizeof(record->comm));
-	}
+	record->pid = known->pid;
+	record->uid = known->origin ? known->uid : FIELD(direct, sk, sk_uid.val);
+	record->origin = known->origin;
+	__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
 }
 
 /* All but the owner. */

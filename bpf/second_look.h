@@ -21,7 +21,7 @@ __u64 recovered;
  * A process lets go of a socket whose connection has been ended by others (tcp_close(), inet_csk_destroy_sock()). Where there is
  * no room for the record, user space looks for itself who holds it.
  */
-static __always_inline void report_let_go(struct sock *sk, __u64 close_ns)
+static __always_inline void report_let_go(struct sock *sk, struct where at, __u64 close_ns)
 {
 	struct tcp_let_go *record = bpf_ringbuf_reserve(&records, sizeof(*record), 0);
 
@@ -35,7 +35,7 @@ static __always_inline void report_let_go(struct sock *sk, __u64 close_ns)
 		bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
 		wake();
 	}
-	forget_owner(sk);
+	forget_at(at);
 }
 
 /*
@@ -49,22 +49,26 @@ SEC("raw_tp")
 int close_at_end(__u64 *args)
 {
 	struct sock *sk = (struct sock *)args[0];
+	struct where at;
 	struct owner known;
 	__u8 state;
 
 	state = can_cast ? CAST(sock, sk)->__sk_common.skc_state : BPF_CORE_READ(sk, __sk_common.skc_state);
-	if (state != TCP_CLOSE || !copy_owner(&known, sk))
+	if (state != TCP_CLOSE)
+		return 0;
+	at = where_is(sk);
+	if (!copy_owner(&known, at))
 		return 0;
 	if (known.has_ended) {
 		/* As long as the kernel still tells of an error, the socket is held. */
 		if (!socket_of(sk))
-			report_let_go(sk, known.birth_ns);
+			report_let_go(sk, at, known.birth_ns);
 		return 0;
 	}
 	if (!look_at_end)
 		return 0;
 	__sync_fetch_and_add(&recovered, 1);
-	end_owner(sk, report(0, sk, &known, TCP_CLOSE, false));
+	end_at(at, report(0, sk, &known, TCP_CLOSE, false));
 	return 0;
 }
 
@@ -96,7 +100,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	/* Other changes are nothing to the plain programs: they save the look. */
 	if (!detailed && new_state != TCP_CLOSE && !born_passive && !by_process)
 		return false;
-	known = owner_of(sk);
+	known = owner_at(where_is(sk));
 	if (new_state == TCP_CLOSE) {
 		/* The entry goes with the close, or says that it was reported. */
 		if (!known || known->has_ended)

@@ -60,18 +60,23 @@ static __always_inline __u64 inode_of(struct sock *sk)
 }
 
 /*
- * One end's address, 16 bytes in network byte order; an IPv4 address fills the first 4. By words: the compiler would go
- * byte by byte.
+ * One end's address, 16 bytes in network byte order; an IPv4 address fills the first 4. By words, through volatile ones: the
+ * compiler would go byte by byte, or by way of the stack.
  */
 static __always_inline void read_address(void *to, struct sock *sk, __u16 family, const bool remote, const bool direct)
 {
 	struct in6_addr addr = {};
-	__be32 *words = to;
+	volatile __be32 *words = to;
 
 	if (family == AF_INET) {
-		addr.in6_u.u6_addr32[0] = remote ? FIELD(direct, sk, __sk_common.skc_daddr)
-						 : FIELD(direct, sk, __sk_common.skc_rcv_saddr);
-	} else if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
+		words[0] = remote ? FIELD(direct, sk, __sk_common.skc_daddr)
+				  : FIELD(direct, sk, __sk_common.skc_rcv_saddr);
+		words[1] = 0;
+		words[2] = 0;
+		words[3] = 0;
+		return;
+	}
+	if (bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
 		if (direct)
 			addr = remote ? sk->__sk_common.skc_v6_daddr : sk->__sk_common.skc_v6_rcv_saddr;
 		else if (remote)

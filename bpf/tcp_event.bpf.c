@@ -27,6 +27,8 @@ const volatile bool main_is_kprobe = false;
 const volatile bool second_look = false; /* at each change of state */
 const volatile bool look_at_end = false; /* where a socket fails, and where it is destroyed */
 
+/* Since Linux 5.11. */
+#define has_typed_task bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)
 #define has_registers bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)
 
 /* Where the kernel does not let it, user space looks who holds a socket. */
@@ -55,7 +57,8 @@ int BPF_KPROBE(set_state_entry, struct sock *sk, int state)
 		transition(ctx, CAST(sock, sk), old_state, state, true, false);
 	else
 		transition(ctx, sk, old_state, state, false, false);
-	set_done(sk, state);
+	if (second_look)
+		set_done(sk, state);
 	return 0;
 }
 

@@ -22,6 +22,7 @@ enum {
 	main_is_kprobe = true,
 	second_look = false,
 	look_at_end = false,
+	has_typed_task = false,
 	has_registers = false,
 	hears_let_go = false,
 };
@@ -64,32 +65,36 @@ struct {
 	__type(value, struct tcp_detailed_record);
 } unfinished SEC(".maps");
 
-static __always_inline struct owner *owner_of(const struct sock *sk)
-{
-	__u64 key = (__u64)sk;
+struct where {
+	__u64 number;
+};
 
-	return bpf_map_lookup_elem(&owners, &key);
+static __always_inline struct where where_is(const struct sock *sk)
+{
+	return (struct where){.number = (__u64)sk};
 }
 
-static __always_inline void note_owner(const struct sock *sk, const struct owner *owner, __u64 flags)
+static __always_inline struct owner *owner_at(struct where at)
 {
-	__u64 key = (__u64)sk;
-	long err = bpf_map_update_elem(&owners, &key, owner, flags);
+	return bpf_map_lookup_elem(&owners, &at.number);
+}
+
+static __always_inline void note_at(struct where at, const struct owner *owner, __u64 flags)
+{
+	long err = bpf_map_update_elem(&owners, &at.number, owner, flags);
 
 	if (err && err != -EEXIST)
 		count_lost(TCP_LOST_OWNERS);
 }
 
-static __always_inline void forget_owner(const struct sock *sk)
+static __always_inline void forget_at(struct where at)
 {
-	__u64 key = (__u64)sk;
-
-	bpf_map_delete_elem(&owners, &key);
+	bpf_map_delete_elem(&owners, &at.number);
 }
 
-static __always_inline void end_owner(const struct sock *sk, __u64 held_ns)
+static __always_inline void end_at(struct where at, __u64 held_ns)
 {
-	forget_owner(sk);
+	forget_at(at);
 }
 
 static __always_inline void *new_record(const __u64 size)

@@ -4,7 +4,7 @@
  * Shared by tcp_event.bpf.c and tcp_event_perf.bpf.c.
  *
  * The program that includes this file has said how it is attached (constants: main_is_kprobe, second_look, look_at_end) and
- * where it keeps owners (owner_of(), note_owner(), forget_owner(), end_owner()), beside what report.h asks for.
+ * where it keeps owners (where_is(), owner_at(), note_at(), forget_at(), end_at()), beside what report.h asks for.
  */
 #ifndef TCPEVENT_TRANSITION_H
 #define TCPEVENT_TRANSITION_H
@@ -15,22 +15,13 @@
  * False where there is none. What is copied is no pointer that the verifier would follow once for each map that it may be
  * of.
  */
-static __always_inline bool copy_owner(struct owner *to, const struct sock *sk)
+static __always_inline bool copy_owner(struct owner *to, struct where at)
 {
-	const struct owner *known = owner_of(sk);
+	const struct owner *known = owner_at(at);
 
 	if (known)
 		*to = *known;
 	return known;
-}
-
-/*
- * Whether a thread of the kernel acts for a process: it ends what that has closed, or opens another connection of MPTCP
- * beside the first one. Whose that is, is known by other means.
- */
-static __always_inline bool acts_for_another(struct task_struct *task, struct sock *sk, int new_state)
-{
-	return is_kernel_thread(task) && (new_state != TCP_SYN_SENT || is_of_mptcp(sk));
 }
 
 /*
@@ -45,53 +36,85 @@ static __always_inline bool is_in_hands(struct sock *sk, const struct owner *kno
 	return socket && ((known && !known->has_ended) || BPF_CORE_READ(socket, state) != SS_CONNECTED);
 }
 
-/*
- * A connection begins: whatever the address of its socket stood for before is over. Or a process acts on it. The plain
- * programs report no age.
- */
-static __always_inline void note_change(struct sock *sk, int new_state, const bool detailed)
+/* What an entry has of an endpoint's life so far is that of another one, or of nobody. The plain programs report no age. */
+static __always_inline void begin_anew(struct owner *owner, __u8 direction, const bool detailed)
 {
-	bool is_born = new_state == TCP_SYN_SENT || new_state == TCP_ESTABLISHED;
-	struct owner *known = owner_of(sk), fresh = {}, *owner = known ? known : &fresh, current;
+	owner->birth_ns = detailed ? bpf_ktime_get_ns() : 1;
+	owner->established_ns = 0;
+	owner->state = 0;
+	owner->direction = direction;
+	owner->has_ended = 0;
+}
+
+/*
+ * A process connects: whatever the address of its socket stood for before is over. A thread of the kernel opens another connection
+ * of MPTCP beside the first one: whose that is, is known by other means.
+ */
+static __always_inline void note_connect(struct sock *sk, const bool detailed)
+{
+	struct where at = where_is(sk);
+	struct owner *known = owner_at(at), fresh = {};
 	struct task_struct *task;
-	bool is_taken;
 
 	if (!known && !main_is_kprobe && !speaks_tcp(sk))
 		return;
-	/*
-	 * At a listener, or in a process's hands already. (The plain program at the tracepoint leaves nothing of an earlier socket
-	 * at the same address: see close_at_end().)
-	 */
-	if (new_state == TCP_ESTABLISHED &&
-	    (!detailed && look_at_end ? known && !known->has_ended : is_in_hands(sk, known)))
+	begin_anew(&fresh, TCP_DIRECTION_CONNECTED, detailed);
+	task = current_task();
+	if (!is_kernel_thread(task) || !is_of_mptcp(sk))
+		set_actor(&fresh, task, TCP_ORIGIN_CONNECT);
+	if (known)
+		*known = fresh;
+	else
+		note_at(at, &fresh, BPF_ANY);
+}
+
+/* A connection begins at a listener. */
+static __always_inline void note_birth(struct sock *sk, const bool detailed)
+{
+	struct where at = where_is(sk);
+	struct owner *known = owner_at(at);
+
+	/* The plain program at the tracepoint leaves nothing of an earlier socket at the same address: see close_at_end(). */
+	if (!detailed && look_at_end ? known && !known->has_ended : is_in_hands(sk, known))
 		return;
-	/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
-	is_taken = new_state == TCP_ESTABLISHED && owner->origin == TCP_ORIGIN_ACCEPT && !owner->birth_ns;
-	if (is_born) {
-		owner->birth_ns = detailed ? bpf_ktime_get_ns() : 1;
-		owner->established_ns = 0;
-		owner->state = 0;
-		owner->has_ended = 0;
-		owner->direction = new_state == TCP_SYN_SENT ? TCP_DIRECTION_CONNECTED : TCP_DIRECTION_ACCEPTED;
-		if (!is_taken)
-			owner->origin = TCP_ORIGIN_NONE;
+	if (known) {
+		/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
+		if (known->origin != TCP_ORIGIN_ACCEPT || known->birth_ns)
+			*known = (struct owner){};
+		begin_anew(known, TCP_DIRECTION_ACCEPTED, detailed);
+	} else if (main_is_kprobe || speaks_tcp(sk)) {
+		struct owner fresh = {};
+
+		begin_anew(&fresh, TCP_DIRECTION_ACCEPTED, detailed);
+		note_at(at, &fresh, BPF_NOEXIST);
 	}
-	if (new_state != TCP_ESTABLISHED) {
-		task = current_task();
-		if (!acts_for_another(task, sk, new_state)) {
-			set_actor(&current, task, new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE);
-			if (!is_born && is_let_go_by_exec(owner, &current))
-				return;
-			owner->pid = current.pid;
-			owner->uid = current.uid;
-			owner->origin = current.origin;
-			__builtin_memcpy(owner->comm, current.comm, sizeof(owner->comm));
-		} else if (!is_born) {
+}
+
+/* A process acts on an endpoint. A thread of the kernel ends what a process has closed: that is no act. */
+static __always_inline void note_act(struct sock *sk)
+{
+	struct task_struct *task = current_task();
+	struct owner current = {}, *known;
+	struct where at;
+
+	if (is_kernel_thread(task))
+		return;
+	at = where_is(sk);
+	known = owner_at(at);
+	if (known) {
+		set_actor(&current, task, TCP_ORIGIN_CLOSE);
+		if (is_let_go_by_exec(known, &current))
 			return;
-		}
+		known->pid = current.pid;
+		known->uid = current.uid;
+		known->origin = TCP_ORIGIN_CLOSE;
+		*(__u64 *)known->comm = *(__u64 *)current.comm;
+		*(__u64 *)(known->comm + 8) = *(__u64 *)(current.comm + 8);
+	} else if (main_is_kprobe || speaks_tcp(sk)) {
+		set_actor(&current, task, TCP_ORIGIN_CLOSE);
+		if (!is_in_exec())
+			note_at(at, &current, BPF_ANY);
 	}
-	if (!known)
-		note_owner(sk, &fresh, new_state == TCP_ESTABLISHED ? BPF_NOEXIST : BPF_ANY);
 }
 
 /*
@@ -114,7 +137,7 @@ static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct ow
 	if (old_state == new_state || (new_state == TCP_SYN_RECV && old_state == TCP_LISTEN))
 		return 0;
 	if (new_state != TCP_CLOSE) {
-		entry = owner_of(sk);
+		entry = owner_at(where_is(sk));
 		if (entry && new_state == TCP_ESTABLISHED) {
 			entry->established_ns = bpf_ktime_get_ns();
 			/* Accepted before its handshake was over: Fast Open. */
@@ -139,6 +162,7 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 				      const bool detailed)
 {
 	struct owner known = {};
+	struct where at = {};
 	bool is_known = false;
 	__u64 held_ns = 0;
 
@@ -146,20 +170,25 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 		/* A socket that was closed before changes nothing, and a listener is no connection. */
 		if (old_state == TCP_CLOSE || (old_state == TCP_LISTEN && !detailed))
 			return 0;
-		is_known = copy_owner(&known, sk);
+		at = where_is(sk);
+		is_known = copy_owner(&known, at);
 		/* Fast Open, whose handshake has not come to its end: that is what age is counted from. */
 		if (old_state == TCP_SYN_RECV && is_known && !known.birth_ns)
 			known.birth_ns = detailed ? bpf_ktime_get_ns() : 1;
-	} else if (new_state == TCP_SYN_SENT || (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_RECV) ||
-		   ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct))) {
-		note_change(sk, new_state, detailed);
+	} else if (new_state == TCP_SYN_SENT) {
+		note_connect(sk, detailed);
+	} else if (new_state == TCP_ESTABLISHED) {
+		if (old_state == TCP_SYN_RECV)
+			note_birth(sk, detailed);
+	} else if ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct)) {
+		note_act(sk);
 	}
 	if (detailed)
 		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct);
 	else if (new_state == TCP_CLOSE && (old_state != TCP_SYN_RECV || is_end(sk, &known, old_state)))
 		held_ns = report(ctx, sk, &known, old_state, direct);
 	if (is_known)
-		end_owner(sk, held_ns);
+		end_at(at, held_ns);
 	return 0;
 }
 

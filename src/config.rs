@@ -20,7 +20,7 @@ pub enum Rung {
 }
 
 impl Rung {
-    /// All rungs, in the order in which they are tried.
+    /// All rungs, in the order in which they are tried: see [`crate::probe`] for where the first two change places.
     pub const LADDER: [Self; 3] = [Self::Kprobe, Self::TpBtf, Self::Tracepoint];
 
     /// The name that TCPEVENT_PROBE takes.

@@ -51,12 +51,12 @@ impl Extras {
         self != Self::Nothing && settings.closes
     }
 
-    /// Where the kernel tells of what becomes of a socket, that is all that the tracepoint's plain program needs, unless it
-    /// can be preempted.
+    /// Where the kernel tells of what becomes of a socket, that is all that a plain program needs, unless it can be preempted: a
+    /// kprobe's cannot.
     pub(super) fn look_again(self, rung: Rung, settings: &ProbeSettings, types: &KernelTypes) -> Again {
         if self == Self::Nothing || types.fitting.target(SET_STATE).is_none() {
             Again::Never
-        } else if !settings.detailed && rung == Rung::TpBtf && !types.preemptible && types.tells_errors {
+        } else if !settings.detailed && types.tells_errors && (rung == Rung::Kprobe || !types.preemptible) {
             Again::AtEnd
         } else {
             Again::AtChanges

@@ -76,13 +76,39 @@ impl From<&Event> for ClassicEvent {
     }
 }
 
-/// Formats an address as inet_ntop(3) does. An unknown family gives the empty string.
+/// Formats an address as inet_ntop(3) does, which formats IPv6. An unknown family gives the empty string.
 fn format_address(family: u16, addr: &[u8; 16]) -> [c_char; TEXT_LEN] {
     let mut text = [0; TEXT_LEN];
+    if c_int::from(family) == libc::AF_INET {
+        format_ipv4(*addr.first_chunk().expect("there are 16"), &mut text);
+        return text;
+    }
     // SAFETY: `addr` holds the 4 or 16 bytes that the two known families take; for another one inet_ntop reads nothing.
     // `text` is longer than INET6_ADDRSTRLEN, and its true size is given.
     unsafe { inet_ntop(c_int::from(family), addr.as_ptr().cast(), text.as_mut_ptr(), TEXT_SIZE) };
     text
+}
+
+/// By hand: the C library's printf, by which its inet_ntop works, was half of all that an event cost its consumer.
+fn format_ipv4(addr: [u8; 4], text: &mut [c_char; TEXT_LEN]) {
+    let mut places = text.iter_mut();
+    let mut put = |byte: u8| {
+        if let Some(place) = places.next() {
+            *place = c_char::from_ne_bytes([byte]);
+        }
+    };
+    for (number, part) in addr.into_iter().enumerate() {
+        if number > 0 {
+            put(b'.');
+        }
+        if part >= 100 {
+            put(b'0' + part / 100);
+        }
+        if part >= 10 {
+            put(b'0' + part / 10 % 10);
+        }
+        put(b'0' + part % 10);
+    }
 }
 
 /// A command as a C string: cut at the first NUL, and always NUL-terminated.
@@ -131,6 +157,11 @@ mod tests {
         let mut v4 = [0; 16];
         v4[..4].copy_from_slice(&[192, 168, 0, 255]);
         assert_eq!(text(&format_address(2, &v4)), b"192.168.0.255");
+        for part in 0..=255 {
+            let parts = [part, 255 - part, part / 10, part];
+            v4[..4].copy_from_slice(&parts);
+            assert_eq!(text(&format_address(2, &v4)), std::net::Ipv4Addr::from(parts).to_string().as_bytes());
+        }
         let mapped: [u8; 16] = "::ffff:127.0.0.1".parse::<std::net::Ipv6Addr>().unwrap().octets();
         assert_eq!(text(&format_address(10, &mapped)), b"::ffff:127.0.0.1");
         assert_eq!(text(&format_address(10, &[0; 16])), b"::");
