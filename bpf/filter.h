@@ -28,6 +28,15 @@ struct {
 	__type(value, __u8);
 } local_prefixes SEC(".maps"), remote_prefixes SEC(".maps");
 
+/*
+ * Whether each change is looked at, to be told of, or, with a kprobe, to give the socket its number: else closes are all, and
+ * what they tell.
+ */
+static __always_inline bool follows_changes(void)
+{
+	return main_is_kprobe || wanted & TCP_WANTED_STATES;
+}
+
 static __always_inline bool is_wanted(bool ends, bool has_failed)
 {
 	return wanted & (ends ? TCP_WANTED_CLOSES : TCP_WANTED_STATES) && (!filter.failed_only || has_failed);

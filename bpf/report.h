@@ -4,7 +4,8 @@
  * detailed programs do is not loaded, nor its types looked up, where the plain ones are.
  *
  * The program that includes this file has said whether it hears who lets go of a socket (the constant hears_let_go), where
- * records go (new_record(), put_record(), drop_record()), and which are wanted (is_wanted(), fits_socket(), fits_owner()).
+ * records go (new_record(), put_record(), drop_record()), and which are wanted (follows_changes(), is_wanted(),
+ * fits_socket(), fits_owner()).
  */
 #ifndef TCPEVENT_REPORT_H
 #define TCPEVENT_REPORT_H

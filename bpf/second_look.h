@@ -95,10 +95,10 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	/* The kernel calls no tcp_set_state() for it. */
 	if (new_state == TCP_LISTEN)
 		return detailed && main_is_kprobe;
-	if (old_state == new_state || is_done(sk, new_state))
+	/* Other changes are nothing to programs that tell of closes only: they save the look. */
+	if (!(detailed && follows_changes()) && new_state != TCP_CLOSE && !born_passive && !by_process)
 		return false;
-	/* Other changes are nothing to the plain programs: they save the look. */
-	if (!detailed && new_state != TCP_CLOSE && !born_passive && !by_process)
+	if (old_state == new_state || is_done(sk, new_state))
 		return false;
 	known = owner_at(where_is(sk));
 	if (new_state == TCP_CLOSE) {
@@ -111,7 +111,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	if (!known)
 		return (born_passive || by_process) && speaks_tcp(sk);
 	/* What is reported twice is wrong; what is noted twice is not. */
-	if (detailed)
+	if (detailed && follows_changes())
 		return is_unreported(known, old_state, new_state);
 	origin = new_state == TCP_SYN_SENT ? TCP_ORIGIN_CONNECT : TCP_ORIGIN_CLOSE;
 	return by_process && (known->origin != origin || known->pid != current_process_id());

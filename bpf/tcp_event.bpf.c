@@ -27,6 +27,8 @@ const volatile bool main_is_kprobe = false;
 const volatile bool second_look = false; /* at each change of state */
 const volatile bool look_at_end = false; /* where a socket fails, and where it is destroyed */
 
+#define ONCE_A_PROGRAM static __noinline
+
 /* Since Linux 5.11. */
 #define has_typed_task bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf)
 #define has_registers bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs)
@@ -46,6 +48,13 @@ const volatile bool look_at_end = false; /* where a socket fails, and where it i
 static __noinline int transition_detailed(struct sock *sk, int old_state, int new_state)
 {
 	return transition(0, sk, old_state, new_state, true, true);
+}
+
+/* Whether a change is one that a detailed program does anything about. */
+static __always_inline bool may_matter(int new_state)
+{
+	return follows_changes() || new_state == TCP_CLOSE || new_state == TCP_ESTABLISHED || new_state == TCP_SYN_SENT ||
+	       new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK;
 }
 
 SEC("kprobe/tcp_set_state")
@@ -85,6 +94,8 @@ int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int new_state)
 {
+	if (!may_matter(new_state))
+		return 0;
 	transition_detailed(sk, old_state, new_state);
 	set_done(sk, new_state);
 	return 0;

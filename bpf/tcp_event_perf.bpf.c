@@ -27,6 +27,9 @@ enum {
 	hears_let_go = false,
 };
 
+/* Before Linux 4.16 no program calls another. */
+#define ONCE_A_PROGRAM static __always_inline
+
 #define CAST(name, ptr) ((struct name *)(ptr))
 
 #include "process.h"
@@ -110,6 +113,11 @@ static __always_inline void put_record(void *ctx, void *record, const __u64 size
 }
 
 static __always_inline void drop_record(void *record) {}
+
+static __always_inline bool follows_changes(void)
+{
+	return true;
+}
 
 static __always_inline bool is_wanted(bool ends, bool has_failed)
 {

@@ -3,7 +3,8 @@
  * What a change of state means, for whichever hook has seen it: who owns the endpoint from now on, and what is reported.
  * Shared by tcp_event.bpf.c and tcp_event_perf.bpf.c.
  *
- * The program that includes this file has said how it is attached (constants: main_is_kprobe, second_look, look_at_end) and
+ * The program that includes this file has said whether a function can be called, and so be there once (ONCE_A_PROGRAM), how it is
+ * attached (constants: main_is_kprobe, second_look, look_at_end) and
  * where it keeps owners (where_is(), owner_at(), note_at(), forget_at(), end_at()), beside what report.h asks for.
  */
 #ifndef TCPEVENT_TRANSITION_H
@@ -37,7 +38,7 @@ static __always_inline bool is_in_hands(struct sock *sk, const struct owner *kno
 }
 
 /* What an entry has of an endpoint's life so far is that of another one, or of nobody. The plain programs report no age. */
-static __always_inline void begin_anew(struct owner *owner, __u8 direction, const bool detailed)
+static __always_inline void begin_anew(struct owner *owner, __u8 direction, bool detailed)
 {
 	owner->birth_ns = detailed ? bpf_ktime_get_ns() : 1;
 	owner->established_ns = 0;
@@ -50,7 +51,7 @@ static __always_inline void begin_anew(struct owner *owner, __u8 direction, cons
  * A process connects: whatever the address of its socket stood for before is over. A thread of the kernel opens another connection
  * of MPTCP beside the first one: whose that is, is known by other means.
  */
-static __always_inline void note_connect(struct sock *sk, const bool detailed)
+ONCE_A_PROGRAM void note_connect(struct sock *sk, bool detailed)
 {
 	struct where at = where_is(sk);
 	struct owner *known = owner_at(at), fresh = {};
@@ -68,30 +69,42 @@ static __always_inline void note_connect(struct sock *sk, const bool detailed)
 		note_at(at, &fresh, BPF_ANY);
 }
 
-/* A connection begins at a listener. */
-static __always_inline void note_birth(struct sock *sk, const bool detailed)
+/* A connection begins at a listener. False where it has begun before. */
+ONCE_A_PROGRAM bool note_birth(struct sock *sk, bool detailed)
 {
 	struct where at = where_is(sk);
 	struct owner *known = owner_at(at);
 
 	/* The plain program at the tracepoint leaves nothing of an earlier socket at the same address: see close_at_end(). */
 	if (!detailed && look_at_end ? known && !known->has_ended : is_in_hands(sk, known))
-		return;
+		return false;
 	if (known) {
 		/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
 		if (known->origin != TCP_ORIGIN_ACCEPT || known->birth_ns)
 			*known = (struct owner){};
 		begin_anew(known, TCP_DIRECTION_ACCEPTED, detailed);
+		known->established_ns = known->birth_ns;
 	} else if (main_is_kprobe || speaks_tcp(sk)) {
 		struct owner fresh = {};
 
 		begin_anew(&fresh, TCP_DIRECTION_ACCEPTED, detailed);
+		fresh.established_ns = fresh.birth_ns;
 		note_at(at, &fresh, BPF_NOEXIST);
 	}
+	return true;
+}
+
+/* The handshake is over. */
+static __always_inline void note_established(struct owner *owner)
+{
+	owner->established_ns = bpf_ktime_get_ns();
+	/* Accepted before its handshake was over: Fast Open. */
+	if (!owner->birth_ns)
+		owner->birth_ns = owner->established_ns;
 }
 
 /* A process acts on an endpoint. A thread of the kernel ends what a process has closed: that is no act. */
-static __always_inline void note_act(struct sock *sk)
+ONCE_A_PROGRAM void note_act(struct sock *sk)
 {
 	struct task_struct *task = current_task();
 	struct owner current = {}, *known;
@@ -138,12 +151,8 @@ static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct ow
 		return 0;
 	if (new_state != TCP_CLOSE) {
 		entry = owner_at(where_is(sk));
-		if (entry && new_state == TCP_ESTABLISHED) {
-			entry->established_ns = bpf_ktime_get_ns();
-			/* Accepted before its handshake was over: Fast Open. */
-			if (!entry->birth_ns)
-				entry->birth_ns = entry->established_ns;
-		}
+		if (entry && new_state == TCP_ESTABLISHED)
+			note_established(entry);
 		if (is_left_to_second_look(old_state, new_state)) {
 			if (entry && !direct)
 				return 0;
@@ -161,9 +170,9 @@ static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct ow
 static __always_inline int transition(void *ctx, struct sock *sk, int old_state, int new_state, const bool direct,
 				      const bool detailed)
 {
-	struct owner known = {};
+	struct owner known = {}, *established;
 	struct where at = {};
-	bool is_known = false;
+	bool is_known = false, has_begun = false;
 	__u64 held_ns = 0;
 
 	if (new_state == TCP_CLOSE) {
@@ -179,9 +188,16 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 		note_connect(sk, detailed);
 	} else if (new_state == TCP_ESTABLISHED) {
 		if (old_state == TCP_SYN_RECV)
-			note_birth(sk, detailed);
+			has_begun = note_birth(sk, detailed);
 	} else if ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct)) {
 		note_act(sk);
+	}
+	if (detailed && !follows_changes() && new_state != TCP_CLOSE) {
+		/* Of closes it is told when the connection was established. */
+		established = new_state == TCP_ESTABLISHED && !has_begun ? owner_at(where_is(sk)) : 0;
+		if (established)
+			note_established(established);
+		return 0;
 	}
 	if (detailed)
 		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct);
