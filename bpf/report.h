@@ -127,7 +127,7 @@ static __always_inline bool has_failed(const struct owner *known, int old_state)
 
 /* As report(), of any change. */
 static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const struct owner *known, int old_state,
-					     int new_state, const bool direct)
+					     int new_state, const bool direct, bool can_number)
 {
 	bool ends = new_state == TCP_CLOSE && is_end(sk, known, old_state), is_held;
 	struct tcp_detailed_record *record;
@@ -158,7 +158,7 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 	}
 	record->cgroup = cgroup_of(sk);
 	record->established_ns = known->established_ns;
-	record->cookie = cookie_of(sk, direct);
+	record->cookie = cookie_of(sk, can_number);
 	record->netns = netns_of(sk);
 	record->err = error_of_end(sk, old_state, direct);
 	record->new_state = new_state;
@@ -170,8 +170,8 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 			record->flags |= TCP_FLAG_FIN_RECEIVED;
 		if (FIELD(direct, sk, sk_shutdown) == SHUTDOWN_MASK)
 			record->flags |= TCP_FLAG_BEING_CLOSED;
-		socket = BPF_CORE_READ(sk, sk_socket);
-		if (socket && BPF_CORE_READ(socket, state) == SS_UNCONNECTED) {
+		socket = socket_of(sk);
+		if (socket && state_of(socket) == SS_UNCONNECTED) {
 			record->flags |= TCP_FLAG_WITHIN_CONNECT;
 		} else if (!record->err && has_failed(known, old_state)) {
 			record->err = FIELD(direct, sk, sk_err_soft);

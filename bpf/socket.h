@@ -25,6 +25,12 @@ static __always_inline struct socket *socket_of(struct sock *sk)
 	return can_cast ? CAST(sock, sk)->sk_socket : BPF_CORE_READ(sk, sk_socket);
 }
 
+/* Of a socket that is not NULL. */
+static __always_inline socket_state state_of(struct socket *socket)
+{
+	return can_cast ? socket->state : BPF_CORE_READ(socket, state);
+}
+
 /*
  * The error that ends a connection, or 0. sk_err may be what an ICMP message has left there before (IP_RECVERR, and the
  * program has not asked): none of those is one that the kernel ends connections with (icmp_err_convert, tcp_reset,
@@ -154,11 +160,12 @@ static __always_inline struct sock *connection_of(struct sock *sk)
  * A connection's number. The helper gives it one where it has none yet; before Linux 5.12 (commit c5dbb89fc2ac), and
  * for kprobes, there is no such helper.
  */
-static __always_inline __u64 cookie_of(struct sock *sk, const bool direct)
+static __always_inline __u64 cookie_of(struct sock *sk, bool can_number)
 {
-	if (direct && bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_check_mtu))
+	if (can_number && bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_check_mtu))
 		return bpf_get_socket_cookie(sk);
-	return BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
+	return can_cast ? CAST(sock, sk)->__sk_common.skc_cookie.counter
+			: BPF_CORE_READ(sk, __sk_common.skc_cookie.counter);
 }
 
 /*
@@ -173,6 +180,9 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 	struct cgroup *cgroup;
 	__u64 value = 0, id = 0;
 
+	/* Since Linux 6.2, where it is one pointer to one kind of structure. */
+	if (can_cast)
+		return CAST(sock, sk)->sk_cgrp_data.cgroup->kn->id;
 	if (bpf_core_field_exists(flagged->val))
 		value = BPF_CORE_READ(flagged, val);
 	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup))
@@ -192,7 +202,8 @@ static __always_inline __u64 cgroup_of(struct sock *sk)
 
 static __always_inline __u32 netns_of(struct sock *sk)
 {
-	return BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
+	return can_cast ? CAST(sock, sk)->__sk_common.skc_net.net->ns.inum
+			: BPF_CORE_READ(sk, __sk_common.skc_net.net, ns.inum);
 }
 
 #endif

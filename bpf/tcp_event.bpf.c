@@ -44,10 +44,10 @@ const volatile bool look_at_end = false; /* where a socket fails, and where it i
 #include "transition.h"
 #include "done.h"
 
-/* Called from two programs: a copy in each would make the object half as large again. */
-static __noinline int transition_detailed(struct sock *sk, int old_state, int new_state)
+/* Called from three programs: a copy in each would make the object half as large again. */
+static __noinline int transition_detailed(struct sock *sk, int old_state, int new_state, bool can_number)
 {
-	return transition(0, sk, old_state, new_state, true, true);
+	return transition(0, sk, old_state, new_state, true, true, can_number);
 }
 
 /* Whether a change is one that a detailed program does anything about. */
@@ -63,9 +63,9 @@ int BPF_KPROBE(set_state_entry, struct sock *sk, int state)
 	int old_state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
 	if (can_cast)
-		transition(ctx, CAST(sock, sk), old_state, state, true, false);
+		transition(ctx, CAST(sock, sk), old_state, state, true, false, false);
 	else
-		transition(ctx, sk, old_state, state, false, false);
+		transition(ctx, sk, old_state, state, false, false, false);
 	if (second_look)
 		set_done(sk, state);
 	return 0;
@@ -76,7 +76,10 @@ int BPF_KPROBE(set_state_entry_detailed, struct sock *sk, int state)
 {
 	int old_state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
-	transition(ctx, sk, old_state, state, false, true);
+	if (can_cast)
+		transition_detailed(CAST(sock, sk), old_state, state, false);
+	else
+		transition(ctx, sk, old_state, state, false, true, false);
 	if (!is_left_to_second_look(old_state, state))
 		set_done(sk, state);
 	return 0;
@@ -85,7 +88,7 @@ int BPF_KPROBE(set_state_entry_detailed, struct sock *sk, int state)
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_tracepoint, struct sock *sk, int old_state, int new_state)
 {
-	transition(ctx, sk, old_state, new_state, true, false);
+	transition(ctx, sk, old_state, new_state, true, false, true);
 	if (second_look)
 		set_done(sk, new_state);
 	return 0;
@@ -96,7 +99,7 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
 {
 	if (!may_matter(new_state))
 		return 0;
-	transition_detailed(sk, old_state, new_state);
+	transition_detailed(sk, old_state, new_state, true);
 	set_done(sk, new_state);
 	return 0;
 }

@@ -142,7 +142,7 @@ static __always_inline int entry(void *ctx, struct sock *sk, int new_state, cons
 {
 	int old_state = BPF_CORE_READ(sk, __sk_common.skc_state);
 
-	return transition(ctx, sk, old_state, new_state, false, detailed);
+	return transition(ctx, sk, old_state, new_state, false, detailed, false);
 }
 
 SEC("kprobe/tcp_set_state")

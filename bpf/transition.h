@@ -34,7 +34,7 @@ static __always_inline bool is_in_hands(struct sock *sk, const struct owner *kno
 {
 	struct socket *socket = socket_of(sk);
 
-	return socket && ((known && !known->has_ended) || BPF_CORE_READ(socket, state) != SS_CONNECTED);
+	return socket && ((known && !known->has_ended) || state_of(socket) != SS_CONNECTED);
 }
 
 /* What an entry has of an endpoint's life so far is that of another one, or of nobody. The plain programs report no age. */
@@ -142,7 +142,7 @@ static __always_inline bool is_left_to_second_look(int old_state, int new_state)
 
 /* Any change of state. `known` is the owner of an endpoint that goes to TCP_CLOSE; of any other it is filled here. */
 static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct owner *known, int old_state,
-					   int new_state, const bool direct)
+					   int new_state, const bool direct, bool can_number)
 {
 	struct owner *entry;
 
@@ -154,21 +154,24 @@ static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct ow
 		if (entry && new_state == TCP_ESTABLISHED)
 			note_established(entry);
 		if (is_left_to_second_look(old_state, new_state)) {
-			if (entry && !direct)
+			if (entry && !can_number)
 				return 0;
-			if (direct)
-				cookie_of(sk, direct);
+			if (can_number)
+				cookie_of(sk, true);
 		}
 		if (entry) {
 			entry->state = new_state;
 			*known = *entry;
 		}
 	}
-	return report_detailed(ctx, sk, known, old_state, new_state, direct);
+	return report_detailed(ctx, sk, known, old_state, new_state, direct, can_number);
 }
 
+/*
+ * `direct`: the pointer has a type. `can_number`: the program may have the kernel give the socket its number, as none of a kprobe may.
+ */
 static __always_inline int transition(void *ctx, struct sock *sk, int old_state, int new_state, const bool direct,
-				      const bool detailed)
+				      const bool detailed, bool can_number)
 {
 	struct owner known = {}, *established;
 	struct where at = {};
@@ -200,7 +203,7 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 		return 0;
 	}
 	if (detailed)
-		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct);
+		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct, can_number);
 	else if (new_state == TCP_CLOSE && (old_state != TCP_SYN_RECV || is_end(sk, &known, old_state)))
 		held_ns = report(ctx, sk, &known, old_state, direct);
 	if (is_known)
