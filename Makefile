@@ -42,7 +42,7 @@ HEADERS    := $(wildcard include/*.h)
 PAGES      := $(wildcard man/*.[1-8])
 SCRIPTS    := $(wildcard .ci/run .ci/setup tests/vm/run tests/fresh/run)
 PYTHON     := benches examples tests benches/run benches/cost tests/demo tests/vm/matrix
-C_FILES    := $(wildcard bpf/*.[ch] tests/c/*.[ch] tests/c/*.cc examples/*.c examples/*/*.[ch] tcp_table/*.[ch] benches/c/*.[ch])
+C_FILES    := $(wildcard bpf/*.[ch] tests/c/*.[ch] tests/c/*.cc examples/*.c examples/*/*.[ch] tcp_table/*.[ch] benches/c/*.[ch] benches/bpf/*.c)
 # Debian has no ruff: it is fetched from PyPI.
 RUFF_VERSION := 0.17.5
 RUFF_DIR     := $(TARGET_DIR)/ruff-$(RUFF_VERSION)
@@ -98,7 +98,7 @@ bench: setup-test all ## what watching costs, beside tcplife, tcpstates and ss (
 	benches/run --json target/bench/result.json $(BENCH)
 
 # In an emulator whose clock counts instructions, so the figures do not depend on this machine.
-cost: setup-test all ## what watching costs in instructions, under Linux 6.12 and 6.1 (as root; COST=--kernels=6.12)
+cost: setup-test all ## what watching costs in instructions, under Linux 6.12 and 6.1 (as root; COST=--write for BENCHMARKS.md)
 	benches/cost --json $(TARGET_DIR)/cost/result.json $(COST)
 
 micro: | setup ## what an event costs within the library, part by part

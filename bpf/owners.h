@@ -55,8 +55,8 @@ __u64 lost_owners;
 __u32 sees_let_go;
 
 /*
- * A key for `more_owners`, which is a socket where there is no table. A copy: kernels forget what a stack slot holds once its address goes to a helper, and the
- * verifier must still know the socket itself.
+ * A key for `more_owners`: where there is no table, the socket itself. A copy, for kernels forget what a stack slot holds once
+ * its address goes to a helper, and the verifier must still know the socket.
  */
 #define KEY(number) ((__u64){number})
 

@@ -120,7 +120,8 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
 {
-	return is_undone(sk, old_state, new_state, false) ? transition(ctx, sk, old_state, new_state, true, false, true) : 0;
+	return is_undone(sk, old_state, new_state, false) ? transition(ctx, sk, old_state, new_state, true, false, true)
+							  : 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")

@@ -53,8 +53,8 @@ static __noinline int transition_detailed(struct sock *sk, int old_state, int ne
 /* Whether a change is one that a detailed program does anything about. */
 static __always_inline bool may_matter(int new_state)
 {
-	return follows_changes() || new_state == TCP_CLOSE || new_state == TCP_ESTABLISHED || new_state == TCP_SYN_SENT ||
-	       new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK;
+	return follows_changes() || new_state == TCP_CLOSE || new_state == TCP_ESTABLISHED ||
+	       new_state == TCP_SYN_SENT || new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK;
 }
 
 SEC("kprobe/tcp_set_state")

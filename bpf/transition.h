@@ -3,9 +3,9 @@
  * What a change of state means, for whichever hook has seen it: who owns the endpoint from now on, and what is reported.
  * Shared by tcp_event.bpf.c and tcp_event_perf.bpf.c.
  *
- * The program that includes this file has said whether a function can be called, and so be there once (ONCE_A_PROGRAM), how it is
- * attached (constants: main_is_kprobe, second_look, look_at_end) and
- * where it keeps owners (where_is(), owner_at(), note_at(), forget_at(), end_at()), beside what report.h asks for.
+ * The program that includes this file has said whether functions can be called, and so be there once (ONCE_A_PROGRAM), how it
+ * is attached (constants: main_is_kprobe, second_look, look_at_end) and where it keeps owners (where_is(), owner_at(),
+ * note_at(), forget_at(), end_at()), beside what report.h asks for.
  */
 #ifndef TCPEVENT_TRANSITION_H
 #define TCPEVENT_TRANSITION_H
@@ -168,7 +168,8 @@ static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct ow
 }
 
 /*
- * `direct`: the pointer has a type. `can_number`: the program may have the kernel give the socket its number, as none of a kprobe may.
+ * `direct`: the pointer has a type. `can_number`: the program may have the kernel give the socket its number, as that of a
+ * kprobe may not.
  */
 static __always_inline int transition(void *ctx, struct sock *sk, int old_state, int new_state, const bool direct,
 				      const bool detailed, bool can_number)

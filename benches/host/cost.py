@@ -16,6 +16,7 @@ import pathlib
 import subprocess
 import sys
 
+from . import report
 from .figures import bpf_statistics
 from .programs import BUILT, LIBRARY, ROOT, BenchError, Child, build, ensure_tracefs
 from .traffic import PORT
@@ -36,12 +37,14 @@ EMPTY_HOOKS = (
     "kprobe/security_sock_graft", "fentry/security_sock_graft", "raw_tp/tcp_destroy_sock",
     "tracepoint/syscalls/sys_exit_accept4",
 )  # fmt: skip
+# There it hands over a record of each close, too.
+RECORDS_HOOK = "tp_btf/inet_sock_set_state"
 
-# The figures that a run is compared with, and how far above them one may be.
+# The figures that a run is compared with, and how far above them one may be: in any case by some instructions, which come of
+# where data happens to be.
 COMMITTED = ROOT / "benches" / "cost.json"
 ALLOWED = 1.02
-# Instructions that a figure may be above its committed one in any case: they come of where code and data happen to be.
-SLACK = 60
+SLACK = 20
 
 # The numbers of tcpevent.h.
 STATES, CLOSES = 1, 2
@@ -90,9 +93,9 @@ class Classic(Library):
 class EmptyHook(Nobody):
     """A program that does nothing: benches/bpf/empty.bpf.c."""
 
-    def __init__(self, section):
-        self.name = f"empty, {section}"
-        self.object = build_empty(section)
+    def __init__(self, section, records=False):
+        self.name = f"empty but for a record of each close, {section}" if records else f"empty, {section}"
+        self.object = build_empty(section, records)
 
     def __enter__(self):
         libbpf = self.libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
@@ -125,13 +128,14 @@ class EmptyHook(Nobody):
         self.libbpf.bpf_object__close(self.opened)
 
 
-def build_empty(section):
+def build_empty(section, records=False):
     """The path of an object with an empty program of this section."""
     source = ROOT / "benches" / "bpf" / "empty.bpf.c"
-    output = BUILT / f"empty-{section.replace('/', '-')}.o"
+    output = BUILT / f"empty-{section.replace('/', '-')}{'-records' if records else ''}.o"
     if not output.exists() or output.stat().st_mtime < source.stat().st_mtime:
         BUILT.mkdir(parents=True, exist_ok=True)
-        must_run("clang", "-O2", "-g", "-target", "bpf", f'-DSECTION="{section}"', "-c", source, "-o", output)
+        options = [f'-DSECTION="{section}"', *(["-DRECORDS"] if records else [])]
+        must_run("clang", "-O2", "-g", "-target", "bpf", *options, "-c", source, "-o", output)
     return output
 
 
@@ -159,6 +163,7 @@ def watchers(rungs, beside):
     if beside:
         yield from peers()
         yield from map(EmptyHook, EMPTY_HOOKS)
+        yield EmptyHook(RECORDS_HOOK, records=True)
     # Once more: what has changed meanwhile is not what was watched.
     yield Nobody()
 
@@ -210,7 +215,7 @@ def counted():
 
 
 def here(rungs, beside):
-    """All figures of the machine that this runs on."""
+    """All figures of the machine that this runs on, and the kernel's name."""
     ensure_tracefs()
     results = []
     for watcher in watchers(rungs, beside):
@@ -219,11 +224,18 @@ def here(rungs, beside):
         except BenchError as error:
             print(f"{watcher.name}: {error}", file=sys.stderr)
             results.append({"name": watcher.name, "refused": str(error)})
-    return results
+    return {"release": os.uname().release, "watchers": results}
 
 
-def table(results):
-    """The figures as Markdown, above nobody's."""
+def added(result, nobody):
+    """What a watcher adds to what nobody's connection takes: to all of it, and to each phase."""
+    figures = zip([result["path"], *result["phases"]], [nobody["path"], *nobody["phases"]])
+    return [with_it - without for with_it, without in figures]
+
+
+def table(figures):
+    """The figures of a kernel as Markdown, above nobody's."""
+    results = figures["watchers"]
     nobody = results[0]
     columns = ["watcher", "path", *PHASES, "own process", "getppid", "programs: runs × instructions"]
     rows = [columns, ["---"] * len(columns)]
@@ -231,16 +243,41 @@ def table(results):
         if "refused" in result:
             rows.append([result["name"], result["refused"], *[""] * (len(columns) - 2)])
             continue
-        figures, sign = [result["path"], *result["phases"]], ","
+        cells = [format(figure, ",") for figure in (result["path"], *result["phases"])]
         if result["name"] != Nobody.name:
-            without = [nobody["path"], *nobody["phases"]]
-            figures, sign = [with_it - bare for with_it, bare in zip(figures, without)], "+,"
-        cells = [format(figure, sign) for figure in figures]
+            cells = [format(figure, "+,") for figure in added(result, nobody)]
         programs = ", ".join(
-            f"{name} {seen['runs']:.3g} × {seen['instructions']:.0f}" for name, seen in sorted(result["programs"].items())
+            f"{name} {seen['runs']:.3g} × {seen['instructions']:.0f}"
+            for name, seen in sorted(result["programs"].items())
         )
         rows.append([result["name"], *cells, f"{result['own']:,.0f}", f"{result['call']:.0f}", programs])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def compare(kernel, figures, committed):
+    """A line for each figure that is above the committed one of this very kernel."""
+    if committed.get("release") != figures["release"]:
+        print(
+            f"not compared: {figures['release']} is not the {kernel} of benches/cost.json: {committed.get('release')}"
+        )
+        return []
+    before = {result["name"]: result for result in committed["watchers"] if "refused" not in result}
+    bare_before, bare_now = committed["watchers"][0], figures["watchers"][0]
+    lines = []
+    for result in figures["watchers"]:
+        name = result["name"]
+        if "refused" in result:
+            lines.append(f"{kernel}, {name}: {result['refused']}")
+            continue
+        if name not in before:
+            continue
+        columns = ("path", *PHASES, "getppid")
+        now = [*added(result, bare_now), result["call"]]
+        then = [*added(before[name], bare_before), before[name]["call"]]
+        for column, is_now, was in zip(columns, now, then):
+            if is_now > max(was, 0) * ALLOWED + SLACK:
+                lines.append(f"{kernel}, {name}: {column} is {is_now:+,.0f}, more than 2 % above {was:+,.0f}")
+    return lines
 
 
 def under(kernel, rungs, beside):
@@ -264,6 +301,8 @@ def main(arguments):
     parser.add_argument("--rungs", default=",".join(PROBES), help="of the library (%(default)s)")
     parser.add_argument("--json", type=pathlib.Path, help="writes the figures there too")
     parser.add_argument("--alone", action="store_true", help="without peers, empty hooks and filters")
+    parser.add_argument("--check", action="store_true", help=f"fails where a figure is above that of {COMMITTED.name}")
+    parser.add_argument("--write", action="store_true", help=f"writes {COMMITTED.name} and its part of BENCHMARKS.md")
     parser.add_argument("--here", action="store_true", help="on this machine, by its own clock")
     options = parser.parse_args(arguments)
     rungs = options.rungs.split(",")
@@ -276,6 +315,7 @@ def main(arguments):
         if not options.alone:
             for section in EMPTY_HOOKS:
                 build_empty(section)
+            build_empty(RECORDS_HOOK, records=True)
         if options.here:
             results = here(rungs, not options.alone)
             print(table(results))
@@ -288,4 +328,13 @@ def main(arguments):
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    return 0
+    above = []
+    if options.check:
+        committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
+        above = [line for kernel in results for line in compare(kernel, results[kernel], committed.get(kernel, {}))]
+        for line in above:
+            print(f"benches/cost: {line}; if it must be, commit what make cost COST=--write gives", file=sys.stderr)
+    if options.write:
+        COMMITTED.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        report.put_instructions(results)
+    return 1 if above else 0

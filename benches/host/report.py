@@ -1,5 +1,6 @@
 """BENCHMARKS.md, from the results of a run and of others to compare with."""
 
+import json
 import statistics
 
 from . import machine, plot, rows
@@ -44,6 +45,53 @@ ABOUT_EMULATION = """The processor is emulated, instruction by instruction: no t
 real one's. What it shows is that all works by these probes, and what is lost: counts of events and wake-ups."""
 
 
+# Where the figures of `make cost` are, which have a program of their own.
+INSTRUCTIONS = ROOT / "benches" / "cost.json"
+BEGINS = "<!-- make cost COST=--write writes from here -->"
+ENDS = "<!-- to here -->"
+ABOUT_INSTRUCTIONS = """What watching adds to a short connection whose both ends one thread makes (socket, bind, connect, accept, 100
+bytes either way, two closes), in instructions: counted by an emulator whose clock they are (`make cost`), so that the figures are
+the same on every machine. They count no cache misses and no traps. `path` is on the connection's thread; `own process`, all that
+the watcher's process does for a connection, of which there are two events or, for states, ten; `getppid`, a system call that has
+nothing to do with TCP. A program is counted with the 50 that an empty one takes for being counted.
+"""
+
+
+def instructions(kernels):
+    """The part of the report with what `make cost` has counted."""
+    lines = [BEGINS, "", "## Instructions", "", ABOUT_INSTRUCTIONS]
+    for figures in kernels.values():
+        nobody = figures["watchers"][0]
+        lines += [
+            f"Linux {figures['release']}; a connection takes {nobody['path']:,} while nobody watches, and `getppid` "
+            f"{nobody['call']:.0f}:",
+            "",
+            "| watcher | path | of it, accept | own process | getppid | programs: runs a connection × instructions |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for seen in figures["watchers"][1:-1]:
+            if "refused" in seen:
+                lines.append(f"| {seen['name']} | {seen['refused']} | | | | |")
+                continue
+            programs = ", ".join(
+                f"`{name}` {program['runs']:.3g} × {program['instructions']:.0f}"
+                for name, program in sorted(seen["programs"].items())
+            )
+            # The third phase.
+            path, accept = seen["path"] - nobody["path"], seen["phases"][2] - nobody["phases"][2]
+            own = "" if seen["name"].startswith("empty") else f"{seen['own']:,.0f}"
+            lines.append(f"| {seen['name']} | {path:+,} | {accept:+,} | {own} | {seen['call']:.0f} | {programs} |")
+        lines.append("")
+    return "\n".join([*lines, ENDS])
+
+
+def put_instructions(kernels):
+    """Writes that part anew, and leaves the rest."""
+    before, _, rest = REPORT.read_text(encoding="utf-8").partition(BEGINS)
+    _, _, after = rest.partition(ENDS)
+    REPORT.write_text(before + instructions(kernels) + after, encoding="utf-8")
+
+
 def write(result, beside):
     """Writes both files."""
     REPORT.write_text(text(result, beside), encoding="utf-8")
@@ -57,6 +105,7 @@ def text(result, beside):
         "# Benchmarks\n",
         "What watching costs, and how fast events come. Written by `make bench`: do not edit.\n",
         section(result, "Figures"),
+        instructions(json.loads(INSTRUCTIONS.read_text(encoding="utf-8"))) + "\n",
         tools(result),
     ]
     if result["figures"].get("cost", {}).get("lines"):
