@@ -4,6 +4,7 @@ Rounds are interleaved: each contains everything that is compared, so that a dri
 """
 
 import contextlib
+import os
 import shutil
 import statistics
 import time
@@ -648,8 +649,65 @@ def keeps_up(rounds):
     return statistics.median(one["rate"] - 0.97 * one["offered"] for one in rounds) >= 0
 
 
+# Batches so short that the machine is the same for all of a pair, and of so many connections.
+PAIRS, BATCH = 40, 1000
+
+
+def pairs(bench):
+    """What watching adds to the CPU time of a connection, whose both ends one thread makes: batches without, with, with and
+    without a watcher in quick succession, again and again. The watcher has the other processor."""
+    if bench.processors < 2:
+        raise BenchError("there is one processor only: the watcher's time would be the connection's")
+    connecting, watching = processors(apart=True)
+    watchers = {**libraries(bench), "tcplife": tcplife()}
+    seen = {name: [] for name in watchers}
+    with Child([build("phases"), PORT, connecting]) as phases, on_processor(watching):
+
+        def batch(count=BATCH):
+            return sum(int(median) for median in phases.ask(f"pass {count}", "passed"))
+
+        batch()
+        for number in range(PAIRS // 8 if bench.quick else PAIRS):
+            for name in rotated(list(watchers), number):
+                without = batch()
+                with watchers[name]:
+                    batch(BATCH // 4)
+                    watched = batch() + batch()
+                without += batch()
+                seen[name].append(100 * (watched / without - 1))
+        quartiles = {name: statistics.quantiles(values, n=4) for name, values in seen.items()}
+        bench.progress("; ".join(f"{name} {median:+.1f} %" for name, (_, median, _) in quartiles.items()))
+    rows = [
+        Row(
+            f"CPU time added to a connection, in pairs, {rung}",
+            "%",
+            seen[rung],
+            "tcplife",
+            seen["tcplife"],
+            at_most=3,
+            part=1 / 10,
+            target="≤ 3 %, ≤ 1/10",
+        )
+        for rung in bench.working_rungs()
+    ]
+    notes = [f"{name}: quartiles {low:.1f} and {high:.1f} %" for name, (low, _, high) in quartiles.items()]
+    return rows + missing_rungs(bench, "pairs"), {"percent": seen, "notes": notes}
+
+
+@contextlib.contextmanager
+def on_processor(number):
+    """Processes that are started meanwhile stay on it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {number})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 FIGURES = {
     "bpf": bpf,
+    "pairs": pairs,
     "load": load,
     "together": together,
     "quiet": quiet,

@@ -20,6 +20,9 @@ HOW = """## How it is measured
   of a connection's time is then the waking of the other process on its processor; a watcher that runs now and then keeps
   that from sleeping deeply, which in a virtual machine can be worth more than the watcher costs (a loss below 0). With
   both ends on one processor nobody sleeps, and a connection takes half the time: there all of the cost is seen.
+- **In pairs**: one thread makes both ends of 1,000 connections, and counts its own CPU time, phase by phase, of which the medians
+  count. Four such batches follow one another within a second, of which the middle two are watched, by a process on the other
+  processor; 40 such pairs, of which the median counts.
 - **Watchers.** The library runs in a process that calls `DequeuePerfEvent` in one thread and counts
   (`benches/c/consumer.c`); all its settings are the defaults. `tcplife` and `tcpstates` run without options, and write
   their lines to a file in memory. So their figures hold the printing of a line, and the library's the making of the
@@ -53,7 +56,8 @@ ABOUT_INSTRUCTIONS = """What watching adds to a short connection whose both ends
 bytes either way, two closes), in instructions: counted by an emulator whose clock they are (`make cost`), so that the figures are
 the same on every machine. They count no cache misses and no traps. `path` is on the connection's thread; `own process`, all that
 the watcher's process does for a connection, of which there are two events or, for states, ten; `getppid`, a system call that has
-nothing to do with TCP. A program is counted with the 50 that an empty one takes for being counted.
+nothing to do with TCP. A program is counted with the 50 that an empty one takes for being counted. Where each event wakes the
+watcher, as the plain tracepoint's do, the kernel leaves part of a connection's work to other threads, and `path` shows too little.
 """
 
 
