@@ -85,7 +85,11 @@ fn run_tests_under(kernel: &str, rung: &str, wanted: &Wanted) {
         // of a left-over int3 when a probe is attached or detached under traffic (seen in inet_sk_set_state and
         // tcp_set_state).
         .args([kernel, "--cpus", "1", "--timeout", "1800", "--"])
-        .args(["sh", "-c", r#""$0" probe:: && TCPEVENT_PROBE="$1" "$2" closes::an_ip owners::the_ && shift && exec "$@""#])
+        .args([
+            "sh",
+            "-c",
+            r#""$0" probe:: && TCPEVENT_PROBE="$1" "$2" closes::an_ip owners::the_ && shift && exec "$@""#,
+        ])
         .arg(tests(UNIT))
         .arg(if rung == "kprobe" { "tp_btf" } else { "kprobe" })
         .arg(tests(LIVE))

@@ -206,11 +206,9 @@ pub(super) fn warn_of_unseen_accepts(settings: &ProbeSettings, refusals: &[Refus
         return;
     }
     let host = Host::look(settings);
-    match of_accepts.iter().map(|refusal| Remedy::of(refusal.stage, refusal.errno, &host)).min() {
-        Some(remedy @ (Remedy::SeccompProfile | Remedy::PerfEventsForAll)) => {
-            log::line(Level::Warn, format_args!("{LOSS}: {}", remedy.text()));
-        }
-        _ => {}
+    let remedy = of_accepts.iter().map(|refusal| Remedy::of(refusal.stage, refusal.errno, &host)).min();
+    if let Some(remedy @ (Remedy::SeccompProfile | Remedy::PerfEventsForAll)) = remedy {
+        log::line(Level::Warn, format_args!("{LOSS}: {}", remedy.text()));
     }
 }
 

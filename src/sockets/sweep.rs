@@ -165,10 +165,8 @@ impl Sweeper<'_> {
     /// One event for each socket whose inode a live process holds.
     fn sweep(&mut self, buffer: &mut Vec<u8>) -> Result<(), End> {
         let owners = Owners::find(self.settings.holders, &|| self.sleeper.is_told());
-        let owners = owners.map_err(|error| match self.sleeper.is_told() {
-            true => End::Told,
-            false => End::failed(READING_PROC, error),
-        })?;
+        let owners = owners
+            .map_err(|error| if self.sleeper.is_told() { End::Told } else { End::failed(READING_PROC, error) })?;
         // The kernel reports processes without /proc, but not their command lines.
         if self.settings.naming == Naming::CommandLine {
             fs::metadata("/proc/self").map_err(|error| End::failed(READING_PROC, error))?;

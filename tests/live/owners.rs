@@ -97,6 +97,9 @@ pub fn check_unless(consumer: &mut Consumer, truths: &Truths, is_right_too: impl
     assert!(wrong.is_empty(), "{} of {} owners are wrong (ports, got, truth): {wrong:#?}", wrong.len(), truths.len());
 }
 
+/// Who had it is known by the accept alone: the kernel itself closes it, or a process on its way into another program.
+const BY_ACCEPT: [&str; 4] = ["io-uring-slot-exits", "io-uring-slot-killed", "server-exec", "server-programs"];
+
 fn check_scenario(name: &str, endpoints: usize) {
     let _turn = turn();
     let mut consumer = consumer();
@@ -109,8 +112,6 @@ fn check_scenario(name: &str, endpoints: usize) {
     let mut may_be_nobody = name == "never-accepted" && rung_is_tracepoint();
     // The kernel itself tears down the ring of a process that has exited, possibly after the library stopped waiting.
     may_be_nobody |= name == "io-uring-slot";
-    // Who had it is known by the accept alone: the kernel itself closes it, or a process on its way into another program.
-    const BY_ACCEPT: [&str; 4] = ["io-uring-slot-exits", "io-uring-slot-killed", "server-exec", "server-programs"];
     may_be_nobody |= BY_ACCEPT.contains(&name) && !sees_accepts();
     // Any rung sees which process lets go of a socket at once.
     let is_seen = finds_holders() || name.ends_with("-lets-go") || name == "named-as-a-worker";
