@@ -236,7 +236,7 @@ fn no_bpf_file_includes_in_a_circle() {
 #[test]
 fn no_bpf_function_is_declared_ahead() {
     for (name, source) in bpf_sources() {
-        assert!(outer_statements(&source).len() > 1, "{name} has statements");
+        assert!(!outer_statements(&source).is_empty(), "{name} has statements");
         assert_eq!(declarations(&source), Vec::<String>::new(), "{name} declares them");
     }
 }
