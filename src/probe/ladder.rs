@@ -31,6 +31,14 @@ pub fn attach<'obj>(settings: &ProbeSettings, places: &'obj mut Places) -> Resul
     let types = if needs_types { KernelTypes::read(settings)? } else { KernelTypes::default() };
     let ladder = order(&types);
     let rungs = settings.rung.as_ref().map_or(ladder.as_slice(), slice::from_ref);
+    if rungs.first() == Some(&Rung::TpBtf) && settings.rung.is_none() {
+        log::line(Level::Info, "tp_btf is tried first: it takes half of the instructions of kprobe");
+    } else if types.preemptible && settings.rung.is_none() {
+        log::line(
+            Level::Info,
+            "kprobe is tried first: programs at a tracepoint can be preempted, and miss some changes",
+        );
+    }
     let kernel = Kernel { types, maps };
     let mut places = FreePlaces::new(&mut places.0);
     for &rung in rungs {

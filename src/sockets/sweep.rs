@@ -387,3 +387,19 @@ fn own_uid() -> u32 {
     // SAFETY: takes nothing and cannot fail.
     unsafe { libc::geteuid() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sweep_that_outlasts_its_interval_rests_as_long_as_it_has_worked() {
+        const MS: Duration = Duration::from_millis(1);
+        let due = Instant::now();
+        for (late, took, rest) in [(0, 30, 70), (5, 30, 65), (0, 100, 0), (0, 101, 101), (0, 250, 250), (80, 90, 0)] {
+            let began = due + late * MS;
+            let ended = began + took * MS;
+            assert_eq!(next_sweep(due, 100 * MS, began, ended), ended + rest * MS, "{late} late, {took} long");
+        }
+    }
+}
