@@ -45,6 +45,7 @@ RECORDS_HOOK = "tp_btf/inet_sock_set_state"
 COMMITTED = ROOT / "benches" / "cost.json"
 ALLOWED = 1.02
 SLACK = 20
+BOOTS = 5
 
 # The numbers of tcpevent.h.
 STATES, CLOSES = 1, 2
@@ -254,29 +255,45 @@ def table(figures):
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def compare(kernel, figures, committed):
-    """A line for each figure that is above the committed one of this very kernel."""
-    if committed.get("release") != figures["release"]:
-        print(
-            f"not compared: {figures['release']} is not the {kernel} of benches/cost.json: {committed.get('release')}"
-        )
-        return []
-    before = {result["name"]: result for result in committed["watchers"] if "refused" not in result}
-    bare_before, bare_now = committed["watchers"][0], figures["watchers"][0]
-    lines = []
+def columns(figures):
+    """Each figure that is compared, by watcher and column. Raises BenchError where a watcher was refused."""
+    bare, named = figures["watchers"][0], {}
     for result in figures["watchers"]:
-        name = result["name"]
         if "refused" in result:
-            lines.append(f"{kernel}, {name}: {result['refused']}")
-            continue
-        if name not in before:
-            continue
-        columns = ("path", *PHASES, "getppid")
-        now = [*added(result, bare_now), result["call"]]
-        then = [*added(before[name], bare_before), before[name]["call"]]
-        for column, is_now, was in zip(columns, now, then):
-            if is_now > max(was, 0) * ALLOWED + SLACK:
-                lines.append(f"{kernel}, {name}: {column} is {is_now:+,.0f}, more than 2 % above {was:+,.0f}")
+            raise BenchError(f"{result['name']}: {result['refused']}")
+        values = [*added(result, bare), result["call"]]
+        named.update({(result["name"], column): value for column, value in zip(("path", *PHASES, "getppid"), values)})
+    return named
+
+
+def check(kernels, rungs, beside):
+    """A line for each figure that is above the committed one of this very kernel. A boot in some ten gives a phase of one watcher
+    140 instructions more than the others do: what is above is measured again."""
+    lines = []
+    for kernel in kernels:
+        committed = json.loads(COMMITTED.read_text(encoding="utf-8")).get(kernel, {"release": None})
+        least = {}
+        for _ in range(BOOTS):
+            figures = under(kernel, rungs, beside)
+            if figures["release"] != committed["release"]:
+                print(f"not compared: {figures['release']} is not the {committed['release']} of {COMMITTED.name}")
+                break
+            for place, value in columns(figures).items():
+                least[place] = min(value, least.get(place, value))
+            before = columns({"watchers": [seen for seen in committed["watchers"] if "refused" not in seen]})
+            above = {
+                place: (value, before[place])
+                for place, value in least.items()
+                if place in before and value > max(before[place], 0) * ALLOWED + SLACK
+            }
+            if not above:
+                break
+            print(f"above the committed ones: {len(above)} of {len(least)} figures")
+        else:
+            lines += [
+                f"{kernel}, {name}: {column} is {now:+,.0f}, more than 2 % above {then:+,.0f}"
+                for (name, column), (now, then) in above.items()
+            ]
     return lines
 
 
@@ -319,6 +336,11 @@ def main(arguments):
         if options.here:
             results = here(rungs, not options.alone)
             print(table(results))
+        elif options.check:
+            above = check(options.kernels.split(","), rungs, not options.alone)
+            for line in above:
+                print(f"benches/cost: {line}; if it must be, make cost COST=--write", file=sys.stderr)
+            return 1 if above else 0
         else:
             kernels = options.kernels.split(",")
             results = {kernel: under(kernel, rungs, not options.alone) for kernel in kernels}
@@ -328,13 +350,7 @@ def main(arguments):
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    above = []
-    if options.check:
-        committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
-        above = [line for kernel in results for line in compare(kernel, results[kernel], committed.get(kernel, {}))]
-        for line in above:
-            print(f"benches/cost: {line}; if it must be, commit what make cost COST=--write gives", file=sys.stderr)
     if options.write:
         COMMITTED.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         report.put_instructions(results)
-    return 1 if above else 0
+    return 0
