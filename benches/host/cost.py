@@ -298,25 +298,26 @@ def check(kernels, rungs, beside):
 
 
 def under(kernel, rungs, beside):
-    """All figures of a kernel, in a virtual machine."""
-    output = ROOT / "target" / "cost" / f"{kernel}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)
+    """All figures of a kernel, in a virtual machine. They come on its output: what it writes to a tree in /tmp stays there."""
     command = [ROOT / "tests" / "vm" / "run", kernel, "--count-instructions", "--cpus", "1", "--timeout", "1800", "--"]
-    command += [ROOT / "benches" / "cost", "--here", "--rungs", ",".join(rungs), "--json", output]
+    command += [ROOT / "benches" / "cost", "--here", "--rungs", ",".join(rungs), "--json", "-"]
     if not beside:
         command += ["--alone"]
-    ended = subprocess.run([str(word) for word in command], check=False)
-    if not output.exists():
-        raise BenchError(f"no figures came from kernel {kernel}: tests/vm/run ended with status {ended.returncode}")
-    return json.loads(output.read_text(encoding="utf-8"))
+    ended = subprocess.run([str(word) for word in command], check=False, stdout=subprocess.PIPE, text=True)
+    *said, last = ended.stdout.splitlines() or [""]
+    print("\n".join(said), flush=True)
+    try:
+        return json.loads(last)
+    except json.JSONDecodeError as error:
+        status = ended.returncode
+        raise BenchError(f"no figures came from kernel {kernel}: tests/vm/run ended with status {status}") from error
 
 
 def main(arguments):
     parser = argparse.ArgumentParser(prog="benches/cost", description="What watching costs, in instructions.")
     parser.add_argument("--kernels", default=",".join(KERNELS), help="those of tests/vm/run (%(default)s)")
     parser.add_argument("--rungs", default=",".join(PROBES), help="of the library (%(default)s)")
-    parser.add_argument("--json", type=pathlib.Path, help="writes the figures there too")
+    parser.add_argument("--json", type=pathlib.Path, help="writes the figures there too (-: to stdout, in a line)")
     parser.add_argument("--alone", action="store_true", help="without peers, empty hooks and filters")
     parser.add_argument("--check", action="store_true", help=f"fails where a figure is above that of {COMMITTED.name}")
     parser.add_argument("--write", action="store_true", help=f"writes {COMMITTED.name} and its part of BENCHMARKS.md")
@@ -347,7 +348,9 @@ def main(arguments):
     except BenchError as error:
         print(f"benches/cost: {error}", file=sys.stderr)
         return 1
-    if options.json:
+    if options.json == pathlib.Path("-"):
+        print(json.dumps(results), flush=True)
+    elif options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if options.write:
