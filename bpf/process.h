@@ -2,7 +2,7 @@
 /*
  * Reads of the current process.
  *
- * The program that includes this file has said what the kernel can do: can_cast and CAST, has_typed_task, has_registers.
+ * The program that includes this file has said what the kernel can do: has_typed_task, has_registers.
  */
 #ifndef TCPEVENT_PROCESS_H
 #define TCPEVENT_PROCESS_H

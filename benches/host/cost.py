@@ -228,12 +228,6 @@ def here(rungs, beside):
     return {"release": os.uname().release, "watchers": results}
 
 
-def added(result, nobody):
-    """What a watcher adds to what nobody's connection takes: to all of it, and to each phase."""
-    figures = zip([result["path"], *result["phases"]], [nobody["path"], *nobody["phases"]])
-    return [with_it - without for with_it, without in figures]
-
-
 def table(figures):
     """The figures of a kernel as Markdown, above nobody's."""
     results = figures["watchers"]
@@ -246,12 +240,10 @@ def table(figures):
             continue
         cells = [format(figure, ",") for figure in (result["path"], *result["phases"])]
         if result["name"] != Nobody.name:
-            cells = [format(figure, "+,") for figure in added(result, nobody)]
-        programs = ", ".join(
-            f"{name} {seen['runs']:.3g} × {seen['instructions']:.0f}"
-            for name, seen in sorted(result["programs"].items())
-        )
-        rows.append([result["name"], *cells, f"{result['own']:,.0f}", f"{result['call']:.0f}", programs])
+            # What it adds to all of a connection, and to each phase.
+            figures = zip([result["path"], *result["phases"]], [nobody["path"], *nobody["phases"]])
+            cells = [format(with_it - without, "+,") for with_it, without in figures]
+        rows.append([result["name"], *cells, f"{result['own']:,.0f}", f"{result['call']:.0f}", report.runs_of(result)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -262,7 +254,7 @@ def columns(figures):
         if "refused" in result:
             raise BenchError(f"{result['name']}: {result['refused']}")
         programs = sum(seen["runs"] * seen["instructions"] for seen in result["programs"].values())
-        values = {"programs": programs, "path": added(result, bare)[0], "getppid": result["call"]}
+        values = {"programs": programs, "path": result["path"] - bare["path"], "getppid": result["call"]}
         named.update({(result["name"], column): value for column, value in values.items()})
     return named
 
@@ -270,8 +262,11 @@ def columns(figures):
 def check(kernels, rungs, beside):
     """A line for each figure that is above the committed one of this very kernel, in each of some boots."""
     lines = []
+    all_committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
     for kernel in kernels:
-        committed = json.loads(COMMITTED.read_text(encoding="utf-8")).get(kernel, {"release": None})
+        committed = all_committed.get(kernel, {"release": None, "watchers": []})
+        watched = [seen for seen in committed["watchers"] if "refused" not in seen]
+        before = columns({"watchers": watched}) if watched else {}
         least = {}
         for _ in range(BOOTS):
             figures = under(kernel, rungs, beside)
@@ -280,7 +275,6 @@ def check(kernels, rungs, beside):
                 break
             for place, value in columns(figures).items():
                 least[place] = min(value, least.get(place, value))
-            before = columns({"watchers": [seen for seen in committed["watchers"] if "refused" not in seen]})
             above = {
                 place: (value, before[place])
                 for place, value in least.items()

@@ -61,6 +61,12 @@ watcher, as the plain tracepoint's do, the kernel leaves part of a connection's 
 """
 
 
+def runs_of(watcher):
+    """Its BPF programs: runs a connection, and instructions a run."""
+    programs = sorted(watcher["programs"].items())
+    return ", ".join(f"`{name}` {seen['runs']:.3g} × {seen['instructions']:.0f}" for name, seen in programs)
+
+
 def instructions(kernels):
     """The part of the report with what `make cost` has counted."""
     lines = [BEGINS, "", "## Instructions", "", ABOUT_INSTRUCTIONS]
@@ -77,14 +83,10 @@ def instructions(kernels):
             if "refused" in seen:
                 lines.append(f"| {seen['name']} | {seen['refused']} | | | | |")
                 continue
-            programs = ", ".join(
-                f"`{name}` {program['runs']:.3g} × {program['instructions']:.0f}"
-                for name, program in sorted(seen["programs"].items())
-            )
             # The third phase.
             path, accept = seen["path"] - nobody["path"], seen["phases"][2] - nobody["phases"][2]
             own = "" if seen["name"].startswith("empty") else f"{seen['own']:,.0f}"
-            lines.append(f"| {seen['name']} | {path:+,} | {accept:+,} | {own} | {seen['call']:.0f} | {programs} |")
+            lines.append(f"| {seen['name']} | {path:+,} | {accept:+,} | {own} | {seen['call']:.0f} | {runs_of(seen)} |")
         lines.append("")
     return "\n".join([*lines, ENDS])
 
