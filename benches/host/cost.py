@@ -13,6 +13,8 @@ import ctypes
 import json
 import os
 import pathlib
+import platform
+import re
 import subprocess
 import sys
 
@@ -39,6 +41,10 @@ EMPTY_HOOKS = (
 )  # fmt: skip
 # There it hands over a record of each close, too.
 RECORDS_HOOK = "tp_btf/inet_sock_set_state"
+
+# What benches/bpf/least.bpf.c knows, by its numbers.
+LEAST_MAINS = ("tp_btf", "kprobe")
+LEAST_KINDS = ("classic", "closes", "states")
 
 # The figures that a run is compared with, how far above them one may be, and by how many instructions in any case. Those of the
 # programs repeat; a phase of a connection takes 142 more or less by the state that the kernel's allocator happens to be in.
@@ -91,12 +97,12 @@ class Classic(Library):
         self.name = f"classic, {rung}" + (", nothing fits" if settings else "")
 
 
-class EmptyHook(Nobody):
-    """A program that does nothing: benches/bpf/empty.bpf.c."""
+class Programs(Nobody):
+    """All programs of an object, each attached where its section says."""
 
-    def __init__(self, section, records=False):
-        self.name = f"empty but for a record of each close, {section}" if records else f"empty, {section}"
-        self.object = build_empty(section, records)
+    def __init__(self, name, source, **macros):
+        self.name = name
+        self.object = build_programs(source, macros)
 
     def __enter__(self):
         libbpf = self.libbpf = ctypes.CDLL("libbpf.so.1", use_errno=True)
@@ -109,13 +115,16 @@ class EmptyHook(Nobody):
         libbpf.bpf_object__load.argtypes = libbpf.bpf_object__close.argtypes = [ctypes.c_void_p]
         libbpf.bpf_link__destroy.argtypes = [ctypes.c_void_p]
         self.opened = self.must("opened", libbpf.bpf_object__open(str(self.object).encode()))
+        self.links = []
         try:
             if libbpf.bpf_object__load(self.opened) < 0:
                 self.must("loaded", None)
             program = libbpf.bpf_object__next_program(self.opened, None)
-            self.link = self.must("attached", libbpf.bpf_program__attach(program))
+            while program:
+                self.links.append(self.must("attached", libbpf.bpf_program__attach(program)))
+                program = libbpf.bpf_object__next_program(self.opened, program)
         except BenchError:
-            libbpf.bpf_object__close(self.opened)
+            self.__exit__()
             raise
         return self
 
@@ -125,19 +134,48 @@ class EmptyHook(Nobody):
         return result
 
     def __exit__(self, *_):
-        self.libbpf.bpf_link__destroy(self.link)
+        for link in self.links:
+            self.libbpf.bpf_link__destroy(link)
         self.libbpf.bpf_object__close(self.opened)
 
 
-def build_empty(section, records=False):
-    """The path of an object with an empty program of this section."""
-    source = ROOT / "benches" / "bpf" / "empty.bpf.c"
-    output = BUILT / f"empty-{section.replace('/', '-')}{'-records' if records else ''}.o"
+class EmptyHook(Programs):
+    """A program that does nothing: benches/bpf/empty.bpf.c."""
+
+    def __init__(self, section, records=False):
+        does = "empty but for a record of each close" if records else "empty"
+        super().__init__(f"{does}, {section}", "empty", SECTION=f'"{section}"', **({"RECORDS": 1} if records else {}))
+
+
+class Least(Programs):
+    """The least that tells of connections with their owners: benches/bpf/least.bpf.c."""
+
+    def __init__(self, kind, rung):
+        super().__init__(f"the least, {kind}, {rung}", "least", KIND=LEAST_KINDS.index(kind), MAIN=LEAST_MAINS.index(rung))
+
+
+def build_programs(name, macros):
+    """The path of an object that benches/bpf has the source of."""
+    source = ROOT / "benches" / "bpf" / f"{name}.bpf.c"
+    words = (re.sub(r"[^\w.]+", "-", str(value)).strip("-") for value in macros.values())
+    output = BUILT / f"{'-'.join((name, *words))}.o"
     if not output.exists() or output.stat().st_mtime < source.stat().st_mtime:
         BUILT.mkdir(parents=True, exist_ok=True)
-        options = [f'-DSECTION="{section}"', *(["-DRECORDS"] if records else [])]
-        must_run("clang", "-O2", "-g", "-target", "bpf", *options, "-c", source, "-o", output)
+        options = (f"-D{macro}={value}" for macro, value in macros.items())
+        architecture = {"x86_64": "x86", "aarch64": "arm64"}[platform.machine()]
+        must_run(
+            "clang", "-O2", "-g", "-target", "bpf", f"-D__TARGET_ARCH_{architecture}", *options, "-I", libbpf_headers(),
+            "-c", source, "-o", output,
+        )  # fmt: skip
     return output
+
+
+def libbpf_headers():
+    """Those that the library is built with."""
+    found = sorted((ROOT / "target" / "release" / "build").glob("libbpf-sys-*/out/include"))
+    if not found:
+        raise BenchError("libbpf's headers are missing: make all")
+    return found[-1]
 
 
 def must_run(*command):
@@ -163,10 +201,17 @@ def watchers(rungs, beside):
             yield Classic(rung, filter=nothing)
     if beside:
         yield from peers()
-        yield from map(EmptyHook, EMPTY_HOOKS)
-        yield EmptyHook(RECORDS_HOOK, records=True)
+        yield from floors()
     # Once more: what has changed meanwhile is not what was watched.
     yield Nobody()
+
+
+def floors():
+    """Programs that do less than any watcher must."""
+    yield from map(EmptyHook, EMPTY_HOOKS)
+    yield EmptyHook(RECORDS_HOOK, records=True)
+    for rung in LEAST_MAINS:
+        yield from (Least(kind, rung) for kind in LEAST_KINDS)
 
 
 def peers():
@@ -325,9 +370,7 @@ def main(arguments):
         for name, *further in (["phases"], ["consumer"], READER):
             build(name, *further)
         if not options.alone:
-            for section in EMPTY_HOOKS:
-                build_empty(section)
-            build_empty(RECORDS_HOOK, records=True)
+            list(floors())
         if options.here:
             results = here(rungs, not options.alone)
             print(table(results))
