@@ -10,6 +10,7 @@
 #define TCPEVENT_OWNERS_H
 
 #include "cast.h"
+#include "forget.h"
 #include "owner.h"
 #include "tcp_event.h"
 
@@ -86,25 +87,36 @@ static __always_inline struct owner_set *set_of(__u64 number)
 	return bpf_map_lookup_elem(&owner_sets, &index);
 }
 
-/*
- * Where in a set a key is; TCP_SET_PLACES: nowhere. The answer goes through a byte of the stack, of which the verifier forgets what
- * it holds: it would follow all that comes after once for each place. (Of the first byte of a word it would not.)
- */
+/* Where in a set a key is; TCP_SET_PLACES: nowhere. */
 static __always_inline __u64 place_of(const struct owner_set *set, __u64 key)
 {
-	volatile __u8 bytes[8] __attribute__((aligned(8)));
+	__u8 number;
 
 	if (*(volatile __u64 *)&set->keys[0] == key)
-		bytes[1] = 1;
+		number = 1;
 	else if (*(volatile __u64 *)&set->keys[1] == key)
-		bytes[1] = 2;
+		number = 2;
 	else if (*(volatile __u64 *)&set->keys[2] == key)
-		bytes[1] = 3;
+		number = 3;
 	else if (*(volatile __u64 *)&set->keys[3] == key)
-		bytes[1] = 4;
+		number = 4;
 	else
-		bytes[1] = TCP_SET_PLACES + 1;
-	return (__u64)bytes[1] - 1;
+		number = TCP_SET_PLACES + 1;
+	return (__u64)forget(number) - 1;
+}
+
+/*
+ * 1 if they differ, else 0: by arithmetic, as each branch would double what the verifier follows. In assembly, as the compiler would
+ * make a branch of it.
+ */
+static __always_inline __u64 differ(__u64 one, __u64 other)
+{
+	__u64 difference = one ^ other, bit;
+
+	asm volatile("%[bit] = %[difference]; %[bit] = -%[bit]; %[bit] |= %[difference]; %[bit] >>= 63"
+		     : [bit] "=&r"(bit)
+		     : [difference] "r"(difference));
+	return bit;
 }
 
 /* Whether `more_owners` has sockets of this set: nobody looks there in vain. */
@@ -122,6 +134,12 @@ static __always_inline struct where where_is(const struct sock *sk)
 		at.set = set_of(at.number);
 	}
 	return at;
+}
+
+/* It always is: said to the verifier, which would follow what else could be. */
+static __always_inline bool is_somewhere(struct where at)
+{
+	return !can_cast || at.set;
 }
 
 /* The owner of an endpoint, to be read and written; or NULL. */
@@ -145,18 +163,22 @@ static __always_inline struct owner *owner_at(struct where at)
  */
 static __noinline void settle(struct owner_set *set, __u64 number, __u64 place, __u64 flags)
 {
-	if (!set)
+	__u64 other = 0, others = 0, is_other;
+
+	if (!set || place >= TCP_SET_PLACES)
 		return;
 #pragma unroll
-	for (__u64 other = 0; other < TCP_SET_PLACES; other++) {
-		if (other == place || *(volatile __u64 *)&set->keys[other] != number)
-			continue;
-		if (flags == BPF_ANY && place < TCP_SET_PLACES)
-			set->owners[other] = set->owners[place];
-		else if (place < TCP_SET_PLACES)
-			*(volatile __u64 *)&set->keys[place] = 0;
-		return;
+	for (__u64 i = 0; i < TCP_SET_PLACES; i++) {
+		is_other = differ(i, place) & ~differ(*(volatile __u64 *)&set->keys[i], number);
+		others += is_other;
+		other |= i & -is_other;
 	}
+	if (!others || other >= TCP_SET_PLACES)
+		return;
+	if (flags == BPF_ANY)
+		set->owners[other] = set->owners[place];
+	else
+		*(volatile __u64 *)&set->keys[place] = 0;
 }
 
 /*
@@ -173,8 +195,8 @@ static __always_inline bool put_into_set(struct owner_set *set, __u64 number, co
 	__sync_lock_test_and_set(&set->keys[place], number);
 #pragma unroll
 	for (int i = 0; i < TCP_SET_PLACES; i++)
-		others += *(volatile __u64 *)&set->keys[i] == number;
-	if (others > 1)
+		others += differ(*(volatile __u64 *)&set->keys[i], number);
+	if (others < TCP_SET_PLACES - 1)
 		settle(set, number, place, flags);
 	return true;
 }

@@ -53,15 +53,15 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 	__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
 }
 
-/* All but the owner. */
+/* All but the owner; counters where a connection ends. */
 static __always_inline void fill_plain(struct tcp_record *record, struct sock *sk, struct tcp_sock *tp, int old_state,
-				       const bool direct)
+				       bool ends, const bool direct)
 {
 	record->time_ns = bpf_ktime_get_ns();
-	record->bytes_received = FIELD(direct, tp, bytes_received);
-	record->bytes_acked = FIELD(direct, tp, bytes_acked);
-	record->data_segs_out = FIELD(direct, tp, data_segs_out);
-	record->data_segs_in = FIELD(direct, tp, data_segs_in);
+	record->bytes_received = ends ? FIELD(direct, tp, bytes_received) : 0;
+	record->bytes_acked = ends ? FIELD(direct, tp, bytes_acked) : 0;
+	record->data_segs_out = ends ? FIELD(direct, tp, data_segs_out) : 0;
+	record->data_segs_in = ends ? FIELD(direct, tp, data_segs_in) : 0;
 	record->family = FIELD(direct, sk, __sk_common.skc_family);
 	record->local_port = local_port_of(tp, direct);
 	record->remote_port = remote_port_of(sk, direct);
@@ -93,7 +93,7 @@ static __always_inline __u64 report(void *ctx, struct sock *sk, const struct own
 	record = new_record(sizeof(*record));
 	if (!record)
 		return 0;
-	fill_plain(record, sk, tp, old_state, direct);
+	fill_plain(record, sk, tp, old_state, true, direct);
 	fill_owner(record, sk, known, old_state, TCP_CLOSE, direct);
 	record->inode = 0;
 	if (record->origin != TCP_ORIGIN_CONNECT && record->origin != TCP_ORIGIN_CLOSE)
@@ -151,7 +151,7 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 		drop_record(record);
 		return 0;
 	}
-	fill_plain(&record->plain, sk, tp, old_state, direct);
+	fill_plain(&record->plain, sk, tp, old_state, ends, direct);
 	if (is_held) {
 		record->plain.origin |= TCP_ORIGIN_HELD;
 		held_ns = record->plain.time_ns;
@@ -189,10 +189,6 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 		record->snd_nxt = FIELD(direct, tp, snd_nxt);
 		record->write_seq = FIELD(direct, tp, write_seq);
 	} else {
-		record->plain.bytes_received = 0;
-		record->plain.bytes_acked = 0;
-		record->plain.data_segs_out = 0;
-		record->plain.data_segs_in = 0;
 		__builtin_memset(&record->bytes_sent, 0,
 				 sizeof(*record) - __builtin_offsetof(struct tcp_detailed_record, bytes_sent));
 	}

@@ -39,8 +39,25 @@ static __always_inline void report_let_go(struct sock *sk, struct where at, __u6
 }
 
 /*
- * Where it is not preemptible, the plain program at the tracepoint is skipped in softirq only, over one that a process runs,
- * and a close is all that it can miss: that is seen where the kernel destroys the socket (tcp_destroy_sock), and where it
+ * The state that an endpoint was in before its last change, which the main program has missed: from the last one that was noted, and
+ * what is known of the peer's and its own end since. (A connection that goes to TIME_WAIT comes from FIN_WAIT2, or from CLOSING.)
+ */
+static __always_inline int state_before_end(struct sock *sk, const struct owner *known)
+{
+	struct tcp_sock *tp = CAST(tcp_sock, sk);
+	int state = known->state;
+
+	/* Where this was missed too: nobody's SYN is acknowledged but that of a connection. */
+	if (!state || (state == TCP_SYN_SENT && tp->bytes_acked))
+		state = TCP_ESTABLISHED;
+	if (state == TCP_ESTABLISHED && CAST(sock, sk)->__sk_common.skc_flags & 1 << SOCK_DONE)
+		return TCP_CLOSE_WAIT;
+	return state == TCP_FIN_WAIT1 && tp->snd_una == tp->write_seq ? TCP_FIN_WAIT2 : state;
+}
+
+/*
+ * Where it is not preemptible, the program at the tracepoint is skipped in softirq only, over one that a process runs, and a close
+ * is all that it can miss of what those who want closes are told: that is seen where the kernel destroys the socket (tcp_destroy_sock), and where it
  * tells of the error that ended the connection (inet_sk_error_report), as it may be long until a process lets go of the
  * socket. One program for both, to be verified once. It reports so rarely that helpers may read what it does. Other programs take
  * it for who lets go of a socket.
@@ -68,7 +85,10 @@ int close_at_end(__u64 *args)
 	if (!look_at_end)
 		return 0;
 	__sync_fetch_and_add(&recovered, 1);
-	end_at(at, report(0, sk, &known, TCP_CLOSE, false));
+	if (!look_at_end_detailed)
+		end_at(at, report(0, sk, &known, TCP_CLOSE, false));
+	else if (can_cast)
+		transition_detailed(CAST(sock, sk), state_before_end(sk, &known), TCP_CLOSE, false);
 	return 0;
 }
 
@@ -82,7 +102,7 @@ static __always_inline bool is_unreported(const struct owner *known, int old_sta
 	return true;
 }
 
-/* The others look again at each change, after the main program. */
+/* The others look again at each change, after the main program; most often that has done what there was to do. */
 static __always_inline bool is_undone(struct sock *sk, int old_state, int new_state, const bool detailed)
 {
 	/* In the context of a process, where a tracepoint's program does not run already unless it was preempted. */
@@ -98,7 +118,7 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 	/* Other changes are nothing to programs that tell of closes only: they save the look. */
 	if (!(detailed && follows_changes()) && new_state != TCP_CLOSE && !born_passive && !by_process)
 		return false;
-	if (old_state == new_state || is_done(sk, new_state))
+	if (old_state == new_state)
 		return false;
 	known = owner_at(where_is(sk));
 	if (new_state == TCP_CLOSE) {
@@ -120,14 +140,23 @@ static __always_inline bool is_undone(struct sock *sk, int old_state, int new_st
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again, struct sock *sk, int old_state, int new_state)
 {
-	return is_undone(sk, old_state, new_state, false) ? transition(ctx, sk, old_state, new_state, true, false, true)
-							  : 0;
+	if (is_done(sk, new_state) || !is_undone(sk, old_state, new_state, false))
+		return 0;
+	return transition(ctx, sk, old_state, new_state, true, false, true);
+}
+
+/* Apart, so that what comes before needs few registers. */
+static __noinline int look_again_detailed(struct sock *sk, int old_state, int new_state)
+{
+	if (!is_undone(sk, old_state, new_state, true))
+		return 0;
+	return transition_detailed(sk, old_state, new_state, true);
 }
 
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_state_again_detailed, struct sock *sk, int old_state, int new_state)
 {
-	return is_undone(sk, old_state, new_state, true) ? transition_detailed(sk, old_state, new_state, true) : 0;
+	return is_done(sk, new_state) ? 0 : look_again_detailed(sk, old_state, new_state);
 }
 
 #endif

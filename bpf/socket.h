@@ -7,6 +7,8 @@
 #ifndef TCPEVENT_SOCKET_H
 #define TCPEVENT_SOCKET_H
 
+#include "forget.h"
+
 /*
  * Reads a field of a socket: directly where the verifier knows the pointer's type, else through a probe read. Not for
  * fields that are pointers, but after CAST: for each such instruction the verifier looks through the names of all the
@@ -37,7 +39,7 @@ static __always_inline socket_state state_of(struct socket *socket)
  * tcp_write_err, tcp_abort). But a time limit ends one with the last such answer (tcp_write_err: sk_err_soft): in a timer,
  * where no process holds the lock, with something that is not acknowledged.
  */
-static __always_inline int error_of_end(struct sock *sk, int old_state, const bool direct)
+static __always_inline int find_error_of_end(struct sock *sk, int old_state, const bool direct)
 {
 	int err = FIELD(direct, sk, sk_err);
 
@@ -47,12 +49,18 @@ static __always_inline int error_of_end(struct sock *sk, int old_state, const bo
 	if (old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
 		return err;
 	if (old_state == TCP_LAST_ACK || old_state == TCP_CLOSING || old_state == TCP_FIN_WAIT2) {
-		struct tcp_sock *tp = (struct tcp_sock *)sk;
+		struct tcp_sock *tp = can_cast ? CAST(tcp_sock, sk) : (struct tcp_sock *)sk;
 
-		if (BPF_CORE_READ(tp, snd_una) == BPF_CORE_READ(tp, write_seq))
+		if (FIELD(can_cast, tp, snd_una) == FIELD(can_cast, tp, write_seq))
 			return 0;
 	}
 	return err == FIELD(direct, sk, sk_err_soft) && !is_locked_by_process(sk, direct) ? err : 0;
+}
+
+/* Errors of sockets are numbers below 134. */
+static __always_inline int error_of_end(struct sock *sk, int old_state, const bool direct)
+{
+	return forget(find_error_of_end(sk, old_state, direct) + 1) - 1;
 }
 
 /* 0 where no process holds the socket. (A read from nowhere gives 0.) */

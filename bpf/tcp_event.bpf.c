@@ -26,6 +26,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 const volatile bool main_is_kprobe = false;
 const volatile bool second_look = false; /* at each change of state */
 const volatile bool look_at_end = false; /* where a socket fails, and where it is destroyed */
+const volatile bool look_at_end_detailed = false; /* the same, where the main program is a detailed one */
 
 #define ONCE_A_PROGRAM static __noinline
 
@@ -54,7 +55,8 @@ static __noinline int transition_detailed(struct sock *sk, int old_state, int ne
 static __always_inline bool may_matter(int new_state)
 {
 	return follows_changes() || new_state == TCP_CLOSE || new_state == TCP_ESTABLISHED ||
-	       new_state == TCP_SYN_SENT || new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK;
+	       new_state == TCP_SYN_SENT || new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK ||
+	       (look_at_end && new_state == TCP_CLOSING);
 }
 
 SEC("kprobe/tcp_set_state")
@@ -100,7 +102,8 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
 	if (!may_matter(new_state))
 		return 0;
 	transition_detailed(sk, old_state, new_state, true);
-	set_done(sk, new_state);
+	if (second_look)
+		set_done(sk, new_state);
 	return 0;
 }
 

@@ -22,6 +22,7 @@ enum {
 	main_is_kprobe = true,
 	second_look = false,
 	look_at_end = false,
+	look_at_end_detailed = false,
 	has_typed_task = false,
 	has_registers = false,
 	hears_let_go = false,
@@ -75,6 +76,11 @@ struct where {
 static __always_inline struct where where_is(const struct sock *sk)
 {
 	return (struct where){.number = (__u64)sk};
+}
+
+static __always_inline bool is_somewhere(struct where at)
+{
+	return true;
 }
 
 static __always_inline struct owner *owner_at(struct where at)

@@ -4,8 +4,8 @@
  * Shared by tcp_event.bpf.c and tcp_event_perf.bpf.c.
  *
  * The program that includes this file has said whether functions can be called, and so be there once (ONCE_A_PROGRAM), how it
- * is attached (constants: main_is_kprobe, second_look, look_at_end) and where it keeps owners (where_is(), owner_at(),
- * note_at(), forget_at(), end_at()), beside what report.h asks for.
+ * is attached (constants: main_is_kprobe, second_look, look_at_end) and where it keeps owners (where_is(), is_somewhere(),
+ * owner_at(), note_at(), forget_at(), end_at()), beside what report.h asks for.
  */
 #ifndef TCPEVENT_TRANSITION_H
 #define TCPEVENT_TRANSITION_H
@@ -47,6 +47,13 @@ static __always_inline void begin_anew(struct owner *owner, __u8 direction, bool
 	owner->has_ended = 0;
 }
 
+/* For who looks at the end, and must know what state an endpoint has been in. */
+static __always_inline void note_state(struct owner *owner, int state)
+{
+	if (look_at_end_detailed)
+		owner->state = state;
+}
+
 /*
  * A process connects: whatever the address of its socket stood for before is over. A thread of the kernel opens another connection
  * of MPTCP beside the first one: whose that is, is known by other means.
@@ -60,6 +67,7 @@ ONCE_A_PROGRAM void note_connect(struct sock *sk, bool detailed)
 	if (!known && !main_is_kprobe && !speaks_tcp(sk))
 		return;
 	begin_anew(&fresh, TCP_DIRECTION_CONNECTED, detailed);
+	note_state(&fresh, TCP_SYN_SENT);
 	task = current_task();
 	if (!is_kernel_thread(task) || !is_of_mptcp(sk))
 		set_actor(&fresh, task, TCP_ORIGIN_CONNECT);
@@ -75,19 +83,21 @@ ONCE_A_PROGRAM bool note_birth(struct sock *sk, bool detailed)
 	struct where at = where_is(sk);
 	struct owner *known = owner_at(at);
 
-	/* The plain program at the tracepoint leaves nothing of an earlier socket at the same address: see close_at_end(). */
-	if (!detailed && look_at_end ? known && !known->has_ended : is_in_hands(sk, known))
+	/* Who looks at the end leaves nothing of an earlier socket at the same address. */
+	if (look_at_end ? known && !known->has_ended : is_in_hands(sk, known))
 		return false;
 	if (known) {
 		/* A process may have taken it just now, on another processor; MPTCP gives it a struct socket after that only. */
 		if (known->origin != TCP_ORIGIN_ACCEPT || known->birth_ns)
 			*known = (struct owner){};
 		begin_anew(known, TCP_DIRECTION_ACCEPTED, detailed);
+		note_state(known, TCP_ESTABLISHED);
 		known->established_ns = known->birth_ns;
 	} else if (main_is_kprobe || speaks_tcp(sk)) {
 		struct owner fresh = {};
 
 		begin_anew(&fresh, TCP_DIRECTION_ACCEPTED, detailed);
+		note_state(&fresh, TCP_ESTABLISHED);
 		fresh.established_ns = fresh.birth_ns;
 		note_at(at, &fresh, BPF_NOEXIST);
 	}
@@ -104,7 +114,7 @@ static __always_inline void note_established(struct owner *owner)
 }
 
 /* A process acts on an endpoint. A thread of the kernel ends what a process has closed: that is no act. */
-ONCE_A_PROGRAM void note_act(struct sock *sk)
+ONCE_A_PROGRAM void note_act(struct sock *sk, int new_state)
 {
 	struct task_struct *task = current_task();
 	struct owner current = {}, *known;
@@ -115,6 +125,7 @@ ONCE_A_PROGRAM void note_act(struct sock *sk)
 	at = where_is(sk);
 	known = owner_at(at);
 	if (known) {
+		note_state(known, new_state);
 		set_actor(&current, task, TCP_ORIGIN_CLOSE);
 		if (is_let_go_by_exec(known, &current))
 			return;
@@ -174,9 +185,9 @@ static __always_inline __u64 report_change(void *ctx, struct sock *sk, struct ow
 static __always_inline int transition(void *ctx, struct sock *sk, int old_state, int new_state, const bool direct,
 				      const bool detailed, bool can_number)
 {
-	struct owner known = {}, *established;
+	struct owner known = {}, *entry;
 	struct where at = {};
-	bool is_known = false, has_begun = false;
+	bool is_known = false, has_begun = false, established;
 	__u64 held_ns = 0;
 
 	if (new_state == TCP_CLOSE) {
@@ -184,7 +195,9 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 		if (old_state == TCP_CLOSE || (old_state == TCP_LISTEN && !detailed))
 			return 0;
 		at = where_is(sk);
-		is_known = copy_owner(&known, at);
+		if (!is_somewhere(at))
+			return 0;
+		is_known = forget(1 + copy_owner(&known, at)) - 1;
 		/* Fast Open, whose handshake has not come to its end: that is what age is counted from. */
 		if (old_state == TCP_SYN_RECV && is_known && !known.birth_ns)
 			known.birth_ns = detailed ? bpf_ktime_get_ns() : 1;
@@ -194,19 +207,22 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 		if (old_state == TCP_SYN_RECV)
 			has_begun = note_birth(sk, detailed);
 	} else if ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct)) {
-		note_act(sk);
+		note_act(sk, new_state);
 	}
 	if (detailed && !follows_changes() && new_state != TCP_CLOSE) {
 		/* Of closes it is told when the connection was established. */
-		established = new_state == TCP_ESTABLISHED && !has_begun ? owner_at(where_is(sk)) : 0;
-		if (established)
-			note_established(established);
+		established = new_state == TCP_ESTABLISHED && !has_begun;
+		entry = established || new_state == TCP_CLOSING ? owner_at(where_is(sk)) : 0;
+		if (entry && established)
+			note_established(entry);
+		if (entry)
+			note_state(entry, new_state);
 		return 0;
 	}
 	if (detailed)
 		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct, can_number);
 	else if (new_state == TCP_CLOSE && (old_state != TCP_SYN_RECV || is_end(sk, &known, old_state)))
-		held_ns = report(ctx, sk, &known, old_state, direct);
+		held_ns = report(ctx, sk, &known, forget(old_state), direct);
 	if (is_known)
 		end_at(at, held_ns);
 	return 0;

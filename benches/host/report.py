@@ -58,6 +58,11 @@ the same on every machine. They count no cache misses and no traps. `path` is on
 the watcher's process does for a connection, of which there are two events or, for states, ten; `getppid`, a system call that has
 nothing to do with TCP. A program is counted with the 50 that an empty one takes for being counted. Where each event wakes the
 watcher, as the plain tracepoint's do, the kernel leaves part of a connection's work to other threads, and `path` shows too little.
+
+Some rows are no watchers, but what a watcher cannot go below: `empty` programs, and `the least` that tells of the same with an owner
+(`benches/bpf/least.bpf.c`): it reads every fact once, gives an owner one place that others take from it, and omits each check that
+makes the answer right where sockets share a place, a process executes another program, the kernel's own threads or MPTCP act, or
+the kernel has skipped a program.
 """
 
 

@@ -30,6 +30,7 @@ pub(super) fn configure(
     constants.main_is_kprobe = rung == Rung::Kprobe;
     constants.second_look = again == Again::AtChanges;
     constants.look_at_end = again == Again::AtEnd;
+    constants.look_at_end_detailed = again == Again::AtEnd && settings.detailed;
     constants.is_preemptible = types.preemptible;
     constants.wanted = wanted(settings);
     constants.can_cast = types.casts.is_some();

@@ -51,15 +51,19 @@ impl Extras {
         self != Self::Nothing && settings.closes
     }
 
-    /// Where the kernel tells of what becomes of a socket, that is all that a plain program needs, unless it can be preempted: a
-    /// kprobe's cannot.
+    /// Where the kernel tells of what becomes of a socket, that is all that needs another look where closes are wanted alone, unless
+    /// the main program can be preempted (a kprobe's cannot), or leaves something to the second look on purpose (a kprobe's detailed
+    /// one). What the detailed program has to know of an endpoint then is read by pointers that are cast.
     pub(super) fn look_again(self, rung: Rung, settings: &ProbeSettings, types: &KernelTypes) -> Again {
         if self == Self::Nothing || types.fitting.target(SET_STATE).is_none() {
-            Again::Never
-        } else if !settings.detailed && types.tells_errors && (rung == Rung::Kprobe || !types.preemptible) {
-            Again::AtEnd
-        } else {
-            Again::AtChanges
+            return Again::Never;
         }
+        let closes_alone = match (settings.detailed, rung) {
+            (false, Rung::Kprobe) => true,
+            (false, _) => !types.preemptible,
+            (true, Rung::Kprobe) => false,
+            (true, _) => !types.preemptible && !settings.states && types.casts.is_some(),
+        };
+        if closes_alone && types.tells_errors { Again::AtEnd } else { Again::AtChanges }
     }
 }

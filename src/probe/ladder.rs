@@ -106,8 +106,9 @@ impl Places {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::HashMap;
     use std::io::{ErrorKind, Read};
+    use std::mem;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::{AsFd, AsRawFd};
     use std::sync::atomic::Ordering;
@@ -117,7 +118,9 @@ mod tests {
     use socket2::SockRef;
 
     use super::*;
+    use crate::event::state;
     use crate::ingest::record::{Decoded, LetGo, decode};
+    use crate::probe::extras::Again;
     use crate::probe::fds::MOST_HELD;
 
     /// Whether the peer finds a connection closed, or reset.
@@ -127,13 +130,23 @@ mod tests {
         Reset,
     }
 
-    fn close(way: Way, client: TcpStream, mut server: TcpStream) {
+    /// What the programs are told to report.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Kind {
+        Plain,
+        Closes,
+        States,
+    }
+
+    /// The client's end first; calls `between` before the server's is closed.
+    fn close(way: Way, client: TcpStream, mut server: TcpStream, between: impl FnOnce()) {
         if way == Way::Reset {
             SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
         }
         drop(client);
         let read = server.read(&mut [0]).map_err(|error| error.kind());
         assert_eq!(read, if way == Way::Fin { Ok(0) } else { Err(ErrorKind::ConnectionReset) });
+        between();
         drop(server);
     }
 
@@ -143,14 +156,15 @@ mod tests {
     }
 
     /// The main program sees nothing (`misses_all`), or a connection's begin, and is taken away before its end.
-    fn ends_are_recovered(rung: Rung, detailed: bool, preemptible: bool, misses_all: bool) {
-        let settings = ProbeSettings { rung: Some(rung), detailed, closes: true, ..ProbeSettings::default() };
+    fn ends_are_recovered(rung: Rung, kind: Kind, preemptible: bool, misses_all: bool) {
+        let (detailed, states) = (kind != Kind::Plain, kind == Kind::States);
+        let settings = ProbeSettings { rung: Some(rung), detailed, closes: true, states, ..ProbeSettings::default() };
         instructions::take_over();
         let mut types = KernelTypes::read(&settings).unwrap();
         types.preemptible |= preemptible;
+        let at_end = Extras::NoAccept.look_again(rung, &settings, &types) == Again::AtEnd;
         // What a process does is looked at twice where it can be missed.
-        let kprobe_looks_at_end = rung == Rung::Kprobe && !detailed && types.tells_errors;
-        if misses_all && (kprobe_looks_at_end || (rung == Rung::TpBtf && !types.preemptible)) {
+        if misses_all && (at_end || (rung == Rung::TpBtf && !types.preemptible)) {
             return;
         }
         let kernel = Kernel { types, maps: Cell::new(None) };
@@ -161,7 +175,6 @@ mod tests {
             Err(refusal) => return eprintln!("skipped: {refusal}"),
         };
 
-        let by_changes = detailed || (!kprobe_looks_at_end && (rung == Rung::Kprobe || kernel.types.preemptible));
         if misses_all {
             take_main_away(&mut probe);
         }
@@ -170,20 +183,24 @@ mod tests {
             let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             (way, client, listener.accept().unwrap().0)
         });
-        // Of a reset by a process the tracepoint's plain program misses nothing, unless it is preemptible: nobody looks
-        // before the kernel has forgotten the addresses.
-        let ends = connections.iter().flat_map(|(way, client, server)| {
-            [Some(server), (*way == Way::Fin || by_changes).then_some(client)].into_iter().flatten()
+        // Of a reset by a process a program misses nothing that looks again at the end: nobody looks before the kernel has
+        // forgotten the addresses. With the state that is told: what the server does is missed too, which it is not but here.
+        let ends = connections.iter().flat_map(|(way, client, server)| match way {
+            Way::Fin => vec![(client, state::FIN_WAIT2), (server, state::CLOSE_WAIT)],
+            Way::Reset if at_end => vec![(server, state::ESTABLISHED)],
+            Way::Reset => vec![(client, state::ESTABLISHED), (server, state::ESTABLISHED)],
         });
-        let ends = ends.map(|end| (end.local_addr().unwrap().port(), end.peer_addr().unwrap().port()));
-        let mut missing: HashSet<_> = ends.collect();
+        let ends = ends.map(|(end, state)| ((end.local_addr().unwrap().port(), end.peer_addr().unwrap().port()), state));
+        let mut missing: HashMap<_, _> = ends.collect();
         let expected = missing.len() as u64;
 
-        if !misses_all {
-            take_main_away(&mut probe);
-        }
+        let mut is_there = !misses_all;
         for (way, client, server) in connections {
-            close(way, client, server);
+            close(way, client, server, || {
+                if mem::take(&mut is_there) {
+                    take_main_away(&mut probe);
+                }
+            });
         }
 
         let read = std::cell::RefCell::new(Vec::new());
@@ -198,10 +215,16 @@ mod tests {
         let buffer = builder.build().unwrap();
         let until = Instant::now() + Duration::from_secs(10);
         while !missing.is_empty() {
-            assert!(Instant::now() < until, "by {}: {missing:?} of {expected} did not come", rung.name());
+            let way = format!("{kind:?} by {}, preemptible: {preemptible}, all: {misses_all}", rung.name());
+            let counts = probe.variables().unwrap().get();
+            assert!(Instant::now() < until, "{way}: {missing:?} of {expected} did not come; {counts:?}");
             buffer.consume().unwrap();
             for Decoded { event, held, .. } in read.take() {
-                if missing.remove(&(event.local_port, event.remote_port)) {
+                if event.new_state != state::CLOSE {
+                    continue;
+                }
+                if let Some(state) = missing.remove(&(event.local_port, event.remote_port)) {
+                    assert!(kind != Kind::Closes || !at_end || event.old_state == state, "not {state}: {event:?}");
                     // Where accepts are not seen, it is told later whose it is: once its socket is let go of.
                     assert!(event.pid == std::process::id() || (event.pid == 0 && held), "{event:?}");
                 } else {
@@ -236,8 +259,10 @@ mod tests {
     #[test]
     fn the_second_look_reports_what_the_main_program_has_missed() {
         for rung in [Rung::Kprobe, Rung::TpBtf] {
-            for case in 0..8 {
-                ends_are_recovered(rung, case & 1 != 0, case & 2 != 0, case & 4 != 0);
+            for kind in [Kind::Plain, Kind::Closes, Kind::States] {
+                for case in 0..4 {
+                    ends_are_recovered(rung, kind, case & 1 != 0, case & 2 != 0);
+                }
             }
         }
     }

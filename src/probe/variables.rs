@@ -13,6 +13,7 @@ use crate::sys::mapping::{Access, Mapping};
 pub struct SharedVariables(Mapping);
 
 /// Each of them. The kernel's side writes too, so all access is atomic.
+#[derive(Debug)]
 pub struct Variables<'map> {
     /// 1 asks the program to wake the reader at the next record.
     pub reader_sleeps: &'map AtomicU32,
