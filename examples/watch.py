@@ -40,7 +40,7 @@ class Event(c.Structure):
         (U64, "age_ns establish_ns payload_received payload_sent payload_acked bytes_received bytes_acked"),
         (U64, "bytes_sent bytes_retransmitted"),
         (U32, "segs_retransmitted segs_out segs_in data_segs_out data_segs_in srtt_us min_rtt_us"),
-        (U32, "reserved2"),
+        (U32, "reserved2 accept_queue accept_queue_limit dropped newly_dropped"),
     )
 
 

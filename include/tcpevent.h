@@ -137,8 +137,8 @@
 #define TCPEVENT_KNOWN_ERROR 4
 
 /**
- * `payload_received` and all fields after it describe what the connection carried. Only in closes and snapshots. The plain
- * tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of other network
+ * `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. Only in closes and
+ * snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of other network
  * namespaces, and cannot always tell connections with the same addresses and ports apart.
  */
 #define TCPEVENT_KNOWN_COUNTERS 8
@@ -154,6 +154,11 @@
  * connections older than the probe, and those that had no place in the table of owners (`lost_owners`).
  */
 #define TCPEVENT_KNOWN_TIMES 32
+
+/**
+ * `accept_queue` and all fields after it describe a listening socket. Only in snapshots.
+ */
+#define TCPEVENT_KNOWN_BACKLOG 64
 
 /**
  * In closes: the connection was never established (it went from SYN_SENT to CLOSE). `error` has the reason. If it is known to
@@ -220,7 +225,7 @@ struct tcpevent_options {
      */
     uint32_t probe;
     /**
-     * How many unread events the queue holds, 1 to 1048576; 0 for 1024. Each takes some 280 bytes. When it is full, the oldest
+     * How many unread events the queue holds, 1 to 1048576; 0 for 1024. Each takes some 300 bytes. When it is full, the oldest
      * is dropped.
      */
     uint32_t queue_slots;
@@ -374,7 +379,8 @@ struct tcpevent_event {
      */
     uint64_t establish_ns;
     /**
-     * Payload received in order, in bytes, without SYN and FIN. This and all fields behind it: in closes and snapshots.
+     * Payload received in order, in bytes, without SYN and FIN. This and all fields behind it up to `min_rtt_us`: in closes and
+     * snapshots.
      */
     uint64_t payload_received;
     /**
@@ -433,6 +439,25 @@ struct tcpevent_event {
      * 0.
      */
     uint32_t reserved2;
+    /**
+     * Connections that wait to be accepted (sock.sk_ack_backlog). This and all fields behind it: in snapshots of listening
+     * sockets.
+     */
+    uint32_t accept_queue;
+    /**
+     * How many connections may wait (sock.sk_max_ack_backlog): the lesser of what `listen` was told and net.core.somaxconn. The
+     * kernel lets one more wait, and drops what comes then.
+     */
+    uint32_t accept_queue_limit;
+    /**
+     * What this socket has dropped so far (sock.sk_drops), modulo 2^32: requests for connections, handshakes that their peers had
+     * completed, segments that a filter has refused. Peers that want a connection try again.
+     */
+    uint32_t dropped;
+    /**
+     * What it has dropped since this handle's last snapshot of the socket; 0 in the first one.
+     */
+    uint32_t newly_dropped;
 };
 
 /**

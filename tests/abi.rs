@@ -186,7 +186,7 @@ fn tcpevent_options() -> Structure {
 }
 
 fn tcpevent_event() -> Structure {
-    structure! { tcpevent_event, 232:
+    structure! { tcpevent_event, 248:
         0 size: u32,
         4 kind: u8,
         5 old_state: u8,
@@ -228,6 +228,10 @@ fn tcpevent_event() -> Structure {
         220 srtt_us: u32,
         224 min_rtt_us: u32,
         228 reserved2: u32,
+        232 accept_queue: u32,
+        236 accept_queue_limit: u32,
+        240 dropped: u32,
+        244 newly_dropped: u32,
     }
 }
 
@@ -575,8 +579,11 @@ fn later_library(folder: &Path) {
         "src/api/handles/types.rs",
         &[
             ("    pub reserved: c_int,\n", "    pub reserved: c_int,\n    /// Later.\n    pub later: u64,\n"),
-            ("    pub reserved2: u32,\n", "    pub reserved2: u32,\n    /// Later.\n    pub later: u64,\n"),
-            ("            reserved2: 0,\n", "            reserved2: 0,\n            later: u64::MAX,\n"),
+            ("    pub newly_dropped: u32,\n}", "    pub newly_dropped: u32,\n    /// Later.\n    pub later: u64,\n}"),
+            (
+                "            newly_dropped: backlog.newly_dropped,\n",
+                "            newly_dropped: backlog.newly_dropped,\n            later: u64::MAX,\n",
+            ),
             ("    pub tracked_most: u64,\n", "    pub tracked_most: u64,\n    /// Later.\n    pub later: u64,\n"),
             (
                 "            tracked_most: of.most_tracked,\n",

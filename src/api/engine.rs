@@ -87,7 +87,10 @@ impl<E: Queued> Engine<E> {
         sink: &dyn Sink,
         is_over: impl Fn() -> bool,
     ) {
-        let settings = SweepSettings { interval, naming, filter: &probe.filter, holders: &self.attached.holders };
+        // The classic functions have no place for it.
+        let drops = naming == Naming::Comm;
+        let settings =
+            SweepSettings { interval, naming, drops, filter: &probe.filter, holders: &self.attached.holders };
         sweep::run(&self.sweep_waker, is_over, &settings, sink, &self.counters);
     }
 

@@ -97,7 +97,7 @@ impl WatchBuilder {
         self
     }
 
-    /// Events that the queue holds until they are read, 1 to 1,048,576; one takes some 280 bytes. 1,024 unless set.
+    /// Events that the queue holds until they are read, 1 to 1,048,576; one takes some 300 bytes. 1,024 unless set.
     pub fn queue_slots(mut self, slots: usize) -> Self {
         self.queue_slots = slots;
         self

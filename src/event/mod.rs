@@ -91,6 +91,8 @@ impl Known {
     pub const PLACE: Self = Self(16);
     /// `age_ns`, `establish_ns` and `direction`.
     pub const TIMES: Self = Self(32);
+    /// `backlog`.
+    pub const BACKLOG: Self = Self(64);
 
     /// All of them, or-ed.
     pub const fn bits(self) -> u32 {
@@ -113,6 +115,19 @@ impl BitOr for Known {
 
 /// The user of an endpoint of which no user is known: no user has this ID (kernel: INVALID_UID).
 pub const NO_USER: u32 = u32::MAX;
+
+/// Connections that a listening socket has not handed over yet, or never will.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Those that wait to be accepted.
+    pub waiting: u32,
+    /// As many may wait, and one more: the lesser of what `listen` was told and `net.core.somaxconn`.
+    pub most: u32,
+    /// What was dropped so far, modulo 2^32: requests for connections, completed handshakes, segments that a filter has refused.
+    pub dropped: u32,
+    /// What was dropped since this watch's last snapshot of the socket; 0 in the first.
+    pub newly_dropped: u32,
+}
 
 /// An event. [`Self::known`] says which fields tell something; those that do not are 0, and `uid` is [`NO_USER`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,6 +174,8 @@ pub struct Event {
     pub srtt_us: u32,
     /// Least round-trip time in microseconds.
     pub min_rtt_us: u32,
+    /// In snapshots of listening sockets.
+    pub backlog: Option<Backlog>,
     /// Inode number of the network namespace.
     pub netns: u32,
     /// Owner: thread group ID.
@@ -211,6 +228,7 @@ impl Event {
             (self.kind == Kind::Snapshot || (is_close && !self.uncounted), Known::COUNTERS),
             (self.netns != 0, Known::PLACE),
             (self.kind != Kind::Snapshot && self.begin == Begin::Seen && !is_listener, Known::TIMES),
+            (self.backlog.is_some(), Known::BACKLOG),
         ]
         .into_iter()
         .filter(|(is_known, _)| *is_known)
@@ -270,6 +288,7 @@ impl Event {
             segs_retransmitted: 0,
             srtt_us: 0,
             min_rtt_us: 0,
+            backlog: None,
             netns: 0,
             pid: 0,
             uid: NO_USER,

@@ -190,7 +190,8 @@ mod tests {
             Way::Reset if at_end => vec![(server, state::ESTABLISHED)],
             Way::Reset => vec![(client, state::ESTABLISHED), (server, state::ESTABLISHED)],
         });
-        let ends = ends.map(|(end, state)| ((end.local_addr().unwrap().port(), end.peer_addr().unwrap().port()), state));
+        let ends =
+            ends.map(|(end, state)| ((end.local_addr().unwrap().port(), end.peer_addr().unwrap().port()), state));
         let mut missing: HashMap<_, _> = ends.collect();
         let expected = missing.len() as u64;
 

@@ -13,7 +13,7 @@ use netlink_packet_sock_diag::inet::{
 use netlink_packet_utils::Parseable;
 use netlink_packet_utils::nla::{NLA_HEADER_SIZE as ATTRIBUTE_HEADER_LEN, NlasIterator};
 
-use crate::event::{Event, Kind, OwnerBy, state};
+use crate::event::{Backlog, Event, Kind, OwnerBy, state};
 
 /// Bytes of `struct nlmsghdr`.
 const NETLINK_HEADER_LEN: usize = 16;
@@ -23,6 +23,12 @@ const HEADER_LEN: usize = 72;
 
 /// `INET_DIAG_INFO`: the attribute that carries `struct tcp_info`.
 const INET_DIAG_INFO: u16 = 2;
+
+/// `INET_DIAG_SKMEMINFO`: an array of words.
+const INET_DIAG_SKMEMINFO: u16 = 7;
+
+/// Offset in that array: `SK_MEMINFO_DROPS`.
+const DROPS: usize = 8 * 4;
 
 /// `INET_DIAG_CGROUP_ID`: since Linux 5.9.
 const INET_DIAG_CGROUP_ID: u16 = 21;
@@ -58,17 +64,19 @@ pub enum Families {
     Inet6,
 }
 
-/// A request for all TCP sockets except those in SYN_RECV, TIME_WAIT and CLOSE, with their tcp_info.
-pub fn dump_request(families: Families, sequence: u32) -> Vec<u8> {
+/// A request for all TCP sockets except those in SYN_RECV, TIME_WAIT and CLOSE, with their tcp_info; and with what they have
+/// dropped, where that is wanted.
+pub fn dump_request(families: Families, with_drops: bool, sequence: u32) -> Vec<u8> {
+    let extensions = if with_drops { ExtensionFlags::INFO | ExtensionFlags::SKMEMINFO } else { ExtensionFlags::INFO };
     match families {
-        Families::Both => dump_request_of_both(sequence),
-        Families::Inet => dump_request_of_one(AF_INET, sequence),
-        Families::Inet6 => dump_request_of_one(AF_INET6, sequence),
+        Families::Both => dump_request_of_both(extensions, sequence),
+        Families::Inet => request(NLM_F_DUMP, AF_INET, SocketId::new_v4(), extensions, sequence),
+        Families::Inet6 => request(NLM_F_DUMP, AF_INET6, SocketId::new_v6(), extensions, sequence),
     }
 }
 
 /// `struct inet_diag_req` behind a header: netlink-packet-sock-diag only has the later request.
-fn dump_request_of_both(sequence: u32) -> Vec<u8> {
+fn dump_request_of_both(extensions: ExtensionFlags, sequence: u32) -> Vec<u8> {
     const SOCKET_ID_LEN: usize = 48;
 
     let length = u32::try_from(NETLINK_HEADER_LEN + 4 + SOCKET_ID_LEN + 8).expect("it is short");
@@ -78,7 +86,7 @@ fn dump_request_of_both(sequence: u32) -> Vec<u8> {
     bytes.extend(sequence.to_ne_bytes());
     // Port; family, lengths of addresses, extensions; addresses and ports.
     bytes.extend([0; 4]);
-    bytes.extend([0, 0, 0, ExtensionFlags::INFO.bits()]);
+    bytes.extend([0, 0, 0, extensions.bits()]);
     bytes.extend([0; SOCKET_ID_LEN]);
     bytes.extend(states().bits().to_ne_bytes());
     bytes.extend([0; 4]);
@@ -96,11 +104,6 @@ fn states() -> StateFlags {
         | StateFlags::CLOSING
 }
 
-fn dump_request_of_one(family: u8, sequence: u32) -> Vec<u8> {
-    let socket_id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-    request(NLM_F_DUMP, family, socket_id, sequence)
-}
-
 /// A request for a socket from an earlier listing. Its cookie excludes other sockets with the same addresses.
 pub fn request_again(listed: &Event, sequence: u32) -> Vec<u8> {
     let address = |bytes: [u8; 16]| match u8::try_from(listed.family) {
@@ -115,15 +118,14 @@ pub fn request_again(listed: &Event, sequence: u32) -> Vec<u8> {
         interface_id: 0,
         cookie: listed.cookie.to_ne_bytes(),
     };
-    request(0, u8::try_from(listed.family).unwrap_or(AF_INET6), socket_id, sequence)
+    request(0, u8::try_from(listed.family).unwrap_or(AF_INET6), socket_id, ExtensionFlags::INFO, sequence)
 }
 
-fn request(flags: u16, family: u8, socket_id: SocketId, sequence: u32) -> Vec<u8> {
+fn request(flags: u16, family: u8, socket_id: SocketId, extensions: ExtensionFlags, sequence: u32) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     header.sequence_number = sequence;
-    let request =
-        InetRequest { family, protocol: IPPROTO_TCP, extensions: ExtensionFlags::INFO, states: states(), socket_id };
+    let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states: states(), socket_id };
     let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
@@ -194,8 +196,19 @@ pub fn parse_socket(payload: &[u8]) -> Option<Event> {
     if ![AF_INET, AF_INET6].contains(&header.family) || header.inode == 0 {
         return None;
     }
-    let Attributes { info, cgroup } = Attributes::read(&payload[HEADER_LEN..]);
-    Some(event_of(&header, info?, cgroup))
+    let Attributes { info, cgroup, memory } = Attributes::read(&payload[HEADER_LEN..]);
+    let backlog = memory.filter(|_| header.state == state::LISTEN).map(|memory| backlog_of(&header, memory));
+    Some(Event { backlog, ..event_of(&header, info?, cgroup) })
+}
+
+/// Of a listening socket, both queues are those of connections (kernel: tcp_diag_get_info).
+fn backlog_of(header: &InetResponseHeader, memory: &[u8]) -> Backlog {
+    Backlog {
+        waiting: header.recv_queue,
+        most: header.send_queue,
+        dropped: read_u32(memory, DROPS).unwrap_or(0),
+        newly_dropped: 0,
+    }
 }
 
 /// A freed socket.
@@ -218,7 +231,7 @@ pub fn parse_destroyed(payload: &[u8]) -> Option<Destroyed> {
     if ![AF_INET, AF_INET6].contains(&header.family) {
         return None;
     }
-    let Attributes { info, cgroup } = Attributes::read(&payload[HEADER_LEN..]);
+    let Attributes { info, cgroup, .. } = Attributes::read(&payload[HEADER_LEN..]);
     let info = info?;
     Some(Destroyed {
         event: event_of(&header, info, cgroup),
@@ -283,6 +296,7 @@ fn in_flight(header: &InetResponseHeader, not_sent: u32) -> u64 {
 struct Attributes<'buf> {
     info: Option<&'buf [u8]>,
     cgroup: Option<&'buf [u8]>,
+    memory: Option<&'buf [u8]>,
 }
 
 impl<'buf> Attributes<'buf> {
@@ -293,6 +307,7 @@ impl<'buf> Attributes<'buf> {
             let place = match attribute.kind() {
                 INET_DIAG_INFO => &mut found.info,
                 INET_DIAG_CGROUP_ID => &mut found.cgroup,
+                INET_DIAG_SKMEMINFO => &mut found.memory,
                 _ => continue,
             };
             // The iterator has checked the length, but returns everything up to the end of the message.
@@ -395,21 +410,42 @@ mod tests {
 
     #[test]
     fn the_request_is_the_kernels_structure() {
-        let bytes = dump_request(Families::Inet6, 9);
+        let bytes = dump_request(Families::Inet6, true, 9);
         assert_eq!(bytes.len(), 72);
         assert_eq!(bytes[..4], 72u32.to_ne_bytes());
         assert_eq!(bytes[4..6], 20u16.to_ne_bytes());
         assert_eq!(bytes[6..8], 0x301u16.to_ne_bytes());
         assert_eq!(bytes[8..12], 9u32.to_ne_bytes());
-        // Family, protocol, the bit of INET_DIAG_INFO, padding, and 0xfff without SYN_RECV, TIME_WAIT, CLOSE, 0.
-        assert_eq!(bytes[16..20], [10, 6, 2, 0]);
+        // Family, protocol, the bits of INET_DIAG_INFO and INET_DIAG_SKMEMINFO, padding, and 0xfff without SYN_RECV, TIME_WAIT, CLOSE, 0.
+        assert_eq!(bytes[16..20], [10, 6, 2 | 64, 0]);
         assert_eq!(bytes[20..24], (0xfffu32 & !(1 | 1 << 3 | 1 << 6 | 1 << 7)).to_ne_bytes());
         assert_eq!(bytes[24..28], [0; 4]);
     }
 
+    /// The queues of any other socket are bytes.
+    #[test]
+    fn a_listening_sockets_backlog_is_read_and_no_others() {
+        let memory: Vec<u8> = (1..=9u32).flat_map(u32::to_ne_bytes).collect();
+        let attributes = [attribute(INET_DIAG_INFO, &tcp_info(280)), attribute(INET_DIAG_SKMEMINFO, &memory)].concat();
+        for (state, expected) in [
+            (state::LISTEN, Some(Backlog { waiting: 3, most: 128, dropped: 9, newly_dropped: 0 })),
+            (state::ESTABLISHED, None),
+        ] {
+            let mut payload = socket(AF_INET, &attributes);
+            payload[1] = state;
+            payload[56..60].copy_from_slice(&3u32.to_ne_bytes());
+            payload[60..64].copy_from_slice(&128u32.to_ne_bytes());
+            assert_eq!(parse_socket(&payload).unwrap().backlog, expected);
+            // It was not asked for.
+            let mut payload = socket(AF_INET, &attribute(INET_DIAG_INFO, &tcp_info(280)));
+            payload[1] = state;
+            assert_eq!(parse_socket(&payload).unwrap().backlog, None);
+        }
+    }
+
     #[test]
     fn the_request_for_both_families_is_the_kernels_older_structure() {
-        let bytes = dump_request(Families::Both, 9);
+        let bytes = dump_request(Families::Both, false, 9);
         assert_eq!(bytes.len(), 76);
         assert_eq!(bytes[..4], 76u32.to_ne_bytes());
         assert_eq!(bytes[4..6], 18u16.to_ne_bytes());

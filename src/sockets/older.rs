@@ -200,7 +200,7 @@ fn list(sleeper: &Sleeper<'_>, is_over: IsOver<'_>) -> io::Result<Endpoints> {
     let mut enough_memory = true;
     // The kernel may lack one family.
     for (families, sequence) in [(Families::Inet, 1), (Families::Inet6, 2)] {
-        let request = diag::dump_request(families, sequence);
+        let request = diag::dump_request(families, false, sequence);
         let request = (request.as_slice(), sequence, Answer::Listing);
         let listed = ask(&open_socket()?, sleeper, request, &mut buffer, |event| {
             enough_memory &= holders.try_reserve(1).is_ok() && endpoints.try_reserve(1).is_ok();

@@ -47,6 +47,8 @@ pub struct SweepSettings<'run> {
     pub naming: Naming,
     /// Which events are wanted.
     pub filter: &'run Filter,
+    /// Whether what listening sockets have dropped is wanted.
+    pub drops: bool,
     /// Finds the holders, if attached.
     pub holders: &'run HolderIterator,
 }
@@ -84,6 +86,7 @@ fn sweep_until_told(sleeper: &Sleeper<'_>, settings: &SweepSettings<'_>, sink: &
         missed_others: false,
         has_listed: false,
         later: Vec::new(),
+        dropped: Dropped::default(),
     };
     let mut buffer = Vec::with_capacity(BUFFER_LEN);
     let mut due = Instant::now();
@@ -159,6 +162,37 @@ struct Sweeper<'run> {
     has_listed: bool,
     /// Events that follow all others of the sweep.
     later: Vec<Event>,
+    dropped: Dropped,
+}
+
+/// What listening sockets had dropped when they were listed last, by their cookies.
+#[derive(Default)]
+struct Dropped {
+    before: HashMap<u64, u32>,
+    now: HashMap<u64, u32>,
+}
+
+impl Dropped {
+    /// Fills in what has been dropped since. `None` if there is no memory for it.
+    fn compare(&mut self, event: &mut Event) -> Option<()> {
+        let Some(backlog) = &mut event.backlog else { return Some(()) };
+        self.now.try_reserve(1).ok()?;
+        self.now.insert(event.cookie, backlog.dropped);
+        let before = self.before.get(&event.cookie).copied().unwrap_or(backlog.dropped);
+        backlog.newly_dropped = backlog.dropped.wrapping_sub(before);
+        Some(())
+    }
+
+    /// A sweep has ended. After one that failed, those that it has missed are still known. (Where there is no memory, one that
+    /// is not known is taken for new.)
+    fn end_sweep(&mut self, is_whole: bool) {
+        let before = mem::replace(&mut self.before, mem::take(&mut self.now));
+        if !is_whole && self.before.try_reserve(before.len()).is_ok() {
+            for (cookie, dropped) in before {
+                self.before.entry(cookie).or_insert(dropped);
+            }
+        }
+    }
 }
 
 impl Sweeper<'_> {
@@ -175,6 +209,7 @@ impl Sweeper<'_> {
         self.netns = own_netns();
         let missed_others_before = self.missed_others;
         let outcome = self.dump_all(buffer, &owners, &mut identities);
+        self.dropped.end_sweep(outcome.is_ok());
         // These are delivered even if the rest is missing.
         let mut later = mem::take(&mut self.later).into_iter().peekable();
         while later.peek().is_some() {
@@ -243,7 +278,7 @@ impl Sweeper<'_> {
             Some(_) | None if self.sleeper.is_lost() => return Err(End::Told),
             Some(_) | None => open_socket().map_err(|error| End::failed("opening a sock_diag socket", error))?,
         };
-        let request = diag::dump_request(families, self.sequence);
+        let request = diag::dump_request(families, self.settings.drops, self.sequence);
         retry(|| socket.send(&request, 0)).map_err(|error| End::failed("asking sock_diag", error))?;
         loop {
             match self.sleeper.wait(Some(socket.as_raw_fd()), Some(REPLY_TIME)) {
@@ -296,6 +331,7 @@ impl Sweeper<'_> {
     /// determines how many processes and sockets there are.
     fn complete(&mut self, mut event: Event, owners: &Owners, identities: &mut Identities) -> Option<()> {
         let naming = self.settings.naming;
+        self.dropped.compare(&mut event)?;
         let holder = owners.holder(event.inode);
         identities.try_reserve(1).ok()?;
         let identity = holder.and_then(|pid| *identities.entry(pid).or_insert_with(|| identify(pid, naming)));
@@ -391,6 +427,32 @@ fn own_uid() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Backlog, Kind};
+
+    /// What two listening sockets have dropped anew, sweep by sweep; `None` where a sweep has missed one.
+    #[test]
+    fn what_is_dropped_anew_is_counted_from_sweep_to_sweep() {
+        let mut dropped = Dropped::default();
+        for (is_whole, seen) in [
+            (true, [Some((5, 0)), None]),
+            (true, [Some((7, 2)), Some((u32::MAX, 0))]),
+            // The first one is still known after a sweep that failed, the other one has come round.
+            (false, [None, Some((1, 2))]),
+            (true, [Some((7, 0)), Some((1, 0))]),
+            // One that has not been there in a whole sweep is another one.
+            (true, [None, Some((4, 3))]),
+            (true, [Some((9, 0)), Some((4, 0))]),
+        ] {
+            for (cookie, counts) in (1..).zip(seen) {
+                let Some((so_far, anew)) = counts else { continue };
+                let backlog = Some(Backlog { dropped: so_far, ..Backlog::default() });
+                let mut event = Event { cookie, backlog, ..Event::of(Kind::Snapshot) };
+                dropped.compare(&mut event).unwrap();
+                assert_eq!(event.backlog.unwrap().newly_dropped, anew, "{seen:?}");
+            }
+            dropped.end_sweep(is_whole);
+        }
+    }
 
     #[test]
     fn a_sweep_that_outlasts_its_interval_rests_as_long_as_it_has_worked() {

@@ -2,14 +2,17 @@
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, TcpListener};
+use std::os::fd::AsRawFd;
 use std::process;
 use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use crate::api_places::{Cgroups, id_of};
 use crate::api_traffic::{
     FIN_WAIT2, Moment, cookie, cookies_of, inode, own_netns, own_process_comm, settled_tcp_info, wait_for_state,
 };
-use crate::api_watcher::{COUNTERS, Direction, Event, Kind, OWNER, PLACE, SNAPSHOTS, UID, Watcher};
+use crate::api_watcher::{BACKLOG, COUNTERS, Direction, Event, Kind, OWNER, PLACE, SNAPSHOTS, UID, Watcher};
 use crate::consumer::{slowness, turn};
 use crate::traffic::{Connection, DUAL, V4, V6};
 
@@ -71,6 +74,65 @@ fn a_listener_is_in_snapshots_with_nothing_at_its_other_end() {
     assert_eq!(event.local, listener.local_addr().unwrap(), "{event:#?}");
     assert_eq!((event.remote.ip(), event.remote.port()), (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0), "{event:#?}");
     assert_eq!((event.pid, event.payload()), (process::id(), [0; 3]), "{event:#?}");
+    assert_eq!(event.known, OWNER | UID | COUNTERS | PLACE | BACKLOG, "{event:#?}");
+}
+
+/// What a socket has dropped, as it says itself: SK_MEMINFO_DROPS of SO_MEMINFO.
+fn dropped(listener: &TcpListener) -> u32 {
+    let mut words = [0u32; 9];
+    let mut size = libc::socklen_t::try_from(size_of_val(&words)).unwrap();
+    // SAFETY: an array of the size that is told.
+    let result = unsafe {
+        let to = (&raw mut words).cast();
+        libc::getsockopt(listener.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, to, &raw mut size)
+    };
+    assert_eq!((result, size as usize), (0, size_of_val(&words)));
+    words[8]
+}
+
+/// One that nobody accepts from, with room for two: the kernel lets a third one wait, and drops the rest.
+#[test]
+fn a_listener_that_overflows_says_so() {
+    let _turn = turn();
+    for address in [V4(), V6()] {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.listen(2).unwrap();
+        let listener = TcpListener::from(socket);
+        let own_cookie = cookie(&listener);
+        let mut watcher = Watcher::open(&format!("{SNAPSHOTS} interval=100"));
+        let mut next = |what: &str, is_it: &dyn Fn(&Event) -> bool| {
+            let is_it = |event: &Event| event.cookie == own_cookie && is_it(event);
+            let events = watcher.events_until(0, what, |events| events.iter().any(is_it));
+            events.into_iter().find(is_it).unwrap()
+        };
+        let event = next("an empty backlog", &|_| true);
+        let figures =
+            |event: &Event| [event.accept_queue, event.accept_queue_limit, event.dropped, event.newly_dropped];
+        assert_eq!(figures(&event), [0, 2, 0, 0], "{event:#?}");
+
+        let clients: Vec<_> = (0..6)
+            .map(|_| {
+                let client = Socket::new(Domain::for_address(address), Type::STREAM, None).unwrap();
+                client.set_nonblocking(true).unwrap();
+                let begun = client.connect(&listener.local_addr().unwrap().into()).unwrap_err();
+                assert_eq!(begun.raw_os_error(), Some(libc::EINPROGRESS));
+                client
+            })
+            .collect();
+        let event = next("a full one", &|event| event.newly_dropped > 0);
+        assert_eq!(figures(&event)[..2], [3, 2], "{event:#?}");
+        assert!((1..=dropped(&listener)).contains(&event.dropped), "{event:#?}");
+        assert!(event.newly_dropped <= event.dropped, "{event:#?}");
+
+        // Nobody tries again, and the three are taken.
+        drop(clients);
+        for _ in 0..3 {
+            drop(listener.accept().unwrap());
+        }
+        let event = next("an empty one again", &|event| event.accept_queue == 0 && event.newly_dropped == 0);
+        assert_eq!(figures(&event), [0, 2, dropped(&listener), 0], "{event:#?}");
+    }
 }
 
 #[test]

@@ -63,8 +63,8 @@ pub const TCPEVENT_KNOWN_OWNER: u32 = 1;
 pub const TCPEVENT_KNOWN_UID: u32 = 2;
 /// `error` says how the connection ended. Only in closes. The plain tracepoint sees received resets and no other error.
 pub const TCPEVENT_KNOWN_ERROR: u32 = 4;
-/// `payload_received` and all fields after it describe what the connection carried. Only in closes and snapshots. The plain
-/// tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of other network
+/// `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. Only in closes and
+/// snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of other network
 /// namespaces, and cannot always tell connections with the same addresses and ports apart.
 pub const TCPEVENT_KNOWN_COUNTERS: u32 = 8;
 /// `netns` is the socket's network namespace. `cgroup` is its cgroup; 0 if it has none of version 2, and in snapshots before
@@ -73,6 +73,8 @@ pub const TCPEVENT_KNOWN_PLACE: u32 = 16;
 /// The start of the connection was seen: `age_ns` and `establish_ns` are right. Not in snapshots, nor for listening sockets,
 /// connections older than the probe, and those that had no place in the table of owners (`lost_owners`).
 pub const TCPEVENT_KNOWN_TIMES: u32 = 32;
+/// `accept_queue` and all fields after it describe a listening socket. Only in snapshots.
+pub const TCPEVENT_KNOWN_BACKLOG: u32 = 64;
 
 /// In closes: the connection was never established (it went from SYN_SENT to CLOSE). `error` has the reason. If it is known to
 /// be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
@@ -108,7 +110,7 @@ pub struct tcpevent_options {
     pub events: u32,
     /// TCPEVENT_PROBE_AUTO, or the only probe to try.
     pub probe: u32,
-    /// How many unread events the queue holds, 1 to 1048576; 0 for 1024. Each takes some 280 bytes. When it is full, the oldest
+    /// How many unread events the queue holds, 1 to 1048576; 0 for 1024. Each takes some 300 bytes. When it is full, the oldest
     /// is dropped.
     pub queue_slots: u32,
     /// Interval between snapshots in milliseconds, 100 to 86400000; 0 for 6200.
@@ -194,7 +196,8 @@ pub struct tcpevent_event {
     pub age_ns: u64,
     /// From ESTABLISHED on: nanoseconds from SYN_SENT to ESTABLISHED; 0 for an accepted connection.
     pub establish_ns: u64,
-    /// Payload received in order, in bytes, without SYN and FIN. This and all fields behind it: in closes and snapshots.
+    /// Payload received in order, in bytes, without SYN and FIN. This and all fields behind it up to `min_rtt_us`: in closes and
+    /// snapshots.
     pub payload_received: u64,
     /// Payload sent, in bytes, without SYN, FIN and retransmissions.
     pub payload_sent: u64,
@@ -224,6 +227,17 @@ pub struct tcpevent_event {
     pub min_rtt_us: u32,
     /// 0.
     pub reserved2: u32,
+    /// Connections that wait to be accepted (sock.sk_ack_backlog). This and all fields behind it: in snapshots of listening
+    /// sockets.
+    pub accept_queue: u32,
+    /// How many connections may wait (sock.sk_max_ack_backlog): the lesser of what `listen` was told and net.core.somaxconn. The
+    /// kernel lets one more wait, and drops what comes then.
+    pub accept_queue_limit: u32,
+    /// What this socket has dropped so far (sock.sk_drops), modulo 2^32: requests for connections, handshakes that their peers had
+    /// completed, segments that a filter has refused. Peers that want a connection try again.
+    pub dropped: u32,
+    /// What it has dropped since this handle's last snapshot of the socket; 0 in the first one.
+    pub newly_dropped: u32,
 }
 
 /// What a handle has seen, and every way it can lose an event.
@@ -278,6 +292,7 @@ impl tcpevent_event {
     /// An event for a caller whose structure has `room` bytes.
     pub fn from_event(event: &Event, room: usize) -> Self {
         let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let backlog = event.backlog.unwrap_or_default();
         let mut comm = [0; 16];
         // The last byte stays 0: the kernel's names are shorter.
         for (to, from) in comm[..15].iter_mut().zip(event.comm) {
@@ -327,6 +342,10 @@ impl tcpevent_event {
             srtt_us: event.srtt_us,
             min_rtt_us: event.min_rtt_us,
             reserved2: 0,
+            accept_queue: backlog.waiting,
+            accept_queue_limit: backlog.most,
+            dropped: backlog.dropped,
+            newly_dropped: backlog.newly_dropped,
         }
     }
 }
