@@ -60,7 +60,7 @@ static __always_inline int find_error_of_end(struct sock *sk, int old_state, con
 /* Errors of sockets are numbers below 134. */
 static __always_inline int error_of_end(struct sock *sk, int old_state, const bool direct)
 {
-	return forget(find_error_of_end(sk, old_state, direct) + 1) - 1;
+	return forget((__u32)find_error_of_end(sk, old_state, direct) + 1) - 1;
 }
 
 /* 0 where no process holds the socket. (A read from nowhere gives 0.) */

@@ -222,7 +222,7 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 	if (detailed)
 		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct, can_number);
 	else if (new_state == TCP_CLOSE && (old_state != TCP_SYN_RECV || is_end(sk, &known, old_state)))
-		held_ns = report(ctx, sk, &known, forget(old_state), direct);
+		held_ns = report(ctx, sk, &known, forget((__u32)old_state), direct);
 	if (is_known)
 		end_at(at, held_ns);
 	return 0;

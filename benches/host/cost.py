@@ -151,7 +151,9 @@ class Least(Programs):
     """The least that tells of connections with their owners: benches/bpf/least.bpf.c."""
 
     def __init__(self, kind, rung):
-        super().__init__(f"the least, {kind}, {rung}", "least", KIND=LEAST_KINDS.index(kind), MAIN=LEAST_MAINS.index(rung))
+        super().__init__(
+            f"the least, {kind}, {rung}", "least", KIND=LEAST_KINDS.index(kind), MAIN=LEAST_MAINS.index(rung)
+        )
 
 
 def build_programs(name, macros):
