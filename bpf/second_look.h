@@ -41,6 +41,7 @@ static __always_inline void report_let_go(struct sock *sk, struct where at, __u6
 /*
  * The state that an endpoint was in before its last change, which the main program has missed: from the last one that was noted, and
  * what is known of the peer's and its own end since. (A connection that goes to TIME_WAIT comes from FIN_WAIT2, or from CLOSING.)
+ * What a thread of the kernel ends is not noted: of MPTCP's connections it may be the one before.
  */
 static __always_inline int state_before_end(struct sock *sk, const struct owner *known)
 {
@@ -57,10 +58,10 @@ static __always_inline int state_before_end(struct sock *sk, const struct owner 
 
 /*
  * Where it is not preemptible, the program at the tracepoint is skipped in softirq only, over one that a process runs, and a close
- * is all that it can miss of what those who want closes are told: that is seen where the kernel destroys the socket (tcp_destroy_sock), and where it
- * tells of the error that ended the connection (inet_sk_error_report), as it may be long until a process lets go of the
- * socket. One program for both, to be verified once. It reports so rarely that helpers may read what it does. Other programs take
- * it for who lets go of a socket.
+ * is all that it can miss of what those who want closes are told: that is seen where the kernel destroys the socket
+ * (tcp_destroy_sock), and where it tells of the error that ended the connection (inet_sk_error_report), as it may be long until a
+ * process lets go of the socket. One program for both, to be verified once. It reports so rarely that helpers may read what it does.
+ * Other programs take it for who lets go of a socket.
  */
 SEC("raw_tp")
 int close_at_end(__u64 *args)

@@ -138,8 +138,8 @@
 
 /**
  * `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. Only in closes and
- * snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of other network
- * namespaces, and cannot always tell connections with the same addresses and ports apart.
+ * snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of
+ * other network namespaces, and cannot always tell connections with the same addresses and ports apart.
  */
 #define TCPEVENT_KNOWN_COUNTERS 8
 

@@ -416,7 +416,8 @@ mod tests {
         assert_eq!(bytes[4..6], 20u16.to_ne_bytes());
         assert_eq!(bytes[6..8], 0x301u16.to_ne_bytes());
         assert_eq!(bytes[8..12], 9u32.to_ne_bytes());
-        // Family, protocol, the bits of INET_DIAG_INFO and INET_DIAG_SKMEMINFO, padding, and 0xfff without SYN_RECV, TIME_WAIT, CLOSE, 0.
+        // Family, protocol, the bits of INET_DIAG_INFO and INET_DIAG_SKMEMINFO, padding, and 0xfff without SYN_RECV, TIME_WAIT,
+        // CLOSE, 0.
         assert_eq!(bytes[16..20], [10, 6, 2 | 64, 0]);
         assert_eq!(bytes[20..24], (0xfffu32 & !(1 | 1 << 3 | 1 << 6 | 1 << 7)).to_ne_bytes());
         assert_eq!(bytes[24..28], [0; 4]);

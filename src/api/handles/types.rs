@@ -64,8 +64,8 @@ pub const TCPEVENT_KNOWN_UID: u32 = 2;
 /// `error` says how the connection ended. Only in closes. The plain tracepoint sees received resets and no other error.
 pub const TCPEVENT_KNOWN_ERROR: u32 = 4;
 /// `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. Only in closes and
-/// snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of other network
-/// namespaces, and cannot always tell connections with the same addresses and ports apart.
+/// snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of
+/// other network namespaces, and cannot always tell connections with the same addresses and ports apart.
 pub const TCPEVENT_KNOWN_COUNTERS: u32 = 8;
 /// `netns` is the socket's network namespace. `cgroup` is its cgroup; 0 if it has none of version 2, and in snapshots before
 /// Linux 5.7. The plain tracepoint knows neither, except in snapshots.
