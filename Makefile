@@ -104,10 +104,11 @@ cost: setup-test all ## what watching costs in instructions, under Linux 6.12 an
 micro: | setup ## what an event costs within the library, part by part
 	$(CARGO) bench --locked --bench micro
 
-# The standard library is rebuilt: races can only be detected if its locks are instrumented too.
+# The standard library is rebuilt: races can only be detected if its locks are instrumented too. A test asks for more memory
+# than there is.
 tsan: | setup-test ## the concurrent unit tests under ThreadSanitizer (needs rustup; minutes the first time)
 	@ls "$$(rustc --print sysroot)/lib/rustlib/src/rust/library" >/dev/null 2>&1 || rustup component add rust-src
-	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread $(CARGO) test --lib --locked -Zbuild-std \
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=thread TSAN_OPTIONS=allocator_may_return_null=1 $(CARGO) test --lib --locked -Zbuild-std \
 		--target "$$(rustc -vV | sed -n 's/^host: //p')" --target-dir $(TARGET_DIR)/tsan -- queue:: wake:: clock::
 
 FUZZ_SECONDS ?= 600
