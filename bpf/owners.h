@@ -171,10 +171,11 @@ static __noinline void settle(struct owner_set *set, __u64 number, __u64 place, 
 	if (!set || place >= TCP_SET_PLACES)
 		return;
 #pragma unroll
-	for (__u64 i = 0; i < TCP_SET_PLACES; i++) {
+	/* From the last on, so that the first one counts where there are more. */
+	for (__u64 i = TCP_SET_PLACES; i-- > 0;) {
 		is_other = differ(i, place) & ~differ(*(volatile __u64 *)&set->keys[i], number);
 		others += is_other;
-		other |= i & -is_other;
+		other ^= (other ^ i) & -is_other;
 	}
 	if (!others || other >= TCP_SET_PLACES)
 		return;
