@@ -6,14 +6,13 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use consumer::{root, turn};
+use consumer::{heed_interrupts, root, turn};
 use hidden_types::by_tracepoint;
 use socket2::{Domain, Socket, Type};
 use traffic::{Connection, V4, V6, own_comm, wall_ns};
@@ -61,14 +60,6 @@ fn dlopen() -> Command {
     command
 }
 
-fn catch_nothing(signal: libc::c_int) -> io::Result<()> {
-    // SAFETY: no handler.
-    match unsafe { libc::signal(signal, libc::SIG_DFL) } {
-        libc::SIG_ERR => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
 /// A running program. Killed when dropped.
 struct Program {
     child: Child,
@@ -78,9 +69,7 @@ struct Program {
 impl Program {
     fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // Who runs the tests in the background of a script ignores it, and so would all that they start.
-        // SAFETY: the call is async-signal-safe.
-        unsafe { command.pre_exec(|| catch_nothing(libc::SIGINT)) };
+        heed_interrupts(&mut command);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();

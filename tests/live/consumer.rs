@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::str::{FromStr, Split};
@@ -15,6 +16,18 @@ use std::time::{Duration, Instant};
 /// How much longer than on this machine things may take: 1 here, more in an emulated one.
 pub fn slowness() -> u32 {
     std::env::var("TCPEVENT_TEST_SLOWNESS").map_or(1, |text| text.parse().expect("TCPEVENT_TEST_SLOWNESS is a number"))
+}
+
+/// Has a program heed SIGINT, as far as it does not say otherwise itself: a shell ignores it for background jobs, and what ignores
+/// it hands that down.
+pub fn heed_interrupts(command: &mut Command) {
+    // SAFETY: the call is async-signal-safe, and sets no handler.
+    unsafe {
+        command.pre_exec(|| match libc::signal(libc::SIGINT, libc::SIG_DFL) {
+            libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
 }
 
 /// Whether the long runs are requested: `make soak`.
@@ -282,6 +295,7 @@ impl Consumer {
 
     /// The same, with stderr redirected.
     pub fn with_stderr(mut command: Command, stderr: Stdio) -> Self {
+        heed_interrupts(&mut command);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).spawn().expect("the consumer runs");
         let lines = lines_of(child.stdout.take().unwrap());

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::consumer::{root, slowness};
+use crate::consumer::{heed_interrupts, root, slowness};
 use crate::hidden_types::by_tracepoint;
 use crate::network::Net;
 use crate::webhook::SECRETS;
@@ -54,14 +54,7 @@ pub fn leave_out_own_settings(command: &mut Command) {
     for name in VARIABLES.into_iter().chain(PROXIES) {
         command.env_remove(name);
     }
-    // A shell ignores it for background jobs.
-    // SAFETY: signal() is async-signal-safe.
-    unsafe {
-        command.pre_exec(|| {
-            libc::signal(libc::SIGINT, libc::SIG_DFL);
-            Ok(())
-        });
-    }
+    heed_interrupts(command);
 }
 
 /// A new folder of this name for the files of one test. Kept for inspection until its next run.
