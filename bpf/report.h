@@ -14,6 +14,17 @@
 #include "socket.h"
 #include "tcp_event.h"
 
+/* Of one that nobody was seen to act on, all but the user is 0. */
+static __always_inline void fill_known(struct tcp_record *record, struct sock *sk, const struct owner *known,
+				       const bool direct)
+{
+	record->birth_ns = known->birth_ns;
+	record->pid = known->pid;
+	record->uid = known->origin ? known->uid : FIELD(direct, sk, sk_uid.val);
+	record->origin = known->origin;
+	__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
+}
+
 static __always_inline void fill_owner(struct tcp_record *record, struct sock *sk, const struct owner *known,
 				       int old_state, int new_state, const bool direct)
 {
@@ -45,12 +56,7 @@ static __always_inline void fill_owner(struct tcp_record *record, struct sock *s
 			return;
 		}
 	}
-	/* Of one that nobody was seen to act on, the rest is 0. */
-	record->birth_ns = known->birth_ns;
-	record->pid = known->pid;
-	record->uid = known->origin ? known->uid : FIELD(direct, sk, sk_uid.val);
-	record->origin = known->origin;
-	__builtin_memcpy(record->comm, known->comm, sizeof(record->comm));
+	fill_known(record, sk, known, direct);
 }
 
 /* All but the owner; counters where a connection ends. */
@@ -125,6 +131,35 @@ static __always_inline bool has_failed(const struct owner *known, int old_state)
 	       (old_state == TCP_SYN_RECV && known->direction == TCP_DIRECTION_CONNECTED && !known->established_ns);
 }
 
+/* Where a socket is, and how it has come to be. */
+static __always_inline void fill_detail(struct tcp_detailed_record *record, struct sock *sk, const struct owner *known,
+					int new_state, bool can_number)
+{
+	record->cgroup = cgroup_of(sk);
+	record->established_ns = known->established_ns;
+	record->cookie = cookie_of(sk, can_number);
+	record->netns = netns_of(sk);
+	record->new_state = new_state;
+	record->direction = known->direction;
+	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
+}
+
+/* The counters that the plain record has not. */
+static __always_inline void fill_counters(struct tcp_detailed_record *record, struct tcp_sock *tp, const bool direct)
+{
+	/* Since Linux 4.19 (commit ba113c3aa79a, fb31c9b9f6c8). */
+	record->bytes_sent = bpf_core_field_exists(tp->bytes_sent) ? FIELD(direct, tp, bytes_sent) : 0;
+	record->bytes_retrans = bpf_core_field_exists(tp->bytes_retrans) ? FIELD(direct, tp, bytes_retrans) : 0;
+	record->segs_out = FIELD(direct, tp, segs_out);
+	record->segs_in = FIELD(direct, tp, segs_in);
+	record->total_retrans = FIELD(direct, tp, total_retrans);
+	record->srtt_us = FIELD(direct, tp, srtt_us);
+	record->min_rtt_us = FIELD(direct, tp, rtt_min.s[0].v);
+	record->snd_una = FIELD(direct, tp, snd_una);
+	record->snd_nxt = FIELD(direct, tp, snd_nxt);
+	record->write_seq = FIELD(direct, tp, write_seq);
+}
+
 /* As report(), of any change. */
 static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const struct owner *known, int old_state,
 					     int new_state, const bool direct, bool can_number)
@@ -156,15 +191,9 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 		record->plain.origin |= TCP_ORIGIN_HELD;
 		held_ns = record->plain.time_ns;
 	}
-	record->cgroup = cgroup_of(sk);
-	record->established_ns = known->established_ns;
-	record->cookie = cookie_of(sk, can_number);
-	record->netns = netns_of(sk);
+	fill_detail(record, sk, known, new_state, can_number);
 	record->err = error_of_end(sk, old_state, direct);
-	record->new_state = new_state;
-	record->direction = known->direction;
 	record->flags = 0;
-	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
 	if (ends) {
 		if (FIELD(direct, sk, __sk_common.skc_flags) & 1 << SOCK_DONE)
 			record->flags |= TCP_FLAG_FIN_RECEIVED;
@@ -177,17 +206,7 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 			record->err = FIELD(direct, sk, sk_err_soft);
 			record->flags |= TCP_FLAG_ERROR_SOFT;
 		}
-		/* Since Linux 4.19 (commit ba113c3aa79a, fb31c9b9f6c8). */
-		record->bytes_sent = bpf_core_field_exists(tp->bytes_sent) ? FIELD(direct, tp, bytes_sent) : 0;
-		record->bytes_retrans = bpf_core_field_exists(tp->bytes_retrans) ? FIELD(direct, tp, bytes_retrans) : 0;
-		record->segs_out = FIELD(direct, tp, segs_out);
-		record->segs_in = FIELD(direct, tp, segs_in);
-		record->total_retrans = FIELD(direct, tp, total_retrans);
-		record->srtt_us = FIELD(direct, tp, srtt_us);
-		record->min_rtt_us = FIELD(direct, tp, rtt_min.s[0].v);
-		record->snd_una = FIELD(direct, tp, snd_una);
-		record->snd_nxt = FIELD(direct, tp, snd_nxt);
-		record->write_seq = FIELD(direct, tp, write_seq);
+		fill_counters(record, tp, direct);
 	} else {
 		__builtin_memset(&record->bytes_sent, 0,
 				 sizeof(*record) - __builtin_offsetof(struct tcp_detailed_record, bytes_sent));

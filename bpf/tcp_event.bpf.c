@@ -111,3 +111,4 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
 #include "accepts.h"
 #include "accept_entry.h"
 #include "holders.h"
+#include "retries.h"

@@ -3,8 +3,8 @@
  * What the programs and the library share. build.rs makes Rust of it (shared.bpf.c): what is here is defined nowhere else.
  *
  * First, the records that the programs write and src/ingest/record.rs reads: the plain one, for each endpoint that reached
- * TCP_CLOSE; or the detailed one, for each change of state. Natural alignment without holes, host byte order but for the
- * addresses.
+ * TCP_CLOSE; or the detailed one, for each change of state, and for each SYN that is sent again: that is one from TCP_SYN_SENT to
+ * the same. Natural alignment without holes, host byte order but for the addresses.
  */
 #ifndef TCPEVENT_RECORD_H
 #define TCPEVENT_RECORD_H
@@ -72,7 +72,7 @@ enum tcp_flag {
 	TCP_FLAG_ERROR_SOFT = 16,
 };
 
-/* The counters of the first part, and those of this one from bytes_sent on, are 0 but where the connection ends. */
+/* The counters of the first part, and those of this one from bytes_sent on, are 0 where a state changes and nothing ends. */
 struct tcp_detailed_record {
 	struct tcp_record plain;
 	__u64 established_ns; /* CLOCK_MONOTONIC; 0: not, or before the probe was attached */
@@ -117,6 +117,7 @@ struct tcp_holder {
 enum tcp_wanted {
 	TCP_WANTED_STATES = 1,
 	TCP_WANTED_CLOSES = 2,
+	TCP_WANTED_RETRIES = 4,
 };
 
 /* What an event must fit; 0 (but for uid) means that all do. Lists are in maps, of which these bits say that they count. */

@@ -45,6 +45,12 @@
 #define TCPEVENT_EVENTS_SNAPSHOTS 4
 
 /**
+ * Attempts to connect that nobody answers, each time the kernel sends the SYN again (kernel: tcp_retransmit_skb): for the first
+ * time about a second after the first SYN. Not told by the plain tracepoint, nor before Linux 5.8: a line of the log says so.
+ */
+#define TCPEVENT_EVENTS_RETRIES 8
+
+/**
  * The first of the following probes that works.
  */
 #define TCPEVENT_PROBE_AUTO 0
@@ -78,6 +84,12 @@
  * A socket was found open.
  */
 #define TCPEVENT_KIND_SNAPSHOT 3
+
+/**
+ * A SYN was sent again: `segs_retransmitted` says how many times it has been so far, `segs_out` how many were sent in all, and `age_ns` how
+ * long the attempt has lasted. Both states are SYN_SENT.
+ */
+#define TCPEVENT_KIND_RETRY 4
 
 /**
  * Unknown which end opened the connection: it is older than the probe, or had no place in the table of owners. Also in
@@ -132,13 +144,13 @@
 #define TCPEVENT_KNOWN_UID 2
 
 /**
- * `error` says how the connection ended. Only in closes. The plain tracepoint sees received resets and no other error.
+ * `error` says how the connection ended, or in a retry, what the network has answered so far. Only in these. The plain tracepoint sees received resets and no other error.
  */
 #define TCPEVENT_KNOWN_ERROR 4
 
 /**
- * `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. Only in closes and
- * snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of
+ * `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. In closes,
+ * snapshots and retries. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of
  * other network namespaces, and cannot always tell connections with the same addresses and ports apart.
  */
 #define TCPEVENT_KNOWN_COUNTERS 8
@@ -217,7 +229,8 @@ struct tcpevent_options {
      */
     size_t size;
     /**
-     * TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES and TCPEVENT_EVENTS_SNAPSHOTS, or-ed; 0 for TCPEVENT_EVENTS_CLOSES.
+     * TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_SNAPSHOTS and TCPEVENT_EVENTS_RETRIES, or-ed; 0 for
+     * TCPEVENT_EVENTS_CLOSES.
      */
     uint32_t events;
     /**
@@ -272,12 +285,12 @@ struct tcpevent_event {
      */
     uint32_t size;
     /**
-     * What has happened: TCPEVENT_KIND_STATE, _CLOSE or _SNAPSHOT.
+     * What has happened: TCPEVENT_KIND_STATE, _CLOSE, _SNAPSHOT or _RETRY.
      */
     uint8_t kind;
     /**
-     * The state before (kernel: include/net/tcp_states.h), which `tcpevent_state_name` names. In a snapshot it is the same
-     * as `new_state`.
+     * The state before (kernel: include/net/tcp_states.h), which `tcpevent_state_name` names. In snapshots and retries it is the
+     * same as `new_state`.
      */
     uint8_t old_state;
     /**
@@ -334,7 +347,8 @@ struct tcpevent_event {
     uint32_t flags;
     /**
      * In closes: why the kernel has ended the connection, as a positive errno such as ECONNREFUSED, ETIMEDOUT, ECONNRESET or
-     * EHOSTUNREACH (sock.sk_err); 0 for an orderly end, or one by the program itself.
+     * EHOSTUNREACH (sock.sk_err); 0 for an orderly end, or one by the program itself. In retries: what an ICMP message has said of
+     * the attempt so far (sock.sk_err_soft), or 0, as where the program has asked for it (SO_ERROR).
      */
     int32_t error;
     /**
@@ -371,7 +385,7 @@ struct tcpevent_event {
      */
     char comm[16];
     /**
-     * In closes: nanoseconds since the call of connect, or for an accepted connection since the end of the handshake.
+     * In closes and retries: nanoseconds since the call of connect, or for an accepted connection since the end of the handshake.
      */
     uint64_t age_ns;
     /**
@@ -379,8 +393,8 @@ struct tcpevent_event {
      */
     uint64_t establish_ns;
     /**
-     * Payload received in order, in bytes, without SYN and FIN. This and all fields behind it up to `min_rtt_us`: in closes and
-     * snapshots.
+     * Payload received in order, in bytes, without SYN and FIN. This and all fields behind it up to `min_rtt_us`: in closes,
+     * snapshots and retries.
      */
     uint64_t payload_received;
     /**
@@ -546,6 +560,14 @@ struct tcpevent_statistics {
      * others: from about two thirds of this number on.
      */
     uint64_t tracked_most;
+    /**
+     * Retries that were queued, or dropped.
+     */
+    uint64_t retries;
+    /**
+     * Retries that the full queue dropped.
+     */
+    uint64_t shed_retries;
 };
 
 #ifdef __cplusplus

@@ -40,14 +40,35 @@ pub struct ProbeSettings {
     pub rung: Option<Rung>,
     /// A BTF file, for a kernel without BTF of its own.
     pub btf: Option<PathBuf>,
-    /// Which events are wanted.
+    /// Which connections are watched.
     pub filter: Arc<Filter>,
     /// Whether events carry all details, or just what the classic functions report.
     pub detailed: bool,
-    /// Whether changes of state are wanted. They are always detailed.
+    /// Which events are wanted.
+    pub wanted: Wanted,
+}
+
+/// Events that a probe tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Changes of state. They are always detailed.
     pub states: bool,
-    /// Whether closes are wanted.
+    /// Closes.
     pub closes: bool,
+    /// SYNs that are sent again. They are always detailed.
+    pub retries: bool,
+}
+
+impl Wanted {
+    /// What the classic functions tell.
+    pub const CLOSES: Self = Self { states: false, closes: true, retries: false };
+}
+
+impl ProbeSettings {
+    /// Whether any of the events is wanted that a probe tells.
+    pub fn needs_probe(&self) -> bool {
+        self.wanted != Wanted::default()
+    }
 }
 
 /// Default number of slots.

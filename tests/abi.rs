@@ -236,7 +236,7 @@ fn tcpevent_event() -> Structure {
 }
 
 fn tcpevent_statistics() -> Structure {
-    structure! { tcpevent_statistics, 152:
+    structure! { tcpevent_statistics, 168:
         0 size: usize,
         8 probe: u32,
         12 queue_slots: u32,
@@ -257,6 +257,8 @@ fn tcpevent_statistics() -> Structure {
         128 unowned: u64,
         136 tracked: u64,
         144 tracked_most: u64,
+        152 retries: u64,
+        160 shed_retries: u64,
     }
 }
 
@@ -584,10 +586,10 @@ fn later_library(folder: &Path) {
                 "            newly_dropped: backlog.newly_dropped,\n",
                 "            newly_dropped: backlog.newly_dropped,\n            later: u64::MAX,\n",
             ),
-            ("    pub tracked_most: u64,\n", "    pub tracked_most: u64,\n    /// Later.\n    pub later: u64,\n"),
+            ("    pub shed_retries: u64,\n", "    pub shed_retries: u64,\n    /// Later.\n    pub later: u64,\n"),
             (
-                "            tracked_most: of.most_tracked,\n",
-                "            tracked_most: of.most_tracked,\n            later: 1,\n",
+                "            shed_retries: counters.shed.retries,\n",
+                "            shed_retries: counters.shed.retries,\n            later: 1,\n",
             ),
         ],
     );

@@ -63,13 +63,19 @@ pub struct WatchBuilder {
 impl WatchBuilder {
     /// An event for each connection that ends, and for each attempt that fails.
     pub fn closes(mut self) -> Self {
-        self.probe.closes = true;
+        self.probe.wanted.closes = true;
         self
     }
 
     /// An event for each change of an endpoint's state; its end, too.
     pub fn states(mut self) -> Self {
-        (self.probe.states, self.probe.closes) = (true, true);
+        (self.probe.wanted.states, self.probe.wanted.closes) = (true, true);
+        self
+    }
+
+    /// An event each time the kernel sends a SYN again, as nobody has answered. Not by the plain tracepoint.
+    pub fn retries(mut self) -> Self {
+        self.probe.wanted.retries = true;
         self
     }
 
@@ -110,11 +116,10 @@ impl WatchBuilder {
         self
     }
 
-    /// Starts the watch. Returns once all that happens from then on is seen. Without [`Self::closes`], [`Self::states`] and
-    /// [`Self::snapshots`], closes are watched.
+    /// Starts the watch. Returns once all that happens from then on is seen. Where nothing is asked for, closes are watched.
     pub fn open(mut self) -> Result<Watch, Error> {
-        if !self.probe.closes && self.sweep_interval.is_none() {
-            self.probe.closes = true;
+        if !self.probe.needs_probe() && self.sweep_interval.is_none() {
+            self.probe.wanted.closes = true;
         }
         if !(1..=MOST_SLOTS).contains(&self.queue_slots) {
             return Err(Error::option("queue_slots", &self.queue_slots, "1 to 1048576"));

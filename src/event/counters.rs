@@ -22,6 +22,7 @@ pub struct Shed {
     pub states: u64,
     pub closes: u64,
     pub snapshots: u64,
+    pub retries: u64,
 }
 
 /// Counters of a session, over all its runs.
@@ -33,6 +34,8 @@ pub struct Counters {
     pub closes: AtomicU64,
     /// Snapshots that sweeps found.
     pub snapshots: AtomicU64,
+    /// SYNs sent again, read from the ring.
+    pub retries: AtomicU64,
     /// Sweeps made.
     pub sweeps: AtomicU64,
     /// Records lost because the ring was full.
@@ -56,6 +59,7 @@ pub struct Statistics {
     pub states: u64,
     pub closes: u64,
     pub snapshots: u64,
+    pub retries: u64,
     pub sweeps: u64,
     pub lost_records: u64,
     pub lost_owners: u64,
@@ -88,6 +92,7 @@ impl Counters {
             states: value(&self.states),
             closes: value(&self.closes),
             snapshots: value(&self.snapshots),
+            retries: value(&self.retries),
             sweeps: value(&self.sweeps),
             lost_records: value(&self.lost_records).saturating_add(kernel.lost_records),
             lost_owners: value(&self.lost_owners).saturating_add(kernel.lost_owners),

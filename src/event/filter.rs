@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use super::endpoint::normal_form;
 use crate::error::Error;
-use crate::event::{Event, Failure, NO_USER};
+use crate::event::{Event, Failure, Kind, NO_USER};
 use crate::sys::files;
 use crate::sys::one_line::shortened;
 
@@ -148,7 +148,7 @@ impl Filter {
             && has_prefix(&self.remote_prefixes, &event.remote_addr)
             && self.netns.is_none_or(|netns| netns == event.netns)
             && self.cgroup.is_none_or(|cgroup| cgroup == event.cgroup)
-            && (!self.failed_only || event.failure != Failure::None)
+            && (!self.failed_only || event.failure != Failure::None || event.kind == Kind::Retry)
     }
 }
 
@@ -338,6 +338,7 @@ mod tests {
             assert!(!parse(other).fits(&event()), "{other}");
         }
         assert!(parse("failed").fits(&Event { failure: Failure::GivenUp, ..event() }));
+        assert!(parse("failed").fits(&Event { kind: Kind::Retry, ..event() }));
     }
 
     #[test]

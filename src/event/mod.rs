@@ -19,6 +19,8 @@ pub enum Kind {
     Close = 2,
     /// A socket was found open by a sweep.
     Snapshot = 3,
+    /// An attempt to connect was not answered: its SYN was sent again.
+    Retry = 4,
 }
 
 /// How the owner of an endpoint was found: by which act of it.
@@ -142,7 +144,7 @@ pub struct Event {
     pub cgroup: u64,
     /// Inode number of the socket.
     pub inode: u64,
-    /// Time since the birth, on close.
+    /// Time since the birth, on close and retry.
     pub age_ns: u64,
     /// From SYN_SENT to ESTABLISHED.
     pub establish_ns: u64,
@@ -182,7 +184,7 @@ pub struct Event {
     pub pid: u32,
     /// Owner: user ID. That of the socket where no owner is known.
     pub uid: u32,
-    /// Why the kernel has ended the connection: errno, positive.
+    /// Why the kernel has ended the connection, or what the network has answered so far: errno, positive.
     pub error: i32,
     /// Whether this is the end of an attempt that failed.
     pub failure: Failure,
@@ -219,13 +221,13 @@ pub struct Event {
 impl Event {
     /// Which of the fields tell something.
     pub fn known(&self) -> Known {
-        let is_close = self.kind == Kind::Close;
+        let is_counted = matches!(self.kind, Kind::Close | Kind::Retry);
         let is_listener = self.old_state == state::LISTEN || self.new_state == state::LISTEN;
         [
             (self.owner_by != OwnerBy::Unknown, Known::OWNER),
             (self.uid != NO_USER, Known::UID),
-            (is_close && !self.error_unknown, Known::ERROR),
-            (self.kind == Kind::Snapshot || (is_close && !self.uncounted), Known::COUNTERS),
+            (is_counted && !self.error_unknown, Known::ERROR),
+            (self.kind == Kind::Snapshot || (is_counted && !self.uncounted), Known::COUNTERS),
             (self.netns != 0, Known::PLACE),
             (self.kind != Kind::Snapshot && self.begin == Begin::Seen && !is_listener, Known::TIMES),
             (self.backlog.is_some(), Known::BACKLOG),

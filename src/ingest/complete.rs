@@ -76,6 +76,7 @@ impl<'run> Completer<'run> {
         // Before it can be read: no statistics may show more delivered than seen.
         let counter = match event.kind {
             Kind::Close => &self.completion.counters.closes,
+            Kind::Retry => &self.completion.counters.retries,
             Kind::State | Kind::Snapshot => &self.completion.counters.states,
         };
         counter.fetch_add(1, Ordering::Relaxed);

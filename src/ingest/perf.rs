@@ -120,7 +120,7 @@ impl<'run, 'obj> Perf<'run, 'obj> {
         let buffer = PerfBuffer::new(probe.records().as_fd().as_raw_fd(), pages())?;
         in_child.add(buffer.fds());
         let (tells_own_ids, tells_counters) = (probe.tells_own_ids(), probe.tells_counters());
-        let listener = if settings.closes && !tells_counters { listen()? } else { None };
+        let listener = if settings.wanted.closes && !tells_counters { listen()? } else { None };
         let entries = Entries {
             counters,
             fds: probe.fds(),

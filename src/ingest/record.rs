@@ -119,7 +119,10 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &tcp_detailed_record) ->
         && event.direction != Direction::Connected
         && event.owner_by == OwnerBy::Unknown
         && event.inode == 0;
-    if event.new_state != state::CLOSE || event.old_state == state::LISTEN || aborted_handshake {
+    let is_retry = event.old_state == state::SYN_SENT && event.new_state == state::SYN_SENT;
+    if is_retry {
+        event.kind = Kind::Retry;
+    } else if event.new_state != state::CLOSE || event.old_state == state::LISTEN || aborted_handshake {
         event.kind = Kind::State;
         // A listening socket is no connection, of whatever age.
         if event.old_state == state::LISTEN || event.new_state == state::LISTEN {
@@ -131,7 +134,7 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &tcp_detailed_record) ->
     if birth_ns != 0 {
         event.age_ns = event.monotonic_ns.saturating_sub(birth_ns);
     }
-    let failed = event.old_state == state::SYN_SENT
+    let unanswered = event.old_state == state::SYN_SENT
         || (event.old_state == state::SYN_RECV
             && event.direction == Direction::Connected
             && detail.established_ns == 0);
@@ -140,7 +143,7 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &tcp_detailed_record) ->
     let ended_by_error = detail.err != 0 && !has(TCP_FLAG_ERROR_SOFT);
     let given_up = has(TCP_FLAG_BEING_CLOSED)
         || (!ended_by_error && !has(TCP_FLAG_WITHIN_CONNECT) && !has(TCP_FLAG_ERROR_UNKNOWN));
-    event.failure = match (failed, given_up) {
+    event.failure = match (unanswered && !is_retry, given_up) {
         (false, _) => Failure::None,
         (true, false) => Failure::Network,
         (true, true) => Failure::GivenUp,
@@ -158,9 +161,10 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &tcp_detailed_record) ->
     event.payload_received = event.bytes_received.saturating_sub(has(TCP_FLAG_FIN_RECEIVED).into());
     event.payload_sent = detail.bytes_sent.saturating_sub(detail.bytes_retrans);
     let sequence = Sequence { acked: detail.snd_una, sent: detail.snd_nxt, written: detail.write_seq };
-    event.payload_acked = payload_acked(event, &sequence, failed);
+    // Nothing is acknowledged of an attempt that is not answered; what is in flight is a SYN.
+    event.payload_acked = payload_acked(event, &sequence, unanswered);
     // Before Linux 4.19 the kernel does not count it.
-    if detail.bytes_sent == 0 && !failed {
+    if detail.bytes_sent == 0 && !unanswered {
         event.payload_sent = event.payload_acked.saturating_add(payload_in_flight(event, &sequence));
     }
     Some(())
@@ -497,6 +501,18 @@ mod tests {
         assert_eq!(failure(state::ESTABLISHED, libc::ECONNRESET, 0, 33), (Failure::None, libc::ECONNRESET));
         // The probe has not seen it begin.
         assert_eq!(failure(state::ESTABLISHED, 0, TCP_FLAG_BEING_CLOSED, 0), (Failure::None, 0));
+    }
+
+    #[test]
+    fn a_syn_that_is_sent_again_is_a_retry_and_no_failure_yet() {
+        let (old_state, new_state, sequence) = (state::SYN_SENT, state::SYN_SENT, [0, 1, 1]);
+        let sample = Sample { old_state, new_state, sequence, bytes_acked: 0, bytes_sent: [0; 2], ..Sample::default() };
+        let sample = Sample { err: libc::EHOSTUNREACH, flags: TCP_FLAG_ERROR_SOFT, established_ns: 0, ..sample };
+        let event = sample.decoded();
+        assert_eq!((event.kind, event.failure, event.error), (Kind::Retry, Failure::None, libc::EHOSTUNREACH));
+        assert_eq!((event.segs_retransmitted, event.segs_out, event.age_ns), (1, 9, 111 - 11));
+        assert_eq!((event.payload_sent, event.payload_acked, event.establish_ns), (0, 0, 0));
+        assert!(event.known().contains(Known::ERROR | Known::COUNTERS | Known::TIMES));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is attached beside the main program of a ring's rung, as far as the kernel lets.
 
 use super::features::kernel_has_kprobes;
-use super::types::{ACCEPT_ENTRY, KernelTypes, OPEN_FILES, SET_STATE};
+use super::types::{ACCEPT_ENTRY, KernelTypes, OPEN_FILES, RETRANSMIT, SET_STATE};
 use crate::config::{ProbeSettings, Rung};
 
 /// How accepts are seen, and whether anything else is attached. Without a way to see them, an accepted endpoint that its
@@ -46,9 +46,14 @@ impl Extras {
         self != Self::Nothing && types.fitting.target(OPEN_FILES).is_some()
     }
 
+    /// Whether the probe is told of SYNs that are sent again.
+    pub(super) fn tell_retries(self, settings: &ProbeSettings, types: &KernelTypes) -> bool {
+        self != Self::Nothing && settings.wanted.retries && types.fitting.target(RETRANSMIT).is_some()
+    }
+
     /// Whether it is told who lets go of a socket.
     pub(super) fn tell_let_go(self, settings: &ProbeSettings) -> bool {
-        self != Self::Nothing && settings.closes
+        self != Self::Nothing && settings.wanted.closes
     }
 
     /// Where the kernel tells of what becomes of a socket, that is all that needs another look where closes are wanted alone, unless
@@ -62,7 +67,7 @@ impl Extras {
             (false, Rung::Kprobe) => true,
             (false, _) => !types.preemptible,
             (true, Rung::Kprobe) => false,
-            (true, _) => !types.preemptible && !settings.states && types.casts.is_some(),
+            (true, _) => !types.preemptible && !settings.wanted.states && types.casts.is_some(),
         };
         if closes_alone && types.tells_errors { Again::AtEnd } else { Again::AtChanges }
     }

@@ -118,6 +118,7 @@ mod tests {
     use socket2::SockRef;
 
     use super::*;
+    use crate::config::Wanted;
     use crate::event::state;
     use crate::ingest::record::{Decoded, LetGo, decode};
     use crate::probe::extras::Again;
@@ -158,7 +159,12 @@ mod tests {
     /// The main program sees nothing (`misses_all`), or a connection's begin, and is taken away before its end.
     fn ends_are_recovered(rung: Rung, kind: Kind, preemptible: bool, misses_all: bool) {
         let (detailed, states) = (kind != Kind::Plain, kind == Kind::States);
-        let settings = ProbeSettings { rung: Some(rung), detailed, closes: true, states, ..ProbeSettings::default() };
+        let settings = ProbeSettings {
+            rung: Some(rung),
+            detailed,
+            wanted: Wanted { states, ..Wanted::CLOSES },
+            ..ProbeSettings::default()
+        };
         instructions::take_over();
         let mut types = KernelTypes::read(&settings).unwrap();
         types.preemptible |= preemptible;
@@ -243,8 +249,8 @@ mod tests {
     fn no_rung_holds_more_descriptors_than_there_are_places_for() {
         instructions::take_over();
         for (rung, detailed) in Rung::LADDER.into_iter().flat_map(|rung| [(rung, false), (rung, true)]) {
-            let settings =
-                ProbeSettings { rung: Some(rung), detailed, closes: true, states: true, ..ProbeSettings::default() };
+            let wanted = Wanted { states: true, closes: true, retries: detailed };
+            let settings = ProbeSettings { rung: Some(rung), detailed, wanted, ..ProbeSettings::default() };
             let mut places = Places::new();
             match attach(&settings, &mut places) {
                 Ok(probe) => {

@@ -1,5 +1,6 @@
 //! What the user can do about a kernel that refused: by the step, by its errno, and by what the host lets this process do.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 
@@ -209,6 +210,16 @@ pub(super) fn warn_of_unseen_accepts(settings: &ProbeSettings, refusals: &[Refus
     let remedy = of_accepts.iter().map(|refusal| Remedy::of(refusal.stage, refusal.errno, &host)).min();
     if let Some(remedy @ (Remedy::SeccompProfile | Remedy::PerfEventsForAll)) = remedy {
         log::line(Level::Warn, format_args!("{LOSS}: {}", remedy.text()));
+    }
+}
+
+/// Why the other rungs than those with a ring do not tell retries.
+pub(super) const NEEDED_FOR_RETRIES: &str = "that takes the probe kprobe or tp_btf, and Linux 5.8";
+
+/// Retries are asked for, and this probe does not tell them.
+pub(super) fn warn_of_untold_retries(settings: &ProbeSettings, why: impl Display) {
+    if settings.wanted.retries {
+        log::line(Level::Warn, format_args!("SYNs that are sent again are not told: {why}"));
     }
 }
 

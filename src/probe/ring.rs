@@ -19,6 +19,7 @@ use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, DESTROY, FreePlaces, builder};
 use super::owner_maps::OwnerMaps;
 use super::refusal::{Refusal, Stage};
+use super::remedy::warn_of_untold_retries;
 use super::skeletons::core::{TcpEventSkel, TcpEventSkelBuilder};
 use super::types::KernelTypes;
 use super::variables::SharedVariables;
@@ -84,6 +85,7 @@ fn try_attach<'obj>(
     // After the main program: it looks at what that one has done.
     let (looks, tells_let_go) = attach_looks(&skeleton, again, settings.detailed, extras.tell_let_go(settings));
     links.extend(looks);
+    links.extend(attach_retries(&skeleton, settings, extras.tell_retries(settings, &kernel.types)));
     if tells_let_go {
         variables.get().sees_let_go.store(1, Ordering::SeqCst);
     }
@@ -126,6 +128,7 @@ fn load<'obj>(
     progs.accept_entry.set_autoload(extras == Extras::AcceptEntry);
     progs.accept_graft.set_autoload(extras == Extras::AcceptKprobe);
     progs.adopt.set_autoload(extras.adopt(types));
+    progs.syn_again.set_autoload(extras.tell_retries(settings, types));
     configure(&mut open, rung, again, settings, types, kernel.maps.take())?;
     let mut skeleton = types.fitting.during(|| explain(Stage::Load, || open.load()))?;
     if detailed {
@@ -179,6 +182,20 @@ fn attach_looks(skeleton: &TcpEventSkel<'_>, again: Again, detailed: bool, with_
         }
     }
     (links, tells_let_go)
+}
+
+/// Attaches what tells of SYNs that are sent again, where that is loaded.
+fn attach_retries(skeleton: &TcpEventSkel<'_>, settings: &ProbeSettings, is_loaded: bool) -> Option<Link> {
+    let attach = || {
+        if !is_loaded {
+            return Err(Refusal::new(Stage::Support, "the kernel shows no type of the tracepoint tcp_retransmit_skb"));
+        }
+        explain(Stage::Trace, || skeleton.progs.syn_again.attach_trace())
+    };
+    if !settings.wanted.retries {
+        return None;
+    }
+    attach().inspect_err(|refusal| warn_of_untold_retries(settings, refusal)).ok()
 }
 
 /// Runs the iterator once over all open files. Returns its link, for more.

@@ -15,6 +15,7 @@ use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, DESTROY, FreePlaces, wanted};
 use super::perf_event;
 use super::refusal::{Refusal, Stage};
+use super::remedy::{NEEDED_FOR_RETRIES, warn_of_untold_retries};
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::tracepoint::TcpEventTracepointSkelBuilder;
 use crate::probe::tracefs::{Format, TraceFs};
@@ -100,7 +101,7 @@ fn try_attach<'obj>(
     let mut open = explain(Stage::Open, || TcpEventTracepointSkelBuilder::default().open(place))?;
     let resets = tracefs.format("tcp", "tcp_receive_reset").ok();
     let reset_sk = resets.and_then(|format| format.field("skaddr"));
-    let destroyed = if settings.closes { tracefs.format("tcp", DESTROY).ok() } else { None };
+    let destroyed = if settings.wanted.closes { tracefs.format("tcp", DESTROY).ok() } else { None };
     let destroyed_sk = destroyed.and_then(|format| format.field("skaddr"));
     open.progs.let_go.set_autoload(destroyed_sk.is_some());
     open.progs.accept_graft.set_autoload(with_accepts);
@@ -202,6 +203,7 @@ fn find_changes(tracefs: &TraceFs) -> Result<(&'static str, &'static str, Format
 
 /// Says once what this rung cannot know. Whoever has asked for it knows.
 fn tell_losses(settings: &ProbeSettings, with_accepts: bool, ids: &Ids) {
+    warn_of_untold_retries(settings, NEEDED_FOR_RETRIES);
     let level = if settings.rung.is_some() { Level::Info } else { Level::Warn };
     let accepts = if with_accepts { "" } else { "accepts, " };
     let of_processes = match ids {

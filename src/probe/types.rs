@@ -29,6 +29,9 @@ pub(super) const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 /// Where changes of state are.
 pub(super) const SET_STATE: &str = "tp_btf/inet_sock_set_state";
 
+/// Where SYNs are sent again.
+pub(super) const RETRANSMIT: &str = "tp_btf/tcp_retransmit_skb";
+
 /// The iterator over all open files (since Linux 5.8).
 pub(super) const OPEN_FILES: &str = "iter/task_file";
 
@@ -36,9 +39,10 @@ pub(super) const OPEN_FILES: &str = "iter/task_file";
 pub(super) const ACCEPT_ENTRY: &str = "fentry/security_sock_graft";
 
 /// Sections of the programs that are for something which has a type in the kernel, and that type.
-const TARGETS: [(&str, Meaning, &str); 3] = [
+const TARGETS: [(&str, Meaning, &str); 4] = [
     (SET_STATE, Meaning::Typedef, "btf_trace_inet_sock_set_state"),
     (ACCEPT_ENTRY, Meaning::Function, ACCEPT_GRAFT),
+    (RETRANSMIT, Meaning::Typedef, "btf_trace_tcp_retransmit_skb"),
     (OPEN_FILES, Meaning::Function, "bpf_iter_task_file"),
 ];
 

@@ -158,6 +158,7 @@ impl Shed {
             Kind::State => &mut self.states,
             Kind::Close => &mut self.closes,
             Kind::Snapshot => &mut self.snapshots,
+            Kind::Retry => &mut self.retries,
         };
         *counter += 1;
     }
@@ -289,7 +290,10 @@ mod tests {
                     scope.spawn(move || {
                         for number in 0..EACH {
                             match PRODUCERS[producer] {
-                                Kind::State | Kind::Close => drop(queue.push_displacing(make(producer, number))),
+                                Kind::State | Kind::Close | Kind::Retry => {
+                                    queue.push_displacing(make(producer, number));
+                                }
+
                                 Kind::Snapshot => drop(queue.push_if_room(make(producer, number))),
                             }
                         }

@@ -274,6 +274,8 @@ static void print_statistics(int number)
 	PUT(unowned);
 	PUT(tracked);
 	PUT(tracked_most);
+	PUT(retries);
+	PUT(shed_retries);
 #undef PUT
 	putchar('\n');
 }

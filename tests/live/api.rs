@@ -53,12 +53,12 @@ fn the_log_goes_to_the_program_at_the_level_it_asks_for() {
     assert!(lines.iter().all(|line| !line.starts_with("log 1 ")), "{lines:?}");
 }
 
-fn watcher() -> Command {
+pub fn watcher() -> Command {
     Command::new(c_program("api_watch"))
 }
 
 /// All that `tests/c/api_watch.c` prints for these commands: lines on stdout, text on stderr.
-fn run_script(mut program: Command, script: &str) -> (Vec<String>, String) {
+pub fn run_script(mut program: Command, script: &str) -> (Vec<String>, String) {
     let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();

@@ -183,7 +183,7 @@ fn ages_are_those_by_the_clock_of_the_test() {
 }
 
 /// Waits until a connect has ended, and returns its error.
-fn end_of_connect(socket: &Socket) -> i32 {
+pub fn end_of_connect(socket: &Socket) -> i32 {
     let mut polled = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     let patience = patience().as_millis().try_into().unwrap();
     // SAFETY: one valid structure.
@@ -192,7 +192,7 @@ fn end_of_connect(socket: &Socket) -> i32 {
 }
 
 /// A connection from one host to the other.
-fn across(network: &Network) -> (TcpStream, TcpStream) {
+pub fn across(network: &Network) -> (TcpStream, TcpStream) {
     let listener = network.there.run(|| TcpListener::bind((Network::THERE_V4, 0)).unwrap());
     let to = listener.local_addr().unwrap();
     let client = network.here.run(|| TcpStream::connect(to).unwrap());

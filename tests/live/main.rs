@@ -8,6 +8,7 @@ mod api_filters;
 mod api_network;
 mod api_places;
 mod api_reading;
+mod api_retries;
 mod api_snapshots;
 mod api_states;
 mod api_table;

@@ -119,7 +119,8 @@ fn an_error_from_a_router_is_reported_as_the_program_got_it() {
     }
     let mut told = Vec::new();
     while told.len() < expected.len() + 1 {
-        let lines = monitor.until("the next failure", |line| line.contains("TCP failure detected: "));
+        let one_of = format!("one more of {expected:#?}");
+        let lines = monitor.until(&one_of, |line| line.contains("TCP failure detected: "));
         // The router itself refuses while its network is set up.
         let of_router = |text: &String| text.starts_with("10.77.0.2:") || text.starts_with("[fd77::2]:");
         told.extend(failures(&lines).into_iter().filter(|text| !of_router(text)));

@@ -89,6 +89,8 @@ pub struct Monitor {
     child: Child,
     log: Log,
     errors: Receiver<Vec<u8>>,
+    /// All lines that were read from its stdout.
+    told: Vec<String>,
     /// The lines up to the notice that it watches, if the log is stdout.
     pub first_lines: Vec<String>,
 }
@@ -137,7 +139,7 @@ impl Monitor {
 
     fn of(mut child: Child, log: Log) -> Self {
         let errors = lines_of(child.stderr.take().unwrap());
-        Self { child, log, errors, first_lines: Vec::new() }
+        Self { child, log, errors, told: Vec::new(), first_lines: Vec::new() }
     }
 
     pub fn pid(&self) -> u32 {
@@ -146,15 +148,22 @@ impl Monitor {
 
     /// The next line, if it comes in time.
     pub fn line_within(&mut self, time: Duration) -> Option<String> {
-        let Log::Stdout(lines) = &self.log else { panic!("the log is a file") };
-        match lines.recv_timeout(time) {
-            Ok(line) => Some(checked(line)),
+        match self.next_line(time) {
+            Ok(line) => Some(line),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {
                 let status = self.child.wait().unwrap();
                 panic!("it has ended, {status}; on stderr: {:?}", self.errors())
             }
         }
+    }
+
+    /// The same, or why there is none.
+    fn next_line(&mut self, time: Duration) -> Result<String, RecvTimeoutError> {
+        let Log::Stdout(lines) = &self.log else { panic!("the log is a file") };
+        let line = checked(lines.recv_timeout(time)?);
+        self.told.push(line.clone());
+        Ok(line)
     }
 
     /// All lines up to and including the first matching one.
@@ -164,10 +173,17 @@ impl Monitor {
         while lines.last().is_none_or(|line: &String| !fits(line)) {
             match self.line_within(until.saturating_duration_since(Instant::now())) {
                 Some(line) => lines.push(line),
-                None => panic!("there is no line of {what} in {lines:#?}"),
+                None => panic!("there is no line of {what} in {lines:#?}; {}", self.last_words()),
             }
         }
         lines
+    }
+
+    /// All it has said, and what it still says when it is told to end: its counters are among that.
+    fn last_words(&mut self) -> String {
+        self.signal(libc::SIGTERM);
+        while self.next_line(Duration::from_secs(5) * slowness()).is_ok() {}
+        format!("all lines: {:#?}", self.told)
     }
 
     /// Has a connection to the marker of these addresses refused, and returns all earlier lines: those of all

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
-use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL, SWEEP_INTERVALS};
+use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL, SWEEP_INTERVALS, Wanted};
 use crate::error::Error;
 use crate::event::filter::Filter;
 use crate::sys::files;
@@ -38,7 +38,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            probe: ProbeSettings { closes: true, ..ProbeSettings::default() },
+            probe: ProbeSettings { wanted: Wanted::CLOSES, ..ProbeSettings::default() },
             queue_slots: DEFAULT_SLOTS,
             sweep_interval: Some(SWEEP_INTERVAL),
             on_error: OnError::Exit,
@@ -201,8 +201,7 @@ mod tests {
                     btf: Some("/proc/self/exe".into()),
                     filter: Arc::new(Filter { pid: Some(7), ..Filter::default() }),
                     detailed: true,
-                    states: false,
-                    closes: true,
+                    wanted: Wanted::CLOSES,
                 },
                 queue_slots: 5000,
                 sweep_interval: Some(Duration::from_millis(500)),

@@ -21,6 +21,10 @@ pub const TCPEVENT_EVENTS_CLOSES: u32 = 2;
 /// All open sockets of this network namespace, at regular intervals (kernel: sock_diag).
 pub const TCPEVENT_EVENTS_SNAPSHOTS: u32 = 4;
 
+/// Attempts to connect that nobody answers, each time the kernel sends the SYN again (kernel: tcp_retransmit_skb): for the first
+/// time about a second after the first SYN. Not told by the plain tracepoint, nor before Linux 5.8: a line of the log says so.
+pub const TCPEVENT_EVENTS_RETRIES: u32 = 8;
+
 /// The first of the following probes that works.
 pub const TCPEVENT_PROBE_AUTO: u32 = 0;
 /// A kprobe on tcp_set_state.
@@ -36,6 +40,9 @@ pub const TCPEVENT_KIND_STATE: u8 = 1;
 pub const TCPEVENT_KIND_CLOSE: u8 = 2;
 /// A socket was found open.
 pub const TCPEVENT_KIND_SNAPSHOT: u8 = 3;
+/// A SYN was sent again: `segs_retransmitted` says how many times it has been so far, `segs_out` how many were sent in all, and `age_ns` how
+/// long the attempt has lasted. Both states are SYN_SENT.
+pub const TCPEVENT_KIND_RETRY: u8 = 4;
 
 /// Unknown which end opened the connection: it is older than the probe, or had no place in the table of owners. Also in
 /// snapshots, and for listening sockets.
@@ -61,10 +68,10 @@ pub const TCPEVENT_OWNER_BY_INODE: u8 = 4;
 pub const TCPEVENT_KNOWN_OWNER: u32 = 1;
 /// `uid` is the owner's, or without an owner the socket's. Otherwise it is UINT32_MAX.
 pub const TCPEVENT_KNOWN_UID: u32 = 2;
-/// `error` says how the connection ended. Only in closes. The plain tracepoint sees received resets and no other error.
+/// `error` says how the connection ended, or in a retry, what the network has answered so far. Only in these. The plain tracepoint sees received resets and no other error.
 pub const TCPEVENT_KNOWN_ERROR: u32 = 4;
-/// `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. Only in closes and
-/// snapshots. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of
+/// `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. In closes,
+/// snapshots and retries. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of
 /// other network namespaces, and cannot always tell connections with the same addresses and ports apart.
 pub const TCPEVENT_KNOWN_COUNTERS: u32 = 8;
 /// `netns` is the socket's network namespace. `cgroup` is its cgroup; 0 if it has none of version 2, and in snapshots before
@@ -106,7 +113,8 @@ pub struct tcpevent_options {
     /// sizeof(struct tcpevent_options): tells the library which fields there are. A larger structure than it knows is accepted
     /// if the rest is 0.
     pub size: usize,
-    /// TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES and TCPEVENT_EVENTS_SNAPSHOTS, or-ed; 0 for TCPEVENT_EVENTS_CLOSES.
+    /// TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_SNAPSHOTS and TCPEVENT_EVENTS_RETRIES, or-ed; 0 for
+    /// TCPEVENT_EVENTS_CLOSES.
     pub events: u32,
     /// TCPEVENT_PROBE_AUTO, or the only probe to try.
     pub probe: u32,
@@ -139,10 +147,10 @@ pub struct tcpevent_options {
 pub struct tcpevent_event {
     /// Bytes of this structure that the library has filled: at most what `tcpevent_read` was told.
     pub size: u32,
-    /// What has happened: TCPEVENT_KIND_STATE, _CLOSE or _SNAPSHOT.
+    /// What has happened: TCPEVENT_KIND_STATE, _CLOSE, _SNAPSHOT or _RETRY.
     pub kind: u8,
-    /// The state before (kernel: include/net/tcp_states.h), which `tcpevent_state_name` names. In a snapshot it is the same
-    /// as `new_state`.
+    /// The state before (kernel: include/net/tcp_states.h), which `tcpevent_state_name` names. In snapshots and retries it is the
+    /// same as `new_state`.
     pub old_state: u8,
     /// The state from now on.
     pub new_state: u8,
@@ -173,7 +181,8 @@ pub struct tcpevent_event {
     /// TCPEVENT_FLAG_FAILED and the others, or-ed.
     pub flags: u32,
     /// In closes: why the kernel has ended the connection, as a positive errno such as ECONNREFUSED, ETIMEDOUT, ECONNRESET or
-    /// EHOSTUNREACH (sock.sk_err); 0 for an orderly end, or one by the program itself.
+    /// EHOSTUNREACH (sock.sk_err); 0 for an orderly end, or one by the program itself. In retries: what an ICMP message has said of
+    /// the attempt so far (sock.sk_err_soft), or 0, as where the program has asked for it (SO_ERROR).
     pub error: i32,
     /// AF_INET or AF_INET6.
     pub family: u16,
@@ -192,12 +201,12 @@ pub struct tcpevent_event {
     /// Name (comm) of the owner's thread that acted, NUL-terminated. A process chooses its own name: it may contain any
     /// bytes.
     pub comm: [c_char; 16],
-    /// In closes: nanoseconds since the call of connect, or for an accepted connection since the end of the handshake.
+    /// In closes and retries: nanoseconds since the call of connect, or for an accepted connection since the end of the handshake.
     pub age_ns: u64,
     /// From ESTABLISHED on: nanoseconds from SYN_SENT to ESTABLISHED; 0 for an accepted connection.
     pub establish_ns: u64,
-    /// Payload received in order, in bytes, without SYN and FIN. This and all fields behind it up to `min_rtt_us`: in closes and
-    /// snapshots.
+    /// Payload received in order, in bytes, without SYN and FIN. This and all fields behind it up to `min_rtt_us`: in closes,
+    /// snapshots and retries.
     pub payload_received: u64,
     /// Payload sent, in bytes, without SYN, FIN and retransmissions.
     pub payload_sent: u64,
@@ -286,6 +295,10 @@ pub struct tcpevent_statistics {
     /// Places in that table; `tracked` never exceeds it. From Linux 6.2 on the table consists of sets, of which some are full before
     /// others: from about two thirds of this number on.
     pub tracked_most: u64,
+    /// Retries that were queued, or dropped.
+    pub retries: u64,
+    /// Retries that the full queue dropped.
+    pub shed_retries: u64,
 }
 
 impl tcpevent_event {
@@ -379,6 +392,8 @@ impl From<WatchStatistics> for tcpevent_statistics {
             unowned: counters.unowned,
             tracked: of.tracked,
             tracked_most: of.most_tracked,
+            retries: counters.retries,
+            shed_retries: counters.shed.retries,
         }
     }
 }
@@ -388,6 +403,7 @@ const _: () = {
     assert!(TCPEVENT_KIND_STATE == Kind::State as u8);
     assert!(TCPEVENT_KIND_CLOSE == Kind::Close as u8);
     assert!(TCPEVENT_KIND_SNAPSHOT == Kind::Snapshot as u8);
+    assert!(TCPEVENT_KIND_RETRY == Kind::Retry as u8);
     assert!(TCPEVENT_DIRECTION_UNKNOWN == Direction::Unknown as u8);
     assert!(TCPEVENT_DIRECTION_CONNECTED == Direction::Connected as u8);
     assert!(TCPEVENT_DIRECTION_ACCEPTED == Direction::Accepted as u8);

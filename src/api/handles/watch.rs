@@ -99,7 +99,7 @@ impl Watch {
         // From here on its end is that of all threads that run already.
         let Options { probe, sweep_interval, logger, .. } = options;
         let watch = Self { shared, logger: Arc::clone(&logger), threads: Mutex::new(Vec::with_capacity(2)) };
-        if probe.states || probe.closes {
+        if probe.needs_probe() {
             let (shared, logger, settings) = (Arc::clone(&watch.shared), Arc::clone(&logger), probe.clone());
             let body = move || log::with_logger(&logger, || shared.run_probe(&settings));
             lock(&watch.threads).push(spawn("tcpevent-probe", body)?);

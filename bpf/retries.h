@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
+/*
+ * Attempts to connect that nobody answers: the kernel sends the SYN again, most often from a timer (tcp_retransmit_skb(), where the
+ * counters have counted it already). Part of tcp_event.bpf.c, and not loaded where nobody asks for it.
+ */
+#ifndef TCPEVENT_RETRIES_H
+#define TCPEVENT_RETRIES_H
+
+#include "filter.h"
+#include "report.h"
+#include "ring_output.h"
+#include "transition.h"
+
+SEC("tp_btf/tcp_retransmit_skb")
+int BPF_PROG(syn_again, struct sock *sk)
+{
+	struct tcp_detailed_record *record;
+	struct owner known = {};
+	struct tcp_sock *tp;
+
+	if (sk->__sk_common.skc_state != TCP_SYN_SENT)
+		return 0;
+	tp = tcp_of(sk, true);
+	if (!tp || !fits_socket(sk, tp, true))
+		return 0;
+	copy_owner(&known, where_is(sk));
+	record = new_record(sizeof(*record));
+	if (!record)
+		return 0;
+	record->plain.inode = inode_of(sk);
+	fill_known(&record->plain, sk, &known, true);
+	if (!fits_owner(&record->plain)) {
+		drop_record(record);
+		return 0;
+	}
+	fill_plain(&record->plain, sk, tp, TCP_SYN_SENT, true, true);
+	fill_detail(record, sk, &known, TCP_SYN_SENT, true);
+	fill_counters(record, tp, true);
+	/* What the network has answered so far. */
+	record->err = sk->sk_err_soft;
+	record->flags = TCP_FLAG_ERROR_SOFT;
+	put_record(ctx, record, sizeof(*record));
+	return 0;
+}
+
+#endif
