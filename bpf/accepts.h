@@ -20,7 +20,7 @@ static __always_inline void forget_if_closed(struct sock *sk)
  * The current process has taken a connection that is not known from a listener: it is older than the probe, or was missed;
  * or it is MPTCP's.
  */
-static __always_inline void accepted_unknown(struct sock *taken)
+ONCE_A_PROGRAM int accepted_unknown(struct sock *taken)
 {
 	struct owner owner = {.direction = TCP_DIRECTION_ACCEPTED}, *known;
 	struct sock *sk = connection_of(taken);
@@ -28,16 +28,17 @@ static __always_inline void accepted_unknown(struct sock *taken)
 
 	/* Reset while it waited to be accepted: its close is reported, nothing will take the entry away again. */
 	if (!sk || !is_tcp(sk) || BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_CLOSE)
-		return;
+		return 0;
 	at = where_is(sk);
 	known = owner_at(at);
 	if (known) {
 		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
-		return;
+		return 0;
 	}
 	set_actor(&owner, current_task(), TCP_ORIGIN_ACCEPT);
 	note_at(at, &owner, BPF_ANY);
 	forget_if_closed(sk);
+	return 0;
 }
 
 static __always_inline int accepted(struct sock *sk)
@@ -48,10 +49,9 @@ static __always_inline int accepted(struct sock *sk)
 		return 0;
 	known = owner_at(where_is(sk));
 	/* What is known need not be looked at: it is a TCP socket, and not closed. */
-	if (known)
-		set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
-	else
-		accepted_unknown(sk);
+	if (!known)
+		return accepted_unknown(sk);
+	set_actor(known, current_task(), TCP_ORIGIN_ACCEPT);
 	return 0;
 }
 

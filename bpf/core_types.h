@@ -119,6 +119,7 @@ struct sock {
 	int sk_err_soft;
 	__u16 sk_protocol;
 	__u8 sk_shutdown;
+	unsigned long sk_lingertime;
 	kuid_t sk_uid;
 	struct sock_cgroup_data sk_cgrp_data;
 };
@@ -129,6 +130,7 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	__u32 icsk_user_timeout;
 };
 
 struct minmax_sample {
@@ -153,6 +155,8 @@ struct tcp_sock {
 	__u32 total_retrans;
 	__u32 srtt_us;
 	struct minmax rtt_min;
+	__u32 copied_seq;
+	__u32 rcv_nxt;
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;

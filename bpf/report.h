@@ -141,7 +141,6 @@ static __always_inline void fill_detail(struct tcp_detailed_record *record, stru
 	record->netns = netns_of(sk);
 	record->new_state = new_state;
 	record->direction = known->direction;
-	__builtin_memset(record->reserved, 0, sizeof(record->reserved));
 }
 
 /* The counters that the plain record has not. */
@@ -158,6 +157,24 @@ static __always_inline void fill_counters(struct tcp_detailed_record *record, st
 	record->snd_una = FIELD(direct, tp, snd_una);
 	record->snd_nxt = FIELD(direct, tp, snd_nxt);
 	record->write_seq = FIELD(direct, tp, write_seq);
+}
+
+/* What tells how a connection has ended, but for the counters: as much as src/ingest/ending.rs looks at. */
+static __always_inline void fill_ending(struct tcp_detailed_record *record, struct sock *sk, struct tcp_sock *tp,
+					const bool direct)
+{
+	bool by_process = is_locked_by_process(sk, direct);
+
+	record->flags |= TCP_FLAG_ENDING_TOLD;
+	record->by_process = by_process;
+	if (by_process) {
+		record->lingertime = FIELD(direct, sk, sk_lingertime);
+		record->sock_flags = FIELD(direct, sk, __sk_common.skc_flags);
+		record->copied_seq = FIELD(direct, tp, copied_seq);
+		record->rcv_nxt = FIELD(direct, tp, rcv_nxt);
+	}
+	if (record->err)
+		record->user_timeout = FIELD(direct, tp, inet_conn.icsk_user_timeout);
 }
 
 /* As report(), of any change. */
@@ -207,9 +224,11 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 			record->flags |= TCP_FLAG_ERROR_SOFT;
 		}
 		fill_counters(record, tp, direct);
+		fill_ending(record, sk, tp, direct);
 	} else {
 		__builtin_memset(&record->bytes_sent, 0,
-				 sizeof(*record) - __builtin_offsetof(struct tcp_detailed_record, bytes_sent));
+				 __builtin_offsetof(struct tcp_detailed_record, sock_flags) -
+					 __builtin_offsetof(struct tcp_detailed_record, bytes_sent));
 	}
 	put_record(ctx, record, sizeof(*record));
 	return held_ns;

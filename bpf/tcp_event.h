@@ -70,6 +70,11 @@ enum tcp_flag {
 	TCP_FLAG_ERROR_UNKNOWN = 8,
 	/* `err` is what the network has answered so far (sock.sk_err_soft); it has not ended the attempt. */
 	TCP_FLAG_ERROR_SOFT = 16,
+	/*
+	 * What tells how the connection has ended is filled: by_process; where that is not 0, lingertime, sock_flags, copied_seq and
+	 * rcv_nxt; where err is not 0, user_timeout. Else they are anything.
+	 */
+	TCP_FLAG_ENDING_TOLD = 32,
 };
 
 /* The counters of the first part, and those of this one from bytes_sent on, are 0 where a state changes and nothing ends. */
@@ -83,7 +88,8 @@ struct tcp_detailed_record {
 	__u8 new_state;
 	__u8 direction;
 	__u8 flags;
-	__u8 reserved[5];
+	__u8 by_process; /* not 0: a process does it by the socket (sk_lock.owned) */
+	__u32 lingertime; /* sock.sk_lingertime */
 	__u64 bytes_sent;
 	__u64 bytes_retrans;
 	__u32 segs_out;
@@ -94,6 +100,10 @@ struct tcp_detailed_record {
 	__u32 snd_una;
 	__u32 snd_nxt;
 	__u32 write_seq;
+	__u32 sock_flags; /* sock.sk_flags */
+	__u32 user_timeout; /* inet_connection_sock.icsk_user_timeout */
+	__u32 copied_seq;
+	__u32 rcv_nxt;
 };
 
 /* Who has let go of the socket of a close that had TCP_ORIGIN_HELD. It is told from the other records by its size. */

@@ -34,7 +34,7 @@ class Event(c.Structure):
         (U32, "netns pid uid known flags"),
         (c.c_int32, "error"),
         (U16, "family local_port remote_port"),
-        (U8, "owner_by reserved"),
+        (U8, "owner_by ending"),
         (U8 * 16, "local_addr remote_addr"),
         (c.c_char * 16, "comm"),
         (U64, "age_ns establish_ns payload_received payload_sent payload_acked bytes_received bytes_acked"),

@@ -20,10 +20,10 @@
  * Versions. Structures only grow, at their end, and carry their size, so program and library may be of different versions. A
  * program gets the fields that both know; what the library does not know is 0, or refused if it was asked for (-E2BIG). Numbers
  * never change their meaning. New kinds of events come only to programs that ask for them, but there may be new bits in `known`
- * and `flags`, and new values of `owner_by`: ignore those that you do not know.
+ * and `flags`, and new values of `owner_by` and `ending`: ignore those that you do not know.
  *
  * Names. A constant begins with the field it is for: TCPEVENT_EVENTS_, _PROBE_ and _LOG_ belong to tcpevent_options, _KIND_,
- * _DIRECTION_, _OWNER_BY_, _KNOWN_ and _FLAG_ to tcpevent_event.
+ * _DIRECTION_, _OWNER_BY_, _ENDING_, _KNOWN_ and _FLAG_ to tcpevent_event.
  */
 
 #include <stddef.h>
@@ -131,6 +131,81 @@
  * The owner holds the socket open, or was the last to hold it; others ended the connection.
  */
 #define TCPEVENT_OWNER_BY_INODE 4
+
+/**
+ * It is not known how the connection has ended; or this is no close, or that of an attempt that failed (`error` and `flags` say
+ * why). By the plain tracepoint known of resets by the peer, and where this end was the last to close.
+ */
+#define TCPEVENT_ENDING_UNKNOWN 0
+
+/**
+ * Both ends have closed it.
+ */
+#define TCPEVENT_ENDING_ORDERLY 1
+
+/**
+ * This end has closed it and the peer has acknowledged that. The kernel has let go of the socket before the peer has closed its end:
+ * how that went is not seen.
+ */
+#define TCPEVENT_ENDING_HALF_CLOSED 2
+
+/**
+ * The peer has reset it (`error` is ECONNRESET, or EPIPE where the peer had closed its end before). With a `payload_received` of 0
+ * it has done so before it had answered anything.
+ */
+#define TCPEVENT_ENDING_RESET_BY_PEER 3
+
+/**
+ * Reset after this end had closed it: by the peer, or by this end because more data came.
+ */
+#define TCPEVENT_ENDING_RESET 4
+
+/**
+ * Reset by this end: its program has closed it, or exited, and not read all data.
+ */
+#define TCPEVENT_ENDING_UNREAD 5
+
+/**
+ * Reset by this end: its program has closed it with a time to linger of 0 (SO_LINGER).
+ */
+#define TCPEVENT_ENDING_LINGER 6
+
+/**
+ * Reset by this end: its program has dissolved it, by connect to AF_UNSPEC. Also a connection that was taken away by TCP_REPAIR,
+ * of which the peer is told nothing.
+ */
+#define TCPEVENT_ENDING_DISCONNECTED 7
+
+/**
+ * Reset by this end: its listening socket was closed before the connection was accepted.
+ */
+#define TCPEVENT_ENDING_NOT_ACCEPTED 8
+
+/**
+ * Reset by this end from outside of its program (ECONNABORTED), as `ss -K` does.
+ */
+#define TCPEVENT_ENDING_ABORTED 9
+
+/**
+ * Timed out: the peer has not acknowledged data, or the end of data. `error` is ETIMEDOUT, or what an ICMP message has said
+ * meanwhile; so for the following ones.
+ */
+#define TCPEVENT_ENDING_UNACKNOWLEDGED 10
+
+/**
+ * Timed out: the peer has not answered keepalives (SO_KEEPALIVE).
+ */
+#define TCPEVENT_ENDING_KEEPALIVE 11
+
+/**
+ * Timed out: the peer, which could receive no more, has not answered questions whether it can again.
+ */
+#define TCPEVENT_ENDING_CLOSED_WINDOW 12
+
+/**
+ * Timed out: any of the last three, for longer than the program has set (TCP_USER_TIMEOUT).
+ */
+#define TCPEVENT_ENDING_USER_TIMEOUT 13
 
 /**
  * `pid`, `comm` and `owner_by` describe the endpoint's owner. If `pid` is 0 nevertheless, the process is invisible from this PID
@@ -368,9 +443,9 @@ struct tcpevent_event {
      */
     uint8_t owner_by;
     /**
-     * 0.
+     * In closes: how the connection has ended, TCPEVENT_ENDING_ORDERLY or another of those.
      */
-    uint8_t reserved;
+    uint8_t ending;
     /**
      * Local address in network byte order; an IPv4 address fills the first 4 bytes.
      */

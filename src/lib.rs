@@ -48,7 +48,7 @@ pub use config::Rung;
 pub use error::Error;
 pub use event::counters::{Shed, Statistics};
 pub use event::filter::Filter;
-pub use event::{Backlog, Begin, Direction, Event, Failure, Kind, Known, NO_USER, OwnerBy, state};
+pub use event::{Backlog, Begin, Direction, Ending, Event, Failure, Kind, Known, NO_USER, OwnerBy, state};
 pub use sys::log::Level;
 
 /// What the tests, the benches and the fuzz targets look at beside that. Nothing here is for programs.

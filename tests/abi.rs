@@ -207,7 +207,7 @@ fn tcpevent_event() -> Structure {
         74 local_port: u16,
         76 remote_port: u16,
         78 owner_by: u8,
-        79 reserved: u8,
+        79 ending: u8,
         80 local_addr: [u8; 16],
         96 remote_addr: [u8; 16],
         112 comm: [std::ffi::c_char; 16],

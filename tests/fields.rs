@@ -59,7 +59,7 @@ fn constants(group: &str) -> Vec<Entry> {
     constants
 }
 
-const GROUPS: [&str; 5] = ["KIND", "DIRECTION", "OWNER_BY", "KNOWN", "FLAG"];
+const GROUPS: [&str; 6] = ["KIND", "DIRECTION", "OWNER_BY", "ENDING", "KNOWN", "FLAG"];
 
 /// `u8[16]` for `uint8_t[16]`.
 fn short(kind: &str) -> String {

@@ -103,10 +103,10 @@ const TCPEVENT: Header = Header {
  * Versions. Structures only grow, at their end, and carry their size, so program and library may be of different versions. A
  * program gets the fields that both know; what the library does not know is 0, or refused if it was asked for (-E2BIG). Numbers
  * never change their meaning. New kinds of events come only to programs that ask for them, but there may be new bits in `known`
- * and `flags`, and new values of `owner_by`: ignore those that you do not know.
+ * and `flags`, and new values of `owner_by` and `ending`: ignore those that you do not know.
  *
  * Names. A constant begins with the field it is for: TCPEVENT_EVENTS_, _PROBE_ and _LOG_ belong to tcpevent_options, _KIND_,
- * _DIRECTION_, _OWNER_BY_, _KNOWN_ and _FLAG_ to tcpevent_event.
+ * _DIRECTION_, _OWNER_BY_, _ENDING_, _KNOWN_ and _FLAG_ to tcpevent_event.
  */
 
 #include <stddef.h>

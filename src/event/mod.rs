@@ -62,6 +62,42 @@ pub enum Begin {
     Unknown,
 }
 
+/// How a connection has ended that was established.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ending {
+    /// It is not known; or there is none to be told of.
+    #[default]
+    Unknown = 0,
+    /// Both ends have closed it.
+    Orderly = 1,
+    /// This end has closed it, and the peer has acknowledged that; what the peer did after the kernel had let go of the socket is not
+    /// seen.
+    HalfClosed = 2,
+    /// The peer has reset it.
+    ResetByPeer = 3,
+    /// After this end had closed it: the peer has reset it, or this end has reset it because more data came.
+    Reset = 4,
+    /// This end's program has closed it and not read all data: the kernel resets it.
+    Unread = 5,
+    /// This end's program has closed it with a time to linger of 0 (`SO_LINGER`): a reset.
+    Linger = 6,
+    /// This end's program has dissolved it by connect to `AF_UNSPEC`, a reset; or taken it away by `TCP_REPAIR`, without one.
+    Disconnected = 7,
+    /// Its listener was closed before it was accepted: a reset.
+    NotAccepted = 8,
+    /// Aborted from outside, as by `ss -K`: a reset.
+    Aborted = 9,
+    /// The peer has not acknowledged data, or the FIN, for too long.
+    Unacknowledged = 10,
+    /// The peer has not answered keepalives.
+    Keepalive = 11,
+    /// The peer has not answered questions whether it can receive again.
+    ClosedWindow = 12,
+    /// Any of the last three for longer than the program has set (`TCP_USER_TIMEOUT`).
+    UserTimeout = 13,
+}
+
 /// How an attempt to connect has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -186,6 +222,8 @@ pub struct Event {
     pub uid: u32,
     /// Why the kernel has ended the connection, or what the network has answered so far: errno, positive.
     pub error: i32,
+    /// In closes, how the connection has ended. Of an attempt that failed, `failure` and `error` say that.
+    pub ending: Ending,
     /// Whether this is the end of an attempt that failed.
     pub failure: Failure,
     /// `error` is 0 for want of knowledge.
@@ -296,6 +334,7 @@ impl Event {
             uid: NO_USER,
             error: 0,
             failure: Failure::None,
+            ending: Ending::Unknown,
             error_unknown: false,
             uncounted: false,
             begin: Begin::Seen,

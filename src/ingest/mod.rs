@@ -2,6 +2,7 @@
 
 mod collect;
 mod complete;
+mod ending;
 mod held;
 mod joiner;
 mod pace;

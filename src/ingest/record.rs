@@ -2,7 +2,7 @@
 
 use zerocopy::FromBytes;
 
-use crate::event::{Begin, Direction, Event, Failure, Kind, NO_USER, OwnerBy, state};
+use crate::event::{Begin, Direction, Ending, Event, Failure, Kind, NO_USER, OwnerBy, state};
 pub use crate::sys::shared::tcp_let_go as LetGo;
 use crate::sys::shared::{
     TCP_DIRECTION_ACCEPTED, TCP_DIRECTION_CONNECTED, TCP_DIRECTION_UNKNOWN, TCP_FLAG_BEING_CLOSED, TCP_FLAG_ERROR_SOFT,
@@ -150,6 +150,10 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &tcp_detailed_record) ->
     };
     event.error = detail.err;
     event.error_unknown = has(TCP_FLAG_ERROR_UNKNOWN);
+
+    if !unanswered {
+        event.ending = Ending::of(detail, event.direction, (!event.error_unknown).then_some(detail.err));
+    }
 
     event.bytes_sent = Some(detail.bytes_sent);
     event.bytes_retransmitted = detail.bytes_retrans;
@@ -392,7 +396,8 @@ mod tests {
                 new_state: self.new_state,
                 direction: self.direction,
                 flags: self.flags,
-                reserved: [0; 5],
+                by_process: 0,
+                lingertime: 0,
                 bytes_sent,
                 bytes_retrans,
                 segs_out: 9,
@@ -403,6 +408,10 @@ mod tests {
                 snd_una,
                 snd_nxt,
                 write_seq,
+                sock_flags: 0,
+                user_timeout: 0,
+                copied_seq: 0,
+                rcv_nxt: 0,
             };
             decode(record.as_bytes()).unwrap().event
         }
@@ -424,6 +433,7 @@ mod tests {
         assert_eq!((event.cookie, event.cgroup, event.netns), (4711, 815, 4_026_531_840));
         assert_eq!((event.age_ns, event.establish_ns, event.begin), (100, 22, Begin::Seen));
         assert_eq!((event.failure, event.error, event.direction), (Failure::None, 0, Direction::Connected));
+        assert_eq!(event.ending, Ending::Orderly);
         assert_eq!((event.payload_received, event.payload_sent, event.payload_acked), (70_000, 5_000, 5_000));
         assert_eq!((event.bytes_received, event.bytes_acked, event.bytes_sent), (70_001, 5_002, Some(5_100)));
         assert_eq!((event.bytes_retransmitted, event.segs_retransmitted), (100, 1));

@@ -134,7 +134,7 @@ static void refuse_options(void)
 	REFUSED_WITH(size, (size_t)1 << 32, "size");
 	REFUSED_WITH(size, SIZE_MAX, "size");
 
-	REFUSED_WITH(events, 8, "events");
+	REFUSED_WITH(events, 16, "events");
 	REFUSED_WITH(events, TCPEVENT_EVENTS_CLOSES | 0x80000000u, "events");
 	REFUSED_WITH(events, UINT32_MAX, "events");
 	REFUSED_WITH(probe, 4, "probe");
@@ -393,7 +393,7 @@ static void read_into_all_sizes(struct tcpevent_watch *handle)
 		memcpy(&event, one, sizeof event);
 		CHECK(event.size == sizeof event);
 		CHECK(event.kind == TCPEVENT_KIND_CLOSE && event.pid == (uint32_t)getpid());
-		CHECK(event.reserved == 0 && event.reserved2 == 0);
+		CHECK(event.ending <= TCPEVENT_ENDING_USER_TIMEOUT && event.reserved2 == 0);
 		CHECK(is_zero(one + sizeof event, LONGER - sizeof event));
 	}
 	CHECK(room[COUNT * LONGER] == 0xa5);
@@ -424,7 +424,8 @@ static void get_statistics_of_all_sizes(struct tcpevent_watch *handle)
 	} longer;
 
 	REFUSED(tcpevent_get_statistics(handle, NULL), EINVAL, "statistics");
-	for (size_t size = 0; size < sizeof longer.known; size++) {
+	/* As long as it was first. */
+	for (size_t size = 0; size < offsetof(struct tcpevent_statistics, retries); size++) {
 		memset(&longer, 0xa5, sizeof longer);
 		longer.known.size = size;
 		REFUSED(tcpevent_get_statistics(handle, &longer.known), EINVAL, "size");

@@ -20,7 +20,7 @@
  *   version                 "version TEXT"
  *
  * An event is a line of tab-separated columns: "event", H, the thread, then all fields in the order of struct
- * tcpevent_event; states by name, bytes (reserved, addresses, comm) in hexadecimal. A line of the library's log is "log
+ * tcpevent_event; states by name, bytes (reserved2, addresses, comm) in hexadecimal. A line of the library's log is "log
  * LEVEL TEXT". TCPEVENT_PROBE sets the default of `probe`, and TCPEVENT_TEST_BTF that of `btf`: the library itself does
  * not read the environment. SIGUSR2 and SIGHUP have handlers that do nothing; SIGHUP's is installed with SA_RESTART.
  * Ends at the end of stdin.

@@ -41,7 +41,7 @@ int main(void)
 			const struct tcpevent_event *event = &read.events[i];
 
 			CHECK(event->size == sizeof *event);
-			CHECK(event->reserved == 0 && event->reserved2 == 0);
+			CHECK(event->ending <= TCPEVENT_ENDING_USER_TIMEOUT && event->reserved2 == 0);
 			if (event->kind != TCPEVENT_KIND_CLOSE ||
 			    (event->local_port != port && event->remote_port != port))
 				continue;

@@ -134,6 +134,7 @@ struct sock {
 	int sk_err_soft;
 	kuid_t sk_uid;
 	u8 sk_shutdown;
+	unsigned long sk_lingertime;
 	struct socket *sk_socket;
 	struct sock_cgroup_data sk_cgrp_data;
 };
@@ -145,6 +146,7 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	u32 icsk_user_timeout;
 };
 
 struct minmax_sample {
@@ -162,6 +164,8 @@ struct tcp_sock {
 	u64 bytes_received;
 	u32 segs_in;
 	u32 data_segs_in;
+	u32 rcv_nxt;
+	u32 copied_seq;
 	u32 snd_nxt;
 	u32 segs_out;
 	u32 data_segs_out;

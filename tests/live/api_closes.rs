@@ -356,7 +356,7 @@ fn a_refused_connect_has_failed_with_econnrefused() {
 }
 
 /// Milliseconds without an acknowledgement after which the kernel ends a connection or a connect.
-fn set_user_timeout(socket: &impl AsRawFd, milliseconds: i32) {
+pub fn set_user_timeout(socket: &impl AsRawFd, milliseconds: i32) {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, milliseconds);
 }
 
@@ -493,7 +493,7 @@ fn an_attempt_that_the_kernel_cannot_begin_has_failed_without_error() {
 }
 
 /// Has `ss -K` end a socket in this thread's network namespace. False if the kernel cannot.
-fn abort_by_ss(socket: &impl AsRawFd, local_port: u16) -> bool {
+pub fn abort_by_ss(socket: &impl AsRawFd, local_port: u16) -> bool {
     let output = Command::new("ss")
         .args(["-K", "-t", "-n", "-a", "sport", "=", &format!(":{local_port}")])
         .output()

@@ -93,6 +93,7 @@ pub const ESTABLISHED: u8 = 1;
 pub const SYN_RECV: u8 = 3;
 pub const FIN_WAIT2: u8 = 5;
 pub const CLOSE: u8 = 7;
+pub const CLOSE_WAIT: u8 = 8;
 
 /// Waits until a socket is in a state: the peer's segments may take a while.
 pub fn wait_for_state(socket: &impl AsRawFd, state: u8) {

@@ -117,7 +117,7 @@ impl Event {
         assert_eq!(bytes.len(), size_of::<tcpevent_event>(), "{line:?}");
         // SAFETY: so many bytes, of which any are such a structure.
         let raw = unsafe { bytes.as_ptr().cast::<tcpevent_event>().read_unaligned() };
-        assert_eq!((raw.size as usize, raw.reserved, raw.reserved2), (bytes.len(), 0, 0), "{raw:#?}");
+        assert_eq!((raw.size as usize, raw.reserved2), (bytes.len(), 0), "{raw:#?}");
         let kind = match raw.kind {
             TCPEVENT_KIND_STATE => Kind::State,
             TCPEVENT_KIND_CLOSE => Kind::Close,

@@ -3,6 +3,7 @@
 
 mod api;
 mod api_closes;
+mod api_endings;
 mod api_ends;
 mod api_filters;
 mod api_network;

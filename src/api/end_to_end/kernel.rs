@@ -118,7 +118,7 @@ impl Change {
     }
 
     pub fn record(&self) -> Vec<u8> {
-        const LENGTH: usize = 200;
+        const LENGTH: usize = 216;
         const BIRTH_NS: u64 = 1;
         const CONNECTED: u8 = 1;
         const HELD: u8 = 0x80;

@@ -8,7 +8,7 @@ use std::mem::size_of;
 
 use crate::api::engine::WatchStatistics;
 use crate::config::Rung;
-use crate::event::{Begin, Direction, Event, Failure, Kind, Known, OwnerBy};
+use crate::event::{Begin, Direction, Ending, Event, Failure, Kind, Known, OwnerBy};
 
 /// A handle: a watch on the TCP connections of this host, from `tcpevent_open` to `tcpevent_close`. Opaque, and not a memory
 /// address: any value that is not an open handle is recognised as such (-EBADF).
@@ -62,6 +62,40 @@ pub const TCPEVENT_OWNER_BY_ACCEPT: u8 = 2;
 pub const TCPEVENT_OWNER_BY_CLOSE: u8 = 3;
 /// The owner holds the socket open, or was the last to hold it; others ended the connection.
 pub const TCPEVENT_OWNER_BY_INODE: u8 = 4;
+
+/// It is not known how the connection has ended; or this is no close, or that of an attempt that failed (`error` and `flags` say
+/// why). By the plain tracepoint known of resets by the peer, and where this end was the last to close.
+pub const TCPEVENT_ENDING_UNKNOWN: u8 = 0;
+/// Both ends have closed it.
+pub const TCPEVENT_ENDING_ORDERLY: u8 = 1;
+/// This end has closed it and the peer has acknowledged that. The kernel has let go of the socket before the peer has closed its end:
+/// how that went is not seen.
+pub const TCPEVENT_ENDING_HALF_CLOSED: u8 = 2;
+/// The peer has reset it (`error` is ECONNRESET, or EPIPE where the peer had closed its end before). With a `payload_received` of 0
+/// it has done so before it had answered anything.
+pub const TCPEVENT_ENDING_RESET_BY_PEER: u8 = 3;
+/// Reset after this end had closed it: by the peer, or by this end because more data came.
+pub const TCPEVENT_ENDING_RESET: u8 = 4;
+/// Reset by this end: its program has closed it, or exited, and not read all data.
+pub const TCPEVENT_ENDING_UNREAD: u8 = 5;
+/// Reset by this end: its program has closed it with a time to linger of 0 (SO_LINGER).
+pub const TCPEVENT_ENDING_LINGER: u8 = 6;
+/// Reset by this end: its program has dissolved it, by connect to AF_UNSPEC. Also a connection that was taken away by TCP_REPAIR,
+/// of which the peer is told nothing.
+pub const TCPEVENT_ENDING_DISCONNECTED: u8 = 7;
+/// Reset by this end: its listening socket was closed before the connection was accepted.
+pub const TCPEVENT_ENDING_NOT_ACCEPTED: u8 = 8;
+/// Reset by this end from outside of its program (ECONNABORTED), as `ss -K` does.
+pub const TCPEVENT_ENDING_ABORTED: u8 = 9;
+/// Timed out: the peer has not acknowledged data, or the end of data. `error` is ETIMEDOUT, or what an ICMP message has said
+/// meanwhile; so for the following ones.
+pub const TCPEVENT_ENDING_UNACKNOWLEDGED: u8 = 10;
+/// Timed out: the peer has not answered keepalives (SO_KEEPALIVE).
+pub const TCPEVENT_ENDING_KEEPALIVE: u8 = 11;
+/// Timed out: the peer, which could receive no more, has not answered questions whether it can again.
+pub const TCPEVENT_ENDING_CLOSED_WINDOW: u8 = 12;
+/// Timed out: any of the last three, for longer than the program has set (TCP_USER_TIMEOUT).
+pub const TCPEVENT_ENDING_USER_TIMEOUT: u8 = 13;
 
 /// `pid`, `comm` and `owner_by` describe the endpoint's owner. If `pid` is 0 nevertheless, the process is invisible from this PID
 /// namespace.
@@ -192,8 +226,8 @@ pub struct tcpevent_event {
     pub remote_port: u16,
     /// How the owner was found: TCPEVENT_OWNER_BY_CONNECT or another of those.
     pub owner_by: u8,
-    /// 0.
-    pub reserved: u8,
+    /// In closes: how the connection has ended, TCPEVENT_ENDING_ORDERLY or another of those.
+    pub ending: u8,
     /// Local address in network byte order; an IPv4 address fills the first 4 bytes.
     pub local_addr: [u8; 16],
     /// Remote address, in the same form.
@@ -334,7 +368,7 @@ impl tcpevent_event {
             local_port: event.local_port,
             remote_port: event.remote_port,
             owner_by: event.owner_by as u8,
-            reserved: 0,
+            ending: event.ending as u8,
             local_addr: event.local_addr,
             remote_addr: event.remote_addr,
             comm,
@@ -412,6 +446,20 @@ const _: () = {
     assert!(TCPEVENT_OWNER_BY_ACCEPT == OwnerBy::Accept as u8);
     assert!(TCPEVENT_OWNER_BY_CLOSE == OwnerBy::Close as u8);
     assert!(TCPEVENT_OWNER_BY_INODE == OwnerBy::Inode as u8);
+    assert!(TCPEVENT_ENDING_UNKNOWN == Ending::Unknown as u8);
+    assert!(TCPEVENT_ENDING_ORDERLY == Ending::Orderly as u8);
+    assert!(TCPEVENT_ENDING_HALF_CLOSED == Ending::HalfClosed as u8);
+    assert!(TCPEVENT_ENDING_RESET_BY_PEER == Ending::ResetByPeer as u8);
+    assert!(TCPEVENT_ENDING_RESET == Ending::Reset as u8);
+    assert!(TCPEVENT_ENDING_UNREAD == Ending::Unread as u8);
+    assert!(TCPEVENT_ENDING_LINGER == Ending::Linger as u8);
+    assert!(TCPEVENT_ENDING_DISCONNECTED == Ending::Disconnected as u8);
+    assert!(TCPEVENT_ENDING_NOT_ACCEPTED == Ending::NotAccepted as u8);
+    assert!(TCPEVENT_ENDING_ABORTED == Ending::Aborted as u8);
+    assert!(TCPEVENT_ENDING_UNACKNOWLEDGED == Ending::Unacknowledged as u8);
+    assert!(TCPEVENT_ENDING_KEEPALIVE == Ending::Keepalive as u8);
+    assert!(TCPEVENT_ENDING_CLOSED_WINDOW == Ending::ClosedWindow as u8);
+    assert!(TCPEVENT_ENDING_USER_TIMEOUT == Ending::UserTimeout as u8);
     assert!(TCPEVENT_KNOWN_OWNER == Known::OWNER.bits());
     assert!(TCPEVENT_KNOWN_UID == Known::UID.bits());
     assert!(TCPEVENT_KNOWN_ERROR == Known::ERROR.bits());
