@@ -789,6 +789,13 @@ const char *tcpevent_state_name(int state);
 const char *tcpevent_owner_by_name(int owner_by);
 
 /**
+ * Returns words for a value of `ending`, such as "reset by peer" or "user timeout"; "unknown" for any other. A static text.
+ *
+ * Thread-safe and async-signal-safe.
+ */
+const char *tcpevent_ending_name(int ending);
+
+/**
  * Writes an address as text, like inet_ntop(3), NUL-terminated.
  *
  * `family`: AF_INET or AF_INET6. `address`: 4 or 16 bytes in network byte order. `text`: receives the text; `size` is its

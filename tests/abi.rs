@@ -542,15 +542,16 @@ const char *(*last_error)() = tcpevent_last_error;
 const char *(*version)() = tcpevent_version;
 const char *(*state_name)(int) = tcpevent_state_name;
 const char *(*owner_by_name)(int) = tcpevent_owner_by_name;
+const char *(*ending_name)(int) = tcpevent_ending_name;
 int (*format_address)(int, const uint8_t *, char *, size_t) = tcpevent_format_address;
 int main()
 {
-    std::printf(\"%s %s %d\\n\", state_name(10), owner_by_name(1), wake_reader(nullptr));
+    std::printf(\"%s %s %s %d\\n\", state_name(10), owner_by_name(1), ending_name(4), wake_reader(nullptr));
 }
 ";
     let library = library.display();
     let options = [format!("-L{library}"), format!("-Wl,-rpath,{library}"), "-ltcpEvent".to_owned()];
-    assert_eq!(CXX.output_of("api_linkage", text, &options), "LISTEN connect -9\n");
+    assert_eq!(CXX.output_of("api_linkage", text, &options), "LISTEN connect reset -9\n");
 }
 
 // ---- Programs of today with libraries to come

@@ -54,7 +54,7 @@ SLACK = {"programs": 20, "path": 4 * 142, "getppid": 2}
 BOOTS = 2
 
 # The numbers of tcpevent.h.
-STATES, CLOSES = 1, 2
+STATES, CLOSES, RETRIES = 1, 2, 8
 PROBES = {"kprobe": 1, "tp_btf": 2, "tracepoint": 3}
 
 
@@ -73,7 +73,7 @@ class Handles(Watcher):
     settle = settle
 
     def __init__(self, events, rung):
-        kind = "states" if events & STATES else "closes"
+        kind = ("states" if events & STATES else "closes") + (" and retries" if events & RETRIES else "")
         self.name = f"handle, {kind}, {rung}"
         self.command = f"open {events} {PROBES[rung]}"
 
@@ -200,6 +200,7 @@ def watchers(rungs, beside):
         yield Handles(CLOSES, rung)
         yield Handles(STATES, rung)
         if beside:
+            yield Handles(CLOSES | RETRIES, rung)
             yield Classic(rung, filter=nothing)
     if beside:
         yield from peers()

@@ -30,6 +30,15 @@ static void put_number(struct text *text, const char *name, bool known, uint64_t
         put_format(text, ",\"%s\":null", name);
 }
 
+/* null of a failed attempt, and if it is unknown. */
+static void put_ending(struct text *text, uint8_t ending)
+{
+    if (ending == TCPEVENT_ENDING_UNKNOWN)
+        put(text, ",\"ending\":null");
+    else
+        put_format(text, ",\"ending\":\"%s\"", tcpevent_ending_name(ending));
+}
+
 static const char *boolean(bool value)
 {
     return value ? "true" : "false";
@@ -59,6 +68,7 @@ static void put_state_json(struct text *text, const struct tcpevent_event *event
         put_json_error(text, event->error, error_is_unknown(event));
         put_format(text, ",\"failed\":%s,\"given_up\":%s", boolean((event->flags & TCPEVENT_FLAG_FAILED) != 0),
                    boolean((event->flags & TCPEVENT_FLAG_GIVEN_UP) != 0));
+        put_ending(text, event->ending);
     }
     put(text, "}\n");
 }

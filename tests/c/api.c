@@ -463,7 +463,11 @@ static void check_names(void)
 					     "FIN_WAIT2",   "TIME_WAIT", "CLOSE",    "CLOSE_WAIT",
 					     "LAST_ACK",    "LISTEN",    "CLOSING",  "NEW_SYN_RECV"};
 	static const char *const ways[] = {"unknown", "connect", "accept", "close", "inode"};
-	static const int others[] = {-1, 13, 14, 255, 256, INT32_MAX, INT32_MIN};
+	static const char *const endings[] = {"unknown",       "orderly",     "half closed",       "reset by peer",
+					      "reset",         "unread data", "no time to linger", "disconnected",
+					      "not accepted",  "aborted",     "not acknowledged",  "keepalive",
+					      "closed window", "user timeout"};
+	static const int others[] = {-1, 14, 15, 255, 256, INT32_MAX, INT32_MIN};
 	const char *version = tcpevent_version();
 
 	for (int i = 0; i < 12; i++)
@@ -472,9 +476,13 @@ static void check_names(void)
 	for (int i = 0; i < 5; i++)
 		CHECK(strcmp(tcpevent_owner_by_name(i), ways[i]) == 0);
 	CHECK(strcmp(tcpevent_owner_by_name(5), "unknown") == 0);
+	for (int i = TCPEVENT_ENDING_UNKNOWN; i <= TCPEVENT_ENDING_USER_TIMEOUT; i++)
+		CHECK(strcmp(tcpevent_ending_name(i), endings[i]) == 0);
+	CHECK(strcmp(tcpevent_state_name(13), "UNKNOWN") == 0);
 	for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
 		CHECK(strcmp(tcpevent_state_name(others[i]), "UNKNOWN") == 0);
 		CHECK(strcmp(tcpevent_owner_by_name(others[i]), "unknown") == 0);
+		CHECK(strcmp(tcpevent_ending_name(others[i]), "unknown") == 0);
 	}
 	CHECK(strchr(version, '.') != NULL && version == tcpevent_version());
 }

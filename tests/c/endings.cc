@@ -85,6 +85,7 @@ static void call_all(void)
 	read_one(handle);
 	CHECK(tcpevent_close(handle) == 0);
 	CHECK(!strcmp(tcpevent_state_name(1), "ESTABLISHED") && tcpevent_version()[0] && tcpevent_owner_by_name(1)[0]);
+	CHECK(!strcmp(tcpevent_ending_name(1), "orderly"));
 	CHECK(tcpevent_format_address(AF_INET, address, text, sizeof(text)) == 0 && !strcmp(text, "127.0.0.1"));
 }
 

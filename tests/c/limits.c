@@ -213,6 +213,7 @@ static void *call_all(void *unused)
 	options.filter = "dst no.address";
 	CHECK(tcpevent_open(&options, &handle) == -EINVAL && tcpevent_last_error()[0]);
 	CHECK(tcpevent_version()[0] && tcpevent_state_name(1)[0] && tcpevent_owner_by_name(1)[0]);
+	CHECK(tcpevent_ending_name(1)[0]);
 	return unused;
 }
 

@@ -266,6 +266,7 @@ fn check_fields(object: &Object, end: &End, old_state: &str, state: &str, pid: u
             "error",
             "failed",
             "given_up",
+            "ending",
         ]);
     }
     names.sort_unstable();
@@ -285,6 +286,9 @@ fn check_totals(object: &Object, sent: u64, received: u64, error: &str, failed: 
     for (name, value) in fields {
         assert_eq!(object[name], value, "{name} in {object:#?}");
     }
+    // The end that closes first may be gone before the other's FIN comes.
+    let endings = if failed { ["null"; 2] } else { ["\"orderly\"", "\"half closed\""] };
+    assert!(endings.contains(&object["ending"].as_str()), "{object:#?}");
 }
 
 /// A monitor with `--json`, whose lines are parsed as objects.

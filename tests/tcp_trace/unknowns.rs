@@ -75,7 +75,7 @@ fn json_has_no_figure_and_no_reason_that_is_not_known() {
     assert_eq!(failed.len(), 2, "{objects:#?}");
     for (object, given_up) in failed.iter().zip(["false", "true"]) {
         assert_eq!(values(object, &figures), ["null"; 3], "{object:#?}");
-        assert_eq!(values(object, &["error", "given_up"]), ["\"unknown\"", given_up], "{object:#?}");
+        assert_eq!(values(object, &["error", "given_up", "ending"]), ["\"unknown\"", given_up, "null"], "{object:#?}");
     }
     let told = of("failure", "remote_addr", 1);
     assert_eq!(values(&told[0], &["error", "reason"]), ["\"unknown\"", "\"reason unknown\""]);

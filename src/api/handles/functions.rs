@@ -356,6 +356,30 @@ pub extern "C-unwind" fn tcpevent_owner_by_name(owner_by: c_int) -> *const c_cha
     name(&[c"unknown", c"connect", c"accept", c"close", c"inode"], owner_by, c"unknown")
 }
 
+/// Returns words for a value of `ending`, such as "reset by peer" or "user timeout"; "unknown" for any other. A static text.
+///
+/// Thread-safe and async-signal-safe.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn tcpevent_ending_name(ending: c_int) -> *const c_char {
+    const NAMES: [&CStr; 14] = [
+        c"unknown",
+        c"orderly",
+        c"half closed",
+        c"reset by peer",
+        c"reset",
+        c"unread data",
+        c"no time to linger",
+        c"disconnected",
+        c"not accepted",
+        c"aborted",
+        c"not acknowledged",
+        c"keepalive",
+        c"closed window",
+        c"user timeout",
+    ];
+    name(&NAMES, ending, c"unknown")
+}
+
 /// Writes an address as text, like inet_ntop(3), NUL-terminated.
 ///
 /// `family`: AF_INET or AF_INET6. `address`: 4 or 16 bytes in network byte order. `text`: receives the text; `size` is its
