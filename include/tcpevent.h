@@ -145,7 +145,7 @@
 
 /**
  * This end has closed it and the peer has acknowledged that. The kernel has let go of the socket before the peer has closed its end:
- * how that went is not seen.
+ * how that went is not seen. With a negative TCP_LINGER2, or too many orphaned sockets on the host, the kernel has reset it.
  */
 #define TCPEVENT_ENDING_HALF_CLOSED 2
 

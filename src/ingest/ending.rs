@@ -23,7 +23,10 @@ impl Ending {
                 Self::Reset
             }
             libc::ECONNRESET | libc::EPIPE => Self::ResetByPeer,
-            0 if matches!(old_state, state::LAST_ACK | state::CLOSING) && !is_by_process(detail) => Self::Orderly,
+            // Else it is for want of memory (tcp_check_oom, tcp_out_of_resources).
+            0 if matches!(old_state, state::LAST_ACK | state::CLOSING) && !is_by_process(detail) => {
+                if detail.snd_una == detail.write_seq { Self::Orderly } else { Self::Unknown }
+            }
             _ if !has(TCP_FLAG_ENDING_TOLD) => Self::Unknown,
             0 if is_by_process(detail) => Self::by_process(detail),
             0 => match old_state {
@@ -103,6 +106,8 @@ mod tests {
         assert_eq!(of(state::FIN_WAIT2, 0, fin), Ending::Orderly);
         assert_eq!(of(state::FIN_WAIT2, 0, |_| {}), Ending::HalfClosed);
         assert_eq!(of(state::FIN_WAIT1, 0, |_| {}), Ending::Unknown);
+        // Its FIN is not acknowledged.
+        assert_eq!(of(state::LAST_ACK, 0, |record| record.write_seq = 1), Ending::Unknown);
         // Under the lock of the process that closes, but after it has let go of the socket.
         let orphan = |record: &mut tcp_detailed_record| (record.by_process, record.plain.inode) = (1, 0);
         assert_eq!(of(state::FIN_WAIT2, 0, orphan), Ending::HalfClosed);

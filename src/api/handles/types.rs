@@ -69,7 +69,7 @@ pub const TCPEVENT_ENDING_UNKNOWN: u8 = 0;
 /// Both ends have closed it.
 pub const TCPEVENT_ENDING_ORDERLY: u8 = 1;
 /// This end has closed it and the peer has acknowledged that. The kernel has let go of the socket before the peer has closed its end:
-/// how that went is not seen.
+/// how that went is not seen. With a negative TCP_LINGER2, or too many orphaned sockets on the host, the kernel has reset it.
 pub const TCPEVENT_ENDING_HALF_CLOSED: u8 = 2;
 /// The peer has reset it (`error` is ECONNRESET, or EPIPE where the peer had closed its end before). With a `payload_received` of 0
 /// it has done so before it had answered anything.
