@@ -11,14 +11,24 @@
 #include "ring_output.h"
 #include "transition.h"
 
+/* Whether the tracepoint is passed where nothing was sent too, and says so (Linux 6.17, commit ad892e912b84). */
+const volatile bool retransmit_tells_error = false;
+
+/* Its parameters, where there are as many. */
+enum { RETRANSMIT_SOCK, RETRANSMIT_SKB, RETRANSMIT_ERROR };
+
 SEC("tp_btf/tcp_retransmit_skb")
-int BPF_PROG(syn_again, struct sock *sk)
+int syn_again(__u64 *ctx)
 {
+	struct sock *sk = (struct sock *)ctx[RETRANSMIT_SOCK];
 	struct tcp_detailed_record *record;
 	struct owner known = {};
 	struct tcp_sock *tp;
 
 	if (sk->__sk_common.skc_state != TCP_SYN_SENT)
+		return 0;
+	/* As the kernel counts: what the device has only put off counts as sent (NET_XMIT_CN), what has not left the host does not. */
+	if (retransmit_tells_error && (int)ctx[RETRANSMIT_ERROR] < 0)
 		return 0;
 	tp = tcp_of(sk, true);
 	if (!tp || !fits_socket(sk, tp, true))

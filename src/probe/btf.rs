@@ -275,6 +275,14 @@ impl<'btf> Btf<'btf> {
         })
     }
 
+    /// How many parameters a function has whose pointer a typedef stands for.
+    pub fn parameters(&self, typedef: u32) -> Option<u32> {
+        let pointer = self.at(typedef).filter(|found| found.kind() == kind::TYPEDEF)?.word(8);
+        let function = self.at(pointer).filter(|found| found.kind() == kind::PTR)?.word(8);
+        let function = self.at(function).filter(|found| found.kind() == kind::FUNC_PROTO)?;
+        Some(function.word(4) & 0xffff)
+    }
+
     /// The members of a structure or union.
     fn members(&self, id: u32) -> impl Iterator<Item = Member<'btf>> {
         let found = self.at(id).filter(|found| found.is_composite());
@@ -629,6 +637,9 @@ mod tests {
             u32::try_from(id).ok()
         };
         assert_eq!(btf.id(Meaning::Typedef, tracepoint), by_libbpf(tracepoint, kind::TYPEDEF));
+        // The tracepoint's own data, which programs do not get; the socket; two states.
+        assert_eq!(btf.parameters(btf.id(Meaning::Typedef, tracepoint).unwrap()), Some(4));
+        assert_eq!(btf.parameters(btf.id(Meaning::Struct, "sock").unwrap()), None);
         assert_eq!(btf.id(Meaning::Struct, "sock"), by_libbpf("sock", kind::STRUCT));
         assert_eq!(btf.id(Meaning::Function, "tcp_set_state"), by_libbpf("tcp_set_state", kind::FUNC));
         assert!(btf.id(Meaning::Struct, "sock").is_some());

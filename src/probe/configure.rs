@@ -32,6 +32,7 @@ pub(super) fn configure(
     constants.look_at_end = again == Again::AtEnd;
     constants.look_at_end_detailed = again == Again::AtEnd && settings.detailed;
     constants.is_preemptible = types.preemptible;
+    constants.retransmit_tells_error = types.tells_unsent;
     constants.wanted = wanted(settings);
     constants.can_cast = types.casts.is_some();
     [

@@ -141,9 +141,10 @@ mod tests {
 
     /// A classic BPF filter of a socket: of all segments only those with a FIN come in.
     fn only_fins(socket: &TcpStream) {
-        let load_flags = SockFilter::new((libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16, 0, 0, 13);
-        let is_fin = SockFilter::new((libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16, 0, 1, 1);
-        let [all, nothing] = [u32::MAX, 0].map(|length| SockFilter::new(libc::BPF_RET as u16, 0, 0, length));
+        let filter = |code: u32, or_else, value| SockFilter::new(code.try_into().unwrap(), 0, or_else, value);
+        let load_flags = filter(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 13);
+        let is_fin = filter(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 1, 1);
+        let [all, nothing] = [u32::MAX, 0].map(|length| filter(libc::BPF_RET, 0, length));
         SockRef::from(socket).attach_filter(&[load_flags, is_fin, all, nothing]).unwrap();
     }
 

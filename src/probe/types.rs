@@ -32,6 +32,9 @@ pub(super) const SET_STATE: &str = "tp_btf/inet_sock_set_state";
 /// Where SYNs are sent again.
 pub(super) const RETRANSMIT: &str = "tp_btf/tcp_retransmit_skb";
 
+/// As many parameters as it has where the last one is the error. (In the type there is one more, before them.)
+const RETRANSMIT_WITH_ERROR: u32 = 3;
+
 /// The iterator over all open files (since Linux 5.8).
 pub(super) const OPEN_FILES: &str = "iter/task_file";
 
@@ -75,6 +78,8 @@ pub(super) struct KernelTypes {
     pub(super) casts: Option<[u32; CASTS.len()]>,
     /// Whether the kernel tells where a connection fails. False where it is not known.
     pub(super) tells_errors: bool,
+    /// Whether it tells where a segment could not be sent again.
+    pub(super) tells_unsent: bool,
     /// Whether the kernel may give the CPU to another process while a tracepoint's program runs.
     pub(super) preemptible: bool,
 }
@@ -116,7 +121,7 @@ impl KernelTypes {
         let targets = targets.filter(|(section, id)| can_be_had(section, *id));
         let fitting = Fitting { targets: targets.collect(), ..Fitting::default() };
         // Types that are new to this library are a new kernel's.
-        Self { fitting, preemptible: true, ..Self::default() }
+        Self { fitting, tells_unsent: true, preemptible: true, ..Self::default() }
     }
 
     /// With the kernel's type information, as much as is about names that the programs have.
@@ -147,12 +152,14 @@ impl KernelTypes {
         let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
         let fitting = Fitting { targets: targets.collect(), rdonly_cast, ..Fitting::default() };
         let has_task = |member| casts[TASK_STRUCT] != 0 && btf.has_member(casts[TASK_STRUCT], member);
+        let retransmit = fitting.target(RETRANSMIT).and_then(|id| btf.parameters(id));
         let preemptible = has_task(OF_TRACING_BY_SRCU) && has_task(OF_PREEMPTIBLE_RCU);
         let types = Self {
             reduced: None,
             fitting,
             casts: rdonly_cast.map(|_| casts),
             tells_errors: btf.id(Meaning::Typedef, ERROR_REPORT).is_some(),
+            tells_unsent: retransmit.is_some_and(|parameters| parameters == 1 + RETRANSMIT_WITH_ERROR),
             preemptible,
         };
         Some((types, btf.reduced()))

@@ -116,7 +116,7 @@ impl Host {
         fs::metadata(self.path()).unwrap().ino().try_into().unwrap()
     }
 
-    fn ip(&self, arguments: &str) {
+    pub fn ip(&self, arguments: &str) {
         ip(&format!("-n {} {arguments}", self.name));
     }
 
