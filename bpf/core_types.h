@@ -144,6 +144,8 @@ struct minmax {
 struct tcp_sock {
 	struct inet_connection_sock inet_conn;
 	__u8 is_mptcp : 1; /* where the kernel has MPTCP */
+	__u8 repair : 1;
+	__u32 snd_wnd;
 	__u64 bytes_received;
 	__u64 bytes_acked;
 	__u64 bytes_sent;

@@ -159,22 +159,42 @@ static __always_inline void fill_counters(struct tcp_detailed_record *record, st
 	record->write_seq = FIELD(direct, tp, write_seq);
 }
 
+/* Who ends a connection without an error, as bits of tcp_ending. */
+static __always_inline __u8 ending_by(struct sock *sk, struct tcp_sock *tp, const struct owner *known,
+				      const bool direct)
+{
+	bool is_locked = is_locked_by_process(sk, direct), is_held = socket_of(sk);
+
+	/* Else the kernel does it: by a timer, or by what the peer has sent. */
+	if (is_locked ? !is_held : is_held || known->origin)
+		return 0;
+	if (is_of_mptcp(sk))
+		return 0;
+	if (!is_locked)
+		return TCP_ENDING_NEVER_HELD;
+	/* A timer that has come while the process held the lock ends it with what an ICMP message has said. */
+	if (FIELD(direct, sk, sk_err))
+		return 0;
+	return TCP_ENDING_BY_PROCESS | (BPF_CORE_READ_BITFIELD_PROBED(tp, repair) ? TCP_ENDING_BY_REPAIR : 0);
+}
+
 /* What tells how a connection has ended, but for the counters: as much as src/ingest/ending.rs looks at. */
 static __always_inline void fill_ending(struct tcp_detailed_record *record, struct sock *sk, struct tcp_sock *tp,
-					const bool direct)
+					const struct owner *known, const bool direct)
 {
-	bool by_process = is_locked_by_process(sk, direct);
-
 	record->flags |= TCP_FLAG_ENDING_TOLD;
-	record->by_process = by_process;
-	if (by_process) {
+	if (record->err) {
+		record->user_timeout = FIELD(direct, tp, inet_conn.icsk_user_timeout);
+		record->ending = FIELD(direct, tp, snd_wnd) ? 0 : TCP_ENDING_WINDOW_CLOSED;
+		return;
+	}
+	record->ending = ending_by(sk, tp, known, direct);
+	if (record->ending & TCP_ENDING_BY_PROCESS) {
 		record->lingertime = FIELD(direct, sk, sk_lingertime);
 		record->sock_flags = FIELD(direct, sk, __sk_common.skc_flags);
 		record->copied_seq = FIELD(direct, tp, copied_seq);
 		record->rcv_nxt = FIELD(direct, tp, rcv_nxt);
 	}
-	if (record->err)
-		record->user_timeout = FIELD(direct, tp, inet_conn.icsk_user_timeout);
 }
 
 /* As report(), of any change. */
@@ -224,7 +244,7 @@ static __always_inline __u64 report_detailed(void *ctx, struct sock *sk, const s
 			record->flags |= TCP_FLAG_ERROR_SOFT;
 		}
 		fill_counters(record, tp, direct);
-		fill_ending(record, sk, tp, direct);
+		fill_ending(record, sk, tp, known, direct);
 	} else {
 		__builtin_memset(&record->bytes_sent, 0,
 				 __builtin_offsetof(struct tcp_detailed_record, sock_flags) -

@@ -18,6 +18,7 @@ union {
 	enum tcp_origin origin;
 	enum tcp_direction direction;
 	enum tcp_flag flag;
+	enum tcp_ending ending;
 	enum tcp_wanted wanted;
 	enum tcp_list list;
 	enum tcp_user user;

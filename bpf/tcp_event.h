@@ -71,10 +71,22 @@ enum tcp_flag {
 	/* `err` is what the network has answered so far (sock.sk_err_soft); it has not ended the attempt. */
 	TCP_FLAG_ERROR_SOFT = 16,
 	/*
-	 * What tells how the connection has ended is filled: by_process; where that is not 0, lingertime, sock_flags, copied_seq and
-	 * rcv_nxt; where err is not 0, user_timeout. Else they are anything.
+	 * What tells how the connection has ended is filled: ending; where err is not 0, user_timeout; by TCP_ENDING_BY_PROCESS
+	 * lingertime, sock_flags, copied_seq and rcv_nxt. Else they are anything.
 	 */
 	TCP_FLAG_ENDING_TOLD = 32,
+};
+
+/* What there is to a connection's end. The first three: without an error, and not of MPTCP, which ends its connections by itself. */
+enum tcp_ending {
+	/* A process does it, in a call on the socket that it holds (sk_lock.owned, sk_socket). */
+	TCP_ENDING_BY_PROCESS = 1,
+	/* And has taken the connection away from the kernel (TCP_REPAIR). */
+	TCP_ENDING_BY_REPAIR = 2,
+	/* No process ever had it, and none does it. */
+	TCP_ENDING_NEVER_HELD = 4,
+	/* With an error: the peer can receive nothing (tcp_sock.snd_wnd is 0). */
+	TCP_ENDING_WINDOW_CLOSED = 8,
 };
 
 /* The counters of the first part, and those of this one from bytes_sent on, are 0 where a state changes and nothing ends. */
@@ -88,7 +100,7 @@ struct tcp_detailed_record {
 	__u8 new_state;
 	__u8 direction;
 	__u8 flags;
-	__u8 by_process; /* not 0: a process does it by the socket (sk_lock.owned) */
+	__u8 ending; /* bits of tcp_ending */
 	__u32 lingertime; /* sock.sk_lingertime */
 	__u64 bytes_sent;
 	__u64 bytes_retrans;

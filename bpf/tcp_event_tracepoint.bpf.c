@@ -75,6 +75,9 @@ struct {
 	__type(value, __u64);
 } beginnings SEC(".maps");
 
+/* A segment is not sent again sooner than this, by default; nor is it given up (TCP_RTO_MIN). */
+#define RTO_MIN_NS 200000000
+
 /* An attempt that ends sooner than this may have ended within connect() itself: a clock tick, at most. */
 #define CONNECT_NS 10000000
 
@@ -304,6 +307,10 @@ static __always_inline void fill_end(struct tcp_detailed_record *record, const s
 	case TCP_CLOSING:
 		record->err = by_reset ? ECONNRESET : 0;
 		record->flags |= TCP_FLAG_FIN_RECEIVED;
+		/* The FIN may be acknowledged as late as that; but then a timer may have ended it as well. */
+		if (!by_reset &&
+		    !(known && known->state == change->old_state && change->now - known->changed_ns < RTO_MIN_NS))
+			record->flags |= TCP_FLAG_ERROR_UNKNOWN;
 		break;
 	case TCP_FIN_WAIT2:
 		record->err = by_reset ? ECONNRESET : 0;

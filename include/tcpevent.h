@@ -134,7 +134,7 @@
 
 /**
  * It is not known how the connection has ended; or this is no close, or that of an attempt that failed (`error` and `flags` say
- * why). By the plain tracepoint known of resets by the peer, and where this end was the last to close.
+ * why). The plain tracepoint tells resets by the peer, and ends in order of the end that closes last.
  */
 #define TCPEVENT_ENDING_UNKNOWN 0
 
@@ -144,19 +144,21 @@
 #define TCPEVENT_ENDING_ORDERLY 1
 
 /**
- * This end has closed it and the peer has acknowledged that. The kernel has let go of the socket before the peer has closed its end:
- * how that went is not seen. With a negative TCP_LINGER2, or too many orphaned sockets on the host, the kernel has reset it.
+ * This end has closed it and the peer has acknowledged that. The kernel has let go of the socket then, which is no fault: most often
+ * so of the end that closes first. What comes after that only the peer's event tells: that it has closed its end too, or has sent
+ * data, which is answered by a reset. With a negative TCP_LINGER2, or too many orphaned sockets on the host, the kernel has reset
+ * it.
  */
 #define TCPEVENT_ENDING_HALF_CLOSED 2
 
 /**
- * The peer has reset it (`error` is ECONNRESET, or EPIPE where the peer had closed its end before). With a `payload_received` of 0
- * it has done so before it had answered anything.
+ * The peer has reset it, or something on the way between (`error` is ECONNRESET, or EPIPE where the peer had closed its end
+ * before). With a `payload_received` of 0 it has done so before it had answered anything.
  */
 #define TCPEVENT_ENDING_RESET_BY_PEER 3
 
 /**
- * Reset after this end had closed it: by the peer, or by this end because more data came.
+ * Reset after this end had closed it, or shut it down for reading too: by the peer, or by this end because more data came.
  */
 #define TCPEVENT_ENDING_RESET 4
 
@@ -182,13 +184,13 @@
 #define TCPEVENT_ENDING_NOT_ACCEPTED 8
 
 /**
- * Reset by this end from outside of its program (ECONNABORTED), as `ss -K` does.
+ * Ended from outside of its program (ECONNABORTED), as `ss -K` does: this end resets it, unless both ends had closed it.
  */
 #define TCPEVENT_ENDING_ABORTED 9
 
 /**
- * Timed out: the peer has not acknowledged data, or the end of data. `error` is ETIMEDOUT, or what an ICMP message has said
- * meanwhile; so for the following ones.
+ * Timed out: the peer has not acknowledged data, or the end of data; or this host could not send it. `error` is ETIMEDOUT, or what
+ * the network has said meanwhile; so for the following ones.
  */
 #define TCPEVENT_ENDING_UNACKNOWLEDGED 10
 
@@ -198,12 +200,13 @@
 #define TCPEVENT_ENDING_KEEPALIVE 11
 
 /**
- * Timed out: the peer, which could receive no more, has not answered questions whether it can again.
+ * Timed out: the peer could receive no more, and has not answered window probes; or, with no program left at this end, has answered
+ * them for too long.
  */
 #define TCPEVENT_ENDING_CLOSED_WINDOW 12
 
 /**
- * Timed out: any of the last three, for longer than the program has set (TCP_USER_TIMEOUT).
+ * Timed out: any of the last three, where the program has set a limit of its own (TCP_USER_TIMEOUT).
  */
 #define TCPEVENT_ENDING_USER_TIMEOUT 13
 

@@ -86,15 +86,15 @@ pub enum Ending {
     Disconnected = 7,
     /// Its listener was closed before it was accepted: a reset.
     NotAccepted = 8,
-    /// Aborted from outside, as by `ss -K`: a reset.
+    /// Ended from outside, as by `ss -K`: a reset, unless both ends had closed it.
     Aborted = 9,
-    /// The peer has not acknowledged data, or the FIN, for too long.
+    /// The peer has not acknowledged data, or the FIN, for too long, or this host could not send it.
     Unacknowledged = 10,
     /// The peer has not answered keepalives.
     Keepalive = 11,
-    /// The peer has not answered questions whether it can receive again.
+    /// The peer could receive no more, and has not answered window probes.
     ClosedWindow = 12,
-    /// Any of the last three for longer than the program has set (`TCP_USER_TIMEOUT`).
+    /// Any of the last three, where the program has set a limit of its own (`TCP_USER_TIMEOUT`).
     UserTimeout = 13,
 }
 

@@ -396,7 +396,7 @@ mod tests {
                 new_state: self.new_state,
                 direction: self.direction,
                 flags: self.flags,
-                by_process: 0,
+                ending: 0,
                 lingertime: 0,
                 bytes_sent,
                 bytes_retrans,

@@ -175,6 +175,8 @@ struct tcp_sock {
 	struct minmax rtt_min;
 	u32 write_seq;
 	u32 total_retrans;
+	u32 snd_wnd;
+	u8 thin_lto : 1, unused : 1, repair : 1;
 };
 
 struct task_struct {

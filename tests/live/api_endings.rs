@@ -4,8 +4,9 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tcpEvent::internals::handles::{
     TCPEVENT_ENDING_ABORTED, TCPEVENT_ENDING_CLOSED_WINDOW, TCPEVENT_ENDING_DISCONNECTED, TCPEVENT_ENDING_HALF_CLOSED,
     TCPEVENT_ENDING_KEEPALIVE, TCPEVENT_ENDING_LINGER, TCPEVENT_ENDING_NOT_ACCEPTED, TCPEVENT_ENDING_ORDERLY,
@@ -15,9 +16,11 @@ use tcpEvent::internals::handles::{
 
 use crate::api_closes::{abort_by_ss, across, set_user_timeout};
 use crate::api_network::Network;
-use crate::api_traffic::{CLOSE_WAIT, FIN_WAIT2, cookie, cookies_of, disconnect, set_option, wait_for_state};
+use crate::api_traffic::{
+    CLOSE, CLOSE_WAIT, FIN_WAIT2, cookie, cookies_of, disconnect, set_option, tcp_info, wait_for_state,
+};
 use crate::api_watcher::{CLOSES, Event, STATES, Watcher};
-use crate::consumer::{is_beyond_the_rung, lacks_cookies, rung_is_tracepoint, turn};
+use crate::consumer::{is_beyond_the_rung, lacks_cookies, patience, rung_is_tracepoint, turn};
 use crate::traffic::{Connection, V4, V6, set_linger_0};
 
 fn expect_reset(stream: &mut TcpStream) {
@@ -38,7 +41,7 @@ fn check(event: &Event, ending: u8, way: &str) {
 /// A way to end a connection, and what is told of it at the client's end and at the server's.
 type Way = (&'static str, fn(Connection), [u8; 2]);
 
-const WAYS: [Way; 12] = [
+const WAYS: [Way; 16] = [
     ("the client first", Connection::close_client_first, [TCPEVENT_ENDING_ORDERLY; 2]),
     ("the server first", Connection::close_server_first, [TCPEVENT_ENDING_ORDERLY; 2]),
     (
@@ -48,7 +51,8 @@ const WAYS: [Way; 12] = [
             assert_eq!(server.read(&mut [0]).unwrap(), 0);
             wait_for_state(&client, FIN_WAIT2);
             drop(client);
-            thread::sleep(Duration::from_millis(20));
+            // Only now the peer closes.
+            drop(server);
         },
         [TCPEVENT_ENDING_HALF_CLOSED, TCPEVENT_ENDING_ORDERLY],
     ),
@@ -99,9 +103,7 @@ const WAYS: [Way; 12] = [
             wait_for_state(&client, CLOSE_WAIT);
             set_linger_0(&client);
             drop(client);
-            // Only what is sent would show it.
-            thread::sleep(Duration::from_millis(20));
-            drop(server);
+            wait_for_state(&server, CLOSE);
         },
         [TCPEVENT_ENDING_UNREAD, TCPEVENT_ENDING_RESET_BY_PEER],
     ),
@@ -113,9 +115,31 @@ const WAYS: [Way; 12] = [
             wait_for_state(&server, FIN_WAIT2);
             set_linger_0(&client);
             drop(client);
-            thread::sleep(Duration::from_millis(20));
+            wait_for_state(&server, CLOSE);
         },
         [TCPEVENT_ENDING_LINGER, TCPEVENT_ENDING_RESET_BY_PEER],
+    ),
+    (
+        "a close that waits until the peer has acknowledged it",
+        |Connection { mut client, server, .. }| {
+            server.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+            SockRef::from(&client).set_linger(Some(Duration::from_secs(10))).unwrap();
+            drop(client);
+            drop(server);
+        },
+        [TCPEVENT_ENDING_ORDERLY; 2],
+    ),
+    (
+        "shut down by both, while both still have it",
+        |Connection { client, server, .. }| {
+            server.shutdown(Shutdown::Write).unwrap();
+            wait_for_state(&client, CLOSE_WAIT);
+            client.shutdown(Shutdown::Write).unwrap();
+            wait_for_state(&client, CLOSE);
+            drop((client, server));
+        },
+        [TCPEVENT_ENDING_ORDERLY; 2],
     ),
     (
         "dissolved",
@@ -126,14 +150,37 @@ const WAYS: [Way; 12] = [
         [TCPEVENT_ENDING_DISCONNECTED, TCPEVENT_ENDING_RESET_BY_PEER],
     ),
     (
+        "dissolved, with unread data and no time to linger",
+        |Connection { client, mut server, .. }| {
+            server.write_all(b"nobody reads it").unwrap();
+            client.peek(&mut [0]).unwrap();
+            set_linger_0(&client);
+            disconnect(&client);
+            expect_reset(&mut server);
+        },
+        [TCPEVENT_ENDING_DISCONNECTED, TCPEVENT_ENDING_RESET_BY_PEER],
+    ),
+    (
+        "taken away from the kernel, which tells the peer nothing",
+        |Connection { client, mut server, .. }| {
+            server.write_all(b"nobody reads it").unwrap();
+            client.peek(&mut [0]).unwrap();
+            set_linger_0(&client);
+            set_option(&client, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1);
+            drop(client);
+            // That is answered by a reset: there is no such connection.
+            drop(server);
+        },
+        [TCPEVENT_ENDING_DISCONNECTED, TCPEVENT_ENDING_RESET],
+    ),
+    (
         "reset by the peer that had closed",
         |Connection { client, server, .. }| {
             server.shutdown(Shutdown::Write).unwrap();
             wait_for_state(&client, CLOSE_WAIT);
             set_linger_0(&server);
             drop(server);
-            thread::sleep(Duration::from_millis(20));
-            drop(client);
+            wait_for_state(&client, CLOSE);
         },
         [TCPEVENT_ENDING_RESET_BY_PEER, TCPEVENT_ENDING_LINGER],
     ),
@@ -200,16 +247,18 @@ fn a_connection_that_root_aborts_is_told_so() {
     drop((client, server));
 }
 
-/// Fills the peer's window, until nothing more can be sent.
+/// Fills the peer's window, until nothing more can be sent, and the kernel has begun to ask whether it can.
 fn fill(client: &mut TcpStream) {
+    let until = Instant::now() + patience();
     client.set_nonblocking(true).unwrap();
     loop {
         while client.write(&[0; 4096]).is_ok() {}
-        // What is on its way still goes into the peer's buffer.
-        thread::sleep(Duration::from_millis(300));
-        if client.write(&[0]).is_err() {
+        let info = tcp_info(client);
+        if info.tcpi_unacked == 0 && info.tcpi_backoff != 0 {
             return;
         }
+        assert!(Instant::now() < until, "unacknowledged: {}, backoff: {}", info.tcpi_unacked, info.tcpi_backoff);
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -224,6 +273,7 @@ fn what_has_timed_out_is_told() {
     network.here.run(|| fs::write("/proc/sys/net/ipv4/tcp_retries2", "2").unwrap());
     let mut watcher = Watcher::open(CLOSES);
     let mut connections: [_; 4] = std::array::from_fn(|_| across(&network));
+    let mut unsent = across(&network);
     let cookies = connections.each_ref().map(|(client, _)| cookie(client));
     let [keepalive, unacknowledged, window, limit] = &mut connections;
     fill(&mut window.0);
@@ -245,6 +295,13 @@ fn what_has_timed_out_is_told() {
     for (close, ending) in closes.iter().zip(endings) {
         assert_eq!((close.error, close.ending), (libc::ETIMEDOUT, ending), "{close:#?}");
     }
+
+    // It is not the peer's window that keeps it from being sent.
+    network.here.ip("route del 198.51.100.0/24");
+    unsent.0.write_all(b"there is no way").unwrap();
+    let [close] = watcher.closes(0, [cookie(&unsent.0)]);
+    assert!([libc::ENETUNREACH, libc::ETIMEDOUT].contains(&close.error), "{close:#?}");
+    assert_eq!(close.ending, TCPEVENT_ENDING_UNACKNOWLEDGED, "{close:#?}");
 }
 
 #[test]
@@ -271,6 +328,57 @@ fn a_reset_after_this_end_has_closed_is_told_without_a_culprit() {
         assert_eq!((close.old_state.as_str(), close.error), ("FIN_WAIT1", libc::ECONNRESET), "{close:#?}");
         check(&close, TCPEVENT_ENDING_RESET, "after this end has closed");
         network.here.mend();
+    }
+}
+
+/// The socket is gone with the acknowledgement of its FIN: that it was answered by a reset is told by the other end.
+#[test]
+fn what_comes_after_this_end_has_closed_is_told_by_the_other_end_alone() {
+    if lacks_cookies() {
+        return;
+    }
+    let _turn = turn();
+    let network = Network::new();
+    let mut watcher = Watcher::open(CLOSES);
+    let (client, mut server) = across(&network);
+    let cookies = [cookie(&client), cookie(&server)];
+    network.there.cut();
+    drop(client);
+    wait_for_state(&server, CLOSE_WAIT);
+    network.there.mend();
+    server.write_all(b"too late").unwrap();
+    wait_for_state(&server, CLOSE);
+    let [of_client, of_server] = watcher.closes(0, cookies);
+    assert_eq!((of_client.old_state.as_str(), of_client.error), ("FIN_WAIT2", 0), "{of_client:#?}");
+    check(&of_client, TCPEVENT_ENDING_HALF_CLOSED, "data after the close");
+    check(&of_server, TCPEVENT_ENDING_RESET_BY_PEER, "data after the close");
+}
+
+/// The kernel ends its connections by itself, as if a program had: with SO_LINGER, or dissolved.
+#[test]
+fn what_mptcp_does_is_not_laid_to_the_program() {
+    let socket = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
+    let Ok(listener) = socket() else { return eprintln!("skipped: this kernel has no MPTCP") };
+    let _turn = turn();
+    let mut watcher = Watcher::open(CLOSES);
+    listener.bind(&V4().into()).unwrap();
+    listener.listen(8).unwrap();
+    let address = listener.local_addr().unwrap();
+    let port = address.as_socket().unwrap().port();
+    let endings = [TCPEVENT_ENDING_ORDERLY, TCPEVENT_ENDING_HALF_CLOSED, TCPEVENT_ENDING_UNKNOWN];
+    for (way, endings) in [("in order", &endings[..]), ("unread", &endings[2..])] {
+        let mut client = socket().unwrap();
+        client.connect(&address).unwrap();
+        let mut server = listener.accept().unwrap().0;
+        server.write_all(b"data").unwrap();
+        let own = client.local_addr().unwrap().as_socket().unwrap().port();
+        client.read_exact(&mut [0; 4][..if way == "unread" { 1 } else { 4 }]).unwrap();
+        drop(client);
+        drop(server);
+        let is_client = |event: &&Event| event.ports() == (own, port);
+        let events = watcher.events_until(0, way, |events| events.iter().any(|event| is_client(&event)));
+        let close = events.iter().find(is_client).unwrap();
+        assert!(close.error != 0 || endings.contains(&close.ending), "{way}: {close:#?}");
     }
 }
 

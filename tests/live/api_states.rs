@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process;
 
+use tcpEvent::internals::handles::TCPEVENT_ENDING_ORDERLY;
+
 use crate::api_traffic::{
     FIN_WAIT2, Moment, cookie, cookies_of, disconnect, own_netns, refused, self_connected, tcp_socket, wait_for_state,
 };
@@ -186,6 +188,8 @@ fn a_simultaneous_open_and_a_simultaneous_close_have_states_of_their_own() {
     assert_eq!(states(&life), "CLOSE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT1 CLOSING CLOSE");
     let close = life.last().unwrap();
     assert_eq!((close.direction, close.payload()), (Direction::Connected, [5, 5, 5]), "{close:#?}");
+    // The process itself has handled the last segment, on its way out of a call.
+    assert_eq!((close.error, close.ending), (0, TCPEVENT_ENDING_ORDERLY), "{close:#?}");
 }
 
 #[test]
