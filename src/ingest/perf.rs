@@ -4,11 +4,10 @@
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
-use std::thread::available_parallelism;
 use std::time::Instant;
 
 use super::joiner::{Joiner, LONGEST_WAIT};
-use super::perf_buffer::{Entry, PerfBuffer};
+use super::perf_buffer::{Entry, PerfBuffer, processors_on};
 use super::record::{DETAILED_RECORD_LEN, Decoded, RECORD_LEN};
 use super::source::{Record, Source, add, push};
 use crate::config::ProbeSettings;
@@ -94,8 +93,9 @@ const LONGEST_NOTICE: usize = 16;
 /// further privileges (`kernel.perf_event_mlock_kb`).
 fn pages() -> usize {
     const ALL: usize = 512;
-    let processors = available_parallelism().map_or(1, usize::from).next_power_of_two();
-    (ALL / processors).clamp(16, 128)
+    // Not available_parallelism(): each has a buffer, whether this process may run there or not.
+    let processors = processors_on().map_or(1, |processors| processors.len());
+    (ALL / processors.next_power_of_two()).clamp(16, 128)
 }
 
 /// What is known of the network namespace of an event.

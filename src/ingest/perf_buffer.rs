@@ -310,7 +310,7 @@ unsafe fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 /// The processors that are switched on.
-fn processors_on() -> io::Result<Vec<u32>> {
+pub fn processors_on() -> io::Result<Vec<u32>> {
     let text = fs::read_to_string("/sys/devices/system/cpu/online")?;
     parse_processors(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
