@@ -80,13 +80,20 @@ enum {
 };
 
 /* include/uapi/asm-generic/errno-base.h, include/uapi/asm-generic/errno.h */
+#define EINTR 4
+#define EFAULT 14
+#define EEXIST 17
 #define ENOSPC 28
 #define EPIPE 32
-#define EEXIST 17
 #define ECONNABORTED 103
 #define ETIMEDOUT 110
 #define ECONNRESET 104
+#define EISCONN 106
 #define ECONNREFUSED 111
+#define EALREADY 114
+#define EINPROGRESS 115
+/* include/linux/errno.h: the first of those that no program is told */
+#define ERESTARTSYS 512
 
 /* include/net/sock.h: a bit of sock.sk_flags (skc_flags), set once the peer's FIN was received in order */
 #define SOCK_DONE 1

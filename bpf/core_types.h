@@ -22,6 +22,7 @@ struct user_pt_regs {
 };
 struct pt_regs {
 	struct user_pt_regs user_regs;
+	__u64 orig_x0;
 	__s32 syscallno;
 };
 #else
@@ -212,8 +213,18 @@ struct pid {
 	struct upid numbers[1];
 };
 
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
 struct task_struct {
 	unsigned int flags;
+	struct files_struct *files;
 	void *stack;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;

@@ -50,24 +50,29 @@ static __always_inline bool has_port(__u32 list, __u16 port)
 	return set && set->bits[port >> 3] & 1 << (port & 7);
 }
 
-/* Whether one end's address is in its list of prefixes. ::/0 and the like are not meant for IPv4. */
-static __always_inline bool has_prefix(void *list, struct sock *sk, __u16 family, const bool remote, const bool direct)
+/* Whether an address is in a list of prefixes. ::/0 and the like are not meant for IPv4. */
+static __always_inline bool is_listed(void *list, __u16 family, const __u8 *addr)
 {
 	struct tcp_prefix prefix = {.length = 128};
 	__u8 *for_ipv4;
 
 	if (family == AF_INET) {
-		__u8 addr[16] __attribute__((aligned(4)));
-
-		read_address(addr, sk, family, remote, direct);
 		prefix.addr[10] = 0xff;
 		prefix.addr[11] = 0xff;
 		__builtin_memcpy(&prefix.addr[12], addr, 4);
 	} else {
-		read_address(prefix.addr, sk, family, remote, direct);
+		__builtin_memcpy(prefix.addr, addr, 16);
 	}
 	for_ipv4 = bpf_map_lookup_elem(list, &prefix);
 	return for_ipv4 && (family != AF_INET || *for_ipv4);
+}
+
+static __always_inline bool has_prefix(void *list, struct sock *sk, __u16 family, const bool remote, const bool direct)
+{
+	__u8 addr[16] __attribute__((aligned(4)));
+
+	read_address(addr, sk, family, remote, direct);
+	return is_listed(list, family, addr);
 }
 
 /* Whether the socket fits what the filter says of addresses, ports and places. */

@@ -36,6 +36,17 @@ static __always_inline struct pt_regs *user_registers(void)
 	return registers;
 }
 
+/* Of the system call that it has entered the kernel by. The first one's register may hold the result by now. */
+#if defined(__TARGET_ARCH_x86)
+#define FIRST_ARGUMENT(registers) BPF_CORE_READ(registers, di)
+#define SECOND_ARGUMENT(registers) BPF_CORE_READ(registers, si)
+#define THIRD_ARGUMENT(registers) BPF_CORE_READ(registers, dx)
+#else
+#define FIRST_ARGUMENT(registers) BPF_CORE_READ(registers, orig_x0)
+#define SECOND_ARGUMENT(registers) BPF_CORE_READ(registers, user_regs.regs[1])
+#define THIRD_ARGUMENT(registers) BPF_CORE_READ(registers, user_regs.regs[2])
+#endif
+
 /*
  * Whether the current process executes another program. It lets go of files as task work, on its way back to user mode
  * (do_close_on_exec(), ____fput()): it has the other program's name by then, and in_execve is no longer set; but the number of

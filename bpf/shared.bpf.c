@@ -20,6 +20,7 @@ union {
 	enum tcp_flag flag;
 	enum tcp_ending ending;
 	enum tcp_wanted wanted;
+	enum tcp_heard heard;
 	enum tcp_list list;
 	enum tcp_user user;
 	enum tcp_capacity capacity;

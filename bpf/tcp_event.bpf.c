@@ -42,6 +42,7 @@ const volatile bool look_at_end_detailed = false; /* the same, where the main pr
 #include "owners.h"
 #include "ring_output.h"
 #include "filter.h"
+#include "attempts.h"
 #include "transition.h"
 #include "done.h"
 
@@ -112,3 +113,4 @@ int BPF_PROG(set_state_tracepoint_detailed, struct sock *sk, int old_state, int 
 #include "accept_entry.h"
 #include "holders.h"
 #include "retries.h"
+#include "unsent.h"

@@ -140,6 +140,14 @@ enum tcp_wanted {
 	TCP_WANTED_STATES = 1,
 	TCP_WANTED_CLOSES = 2,
 	TCP_WANTED_RETRIES = 4,
+	TCP_WANTED_UNSENT = 8,
+};
+
+/* Which ways to connect the programs hear of, for TCP_WANTED_UNSENT. */
+enum tcp_heard {
+	TCP_HEARD_NONE = 0,
+	TCP_HEARD_SYSCALL = 1, /* connect alone */
+	TCP_HEARD_ALL = 2,
 };
 
 /* What an event must fit; 0 (but for uid) means that all do. Lists are in maps, of which these bits say that they count. */

@@ -142,6 +142,15 @@ static __always_inline bool fits_owner(const struct tcp_record *record)
 	return true;
 }
 
+/* Attempts that fail before a SYN are not told. */
+static __always_inline void note_attempt(struct sock *sk) {}
+static __always_inline void end_attempt(struct sock *sk) {}
+
+static __always_inline bool is_told_as_unsent(struct sock *sk, int old_state)
+{
+	return false;
+}
+
 #include "transition.h"
 
 static __always_inline int entry(void *ctx, struct sock *sk, int new_state, const bool detailed)

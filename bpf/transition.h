@@ -5,7 +5,8 @@
  *
  * The program that includes this file has said whether functions can be called, and so be there once (ONCE_A_PROGRAM), how it
  * is attached (constants: main_is_kprobe, second_look, look_at_end) and where it keeps owners (where_is(), is_somewhere(),
- * owner_at(), note_at(), forget_at(), end_at()), beside what report.h asks for.
+ * owner_at(), note_at(), forget_at(), end_at()) and attempts to connect (note_attempt(), end_attempt(), is_told_as_unsent()),
+ * beside what report.h asks for.
  */
 #ifndef TCPEVENT_TRANSITION_H
 #define TCPEVENT_TRANSITION_H
@@ -203,9 +204,13 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 			known.birth_ns = detailed ? bpf_ktime_get_ns() : 1;
 	} else if (new_state == TCP_SYN_SENT) {
 		note_connect(sk, detailed);
+		if (detailed)
+			note_attempt(sk);
 	} else if (new_state == TCP_ESTABLISHED) {
 		if (old_state == TCP_SYN_RECV)
 			has_begun = note_birth(sk, detailed);
+		else if (detailed)
+			end_attempt(sk);
 	} else if ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct)) {
 		note_act(sk, new_state);
 	}
@@ -219,7 +224,9 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 			note_state(entry, new_state);
 		return 0;
 	}
-	if (detailed)
+	if (detailed && new_state == TCP_CLOSE && is_told_as_unsent(sk, old_state))
+		held_ns = 0;
+	else if (detailed)
 		held_ns = report_change(ctx, sk, &known, old_state, new_state, direct, can_number);
 	else if (new_state == TCP_CLOSE && (old_state != TCP_SYN_RECV || is_end(sk, &known, old_state)))
 		held_ns = report(ctx, sk, &known, forget((__u32)old_state), direct);

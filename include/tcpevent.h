@@ -51,6 +51,14 @@
 #define TCPEVENT_EVENTS_RETRIES 8
 
 /**
+ * Attempts to connect that fail before anything is sent, with the errno that the program gets: no route, a security module or a
+ * cgroup's program that says no, no local port or address. Such an attempt is told as this instead of as a close. Not told by the
+ * plain tracepoint, nor before Linux 5.8. Where the kernel has no trampolines, only the system call connect is told of, and each
+ * system call of the host takes some 60 ns longer while the watch is open. A line of the log says so.
+ */
+#define TCPEVENT_EVENTS_UNSENT 16
+
+/**
  * The first of the following probes that works.
  */
 #define TCPEVENT_PROBE_AUTO 0
@@ -90,6 +98,13 @@
  * long the attempt has lasted. Both states are SYN_SENT.
  */
 #define TCPEVENT_KIND_RETRY 4
+
+/**
+ * An attempt has failed before anything was sent: `error` is what connect has returned. The remote address and port are those asked for,
+ * as the program or a cgroup's program has left them (0 where they were none), the local ones what the socket was bound to. Both states
+ * are CLOSE.
+ */
+#define TCPEVENT_KIND_UNSENT 5
 
 /**
  * Unknown which end opened the connection: it is older than the probe, or had no place in the table of owners. Also in
@@ -222,7 +237,8 @@
 #define TCPEVENT_KNOWN_UID 2
 
 /**
- * `error` says how the connection ended, or in a retry, what the network has answered so far. Only in these. The plain tracepoint sees received resets and no other error.
+ * `error` says how the connection ended, or why the attempt failed before a SYN, or in a retry, what the network has answered so far. Only
+ * in these. The plain tracepoint sees received resets and no other error.
  */
 #define TCPEVENT_KNOWN_ERROR 4
 
@@ -251,8 +267,8 @@
 #define TCPEVENT_KNOWN_BACKLOG 64
 
 /**
- * In closes: the connection was never established (it went from SYN_SENT to CLOSE). `error` has the reason. If it is known to
- * be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
+ * The connection was never established: a close from SYN_SENT, or an attempt that failed before a SYN. `error` has the reason. If
+ * it is known to be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
  */
 #define TCPEVENT_FLAG_FAILED 1
 
@@ -307,8 +323,8 @@ struct tcpevent_options {
      */
     size_t size;
     /**
-     * TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_SNAPSHOTS and TCPEVENT_EVENTS_RETRIES, or-ed; 0 for
-     * TCPEVENT_EVENTS_CLOSES.
+     * TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_SNAPSHOTS, TCPEVENT_EVENTS_RETRIES and
+     * TCPEVENT_EVENTS_UNSENT, or-ed; 0 for TCPEVENT_EVENTS_CLOSES.
      */
     uint32_t events;
     /**
@@ -363,7 +379,7 @@ struct tcpevent_event {
      */
     uint32_t size;
     /**
-     * What has happened: TCPEVENT_KIND_STATE, _CLOSE, _SNAPSHOT or _RETRY.
+     * What has happened: TCPEVENT_KIND_STATE, _CLOSE, _SNAPSHOT, _RETRY or _UNSENT.
      */
     uint8_t kind;
     /**
@@ -426,7 +442,8 @@ struct tcpevent_event {
     /**
      * In closes: why the kernel has ended the connection, as a positive errno such as ECONNREFUSED, ETIMEDOUT, ECONNRESET or
      * EHOSTUNREACH (sock.sk_err); 0 for an orderly end, or one by the program itself. In retries: what an ICMP message has said of
-     * the attempt so far (sock.sk_err_soft), or 0, as where the program has asked for it (SO_ERROR).
+     * the attempt so far (sock.sk_err_soft), or 0, as where the program has asked for it (SO_ERROR). Of an attempt that failed before
+     * a SYN: what connect has returned.
      */
     int32_t error;
     /**
@@ -646,6 +663,14 @@ struct tcpevent_statistics {
      * Retries that the full queue dropped.
      */
     uint64_t shed_retries;
+    /**
+     * Attempts that failed before a SYN and were queued, or dropped.
+     */
+    uint64_t unsent;
+    /**
+     * Such attempts that the full queue dropped.
+     */
+    uint64_t shed_unsent;
 };
 
 #ifdef __cplusplus

@@ -50,6 +50,7 @@ pub struct ProbeSettings {
 
 /// Events that a probe tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // Any of them with any other.
 pub struct Wanted {
     /// Changes of state. They are always detailed.
     pub states: bool,
@@ -57,11 +58,13 @@ pub struct Wanted {
     pub closes: bool,
     /// SYNs that are sent again. They are always detailed.
     pub retries: bool,
+    /// Attempts that fail before a SYN. They are always detailed.
+    pub unsent: bool,
 }
 
 impl Wanted {
     /// What the classic functions tell.
-    pub const CLOSES: Self = Self { states: false, closes: true, retries: false };
+    pub const CLOSES: Self = Self { states: false, closes: true, retries: false, unsent: false };
 }
 
 impl ProbeSettings {

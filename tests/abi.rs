@@ -236,7 +236,7 @@ fn tcpevent_event() -> Structure {
 }
 
 fn tcpevent_statistics() -> Structure {
-    structure! { tcpevent_statistics, 168:
+    structure! { tcpevent_statistics, 184:
         0 size: usize,
         8 probe: u32,
         12 queue_slots: u32,
@@ -259,6 +259,8 @@ fn tcpevent_statistics() -> Structure {
         144 tracked_most: u64,
         152 retries: u64,
         160 shed_retries: u64,
+        168 unsent: u64,
+        176 shed_unsent: u64,
     }
 }
 
@@ -587,10 +589,10 @@ fn later_library(folder: &Path) {
                 "            newly_dropped: backlog.newly_dropped,\n",
                 "            newly_dropped: backlog.newly_dropped,\n            later: u64::MAX,\n",
             ),
-            ("    pub shed_retries: u64,\n", "    pub shed_retries: u64,\n    /// Later.\n    pub later: u64,\n"),
+            ("    pub shed_unsent: u64,\n", "    pub shed_unsent: u64,\n    /// Later.\n    pub later: u64,\n"),
             (
-                "            shed_retries: counters.shed.retries,\n",
-                "            shed_retries: counters.shed.retries,\n            later: 1,\n",
+                "            shed_unsent: counters.shed.unsent,\n",
+                "            shed_unsent: counters.shed.unsent,\n            later: 1,\n",
             ),
         ],
     );

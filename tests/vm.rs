@@ -54,11 +54,12 @@ fn what_a_machine_has_is_never_removed_by_apt() {
 static MACHINE: RwLock<()> = RwLock::new(());
 
 /// Groups of tests that depend on the programs. What the library makes of events is the same on every kernel.
-const OF_PROGRAMS: [&str; 10] = [
+const OF_PROGRAMS: [&str; 11] = [
     "api_closes::",
     "api_ends::",
     "api_places::",
     "api_states::",
+    "api_unsent::",
     "closes::",
     "containers::",
     "endpoints::",

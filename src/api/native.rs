@@ -79,6 +79,13 @@ impl WatchBuilder {
         self
     }
 
+    /// An event for each attempt that fails before anything is sent: no route, a policy of the host, no local port. Not by the plain tracepoint.
+    /// Where the kernel has no trampolines, each system call of the host takes some 60 ns longer; a line of the log says so.
+    pub fn unsent(mut self) -> Self {
+        self.probe.wanted.unsent = true;
+        self
+    }
+
     /// An event for each socket that is open, from now on at this interval (0.1 s to a day).
     pub fn snapshots(mut self, interval: Duration) -> Self {
         self.sweep_interval = Some(interval);

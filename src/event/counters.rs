@@ -23,6 +23,7 @@ pub struct Shed {
     pub closes: u64,
     pub snapshots: u64,
     pub retries: u64,
+    pub unsent: u64,
 }
 
 /// Counters of a session, over all its runs.
@@ -36,6 +37,8 @@ pub struct Counters {
     pub snapshots: AtomicU64,
     /// SYNs sent again, read from the ring.
     pub retries: AtomicU64,
+    /// Attempts that failed before a SYN, read from the ring.
+    pub unsent: AtomicU64,
     /// Sweeps made.
     pub sweeps: AtomicU64,
     /// Records lost because the ring was full.
@@ -60,6 +63,7 @@ pub struct Statistics {
     pub closes: u64,
     pub snapshots: u64,
     pub retries: u64,
+    pub unsent: u64,
     pub sweeps: u64,
     pub lost_records: u64,
     pub lost_owners: u64,
@@ -93,6 +97,7 @@ impl Counters {
             closes: value(&self.closes),
             snapshots: value(&self.snapshots),
             retries: value(&self.retries),
+            unsent: value(&self.unsent),
             sweeps: value(&self.sweeps),
             lost_records: value(&self.lost_records).saturating_add(kernel.lost_records),
             lost_owners: value(&self.lost_owners).saturating_add(kernel.lost_owners),

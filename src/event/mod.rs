@@ -21,6 +21,8 @@ pub enum Kind {
     Snapshot = 3,
     /// An attempt to connect was not answered: its SYN was sent again.
     Retry = 4,
+    /// An attempt to connect has failed before anything was sent.
+    Unsent = 5,
 }
 
 /// How the owner of an endpoint was found: by which act of it.
@@ -260,14 +262,16 @@ impl Event {
     /// Which of the fields tell something.
     pub fn known(&self) -> Known {
         let is_counted = matches!(self.kind, Kind::Close | Kind::Retry);
+        let has_error = is_counted || self.kind == Kind::Unsent;
+        let has_times = !matches!(self.kind, Kind::Snapshot | Kind::Unsent);
         let is_listener = self.old_state == state::LISTEN || self.new_state == state::LISTEN;
         [
             (self.owner_by != OwnerBy::Unknown, Known::OWNER),
             (self.uid != NO_USER, Known::UID),
-            (is_counted && !self.error_unknown, Known::ERROR),
+            (has_error && !self.error_unknown, Known::ERROR),
             (self.kind == Kind::Snapshot || (is_counted && !self.uncounted), Known::COUNTERS),
             (self.netns != 0, Known::PLACE),
-            (self.kind != Kind::Snapshot && self.begin == Begin::Seen && !is_listener, Known::TIMES),
+            (has_times && self.begin == Begin::Seen && !is_listener, Known::TIMES),
             (self.backlog.is_some(), Known::BACKLOG),
         ]
         .into_iter()

@@ -77,6 +77,7 @@ impl<'run> Completer<'run> {
         let counter = match event.kind {
             Kind::Close => &self.completion.counters.closes,
             Kind::Retry => &self.completion.counters.retries,
+            Kind::Unsent => &self.completion.counters.unsent,
             Kind::State | Kind::Snapshot => &self.completion.counters.states,
         };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -119,6 +119,14 @@ fn add_detail(event: &mut Event, birth_ns: u64, detail: &tcp_detailed_record) ->
         && event.direction != Direction::Connected
         && event.owner_by == OwnerBy::Unknown
         && event.inode == 0;
+    // The kernel tells of no such change.
+    if event.old_state == state::CLOSE && event.new_state == state::CLOSE {
+        event.kind = Kind::Unsent;
+        event.begin = Begin::Seen;
+        event.failure = Failure::Network;
+        event.error = detail.err;
+        return Some(());
+    }
     let is_retry = event.old_state == state::SYN_SENT && event.new_state == state::SYN_SENT;
     if is_retry {
         event.kind = Kind::Retry;
@@ -511,6 +519,17 @@ mod tests {
         assert_eq!(failure(state::ESTABLISHED, libc::ECONNRESET, 0, 33), (Failure::None, libc::ECONNRESET));
         // The probe has not seen it begin.
         assert_eq!(failure(state::ESTABLISHED, 0, TCP_FLAG_BEING_CLOSED, 0), (Failure::None, 0));
+    }
+
+    #[test]
+    fn an_attempt_without_a_change_of_state_has_failed_before_a_syn() {
+        let (old_state, new_state) = (state::CLOSE, state::CLOSE);
+        let sample = Sample { old_state, new_state, err: libc::ENETUNREACH, established_ns: 0, ..Sample::default() };
+        let event = Sample { birth_ns: 0, ..sample }.decoded();
+        assert_eq!((event.kind, event.failure, event.error), (Kind::Unsent, Failure::Network, libc::ENETUNREACH));
+        assert_eq!((event.begin, event.age_ns, event.ending), (Begin::Seen, 0, Ending::Unknown));
+        assert!(event.known().contains(Known::ERROR));
+        assert!(!event.known().contains(Known::COUNTERS) && !event.known().contains(Known::TIMES));
     }
 
     #[test]

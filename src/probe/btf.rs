@@ -275,12 +275,12 @@ impl<'btf> Btf<'btf> {
         })
     }
 
-    /// How many parameters a function has whose pointer a typedef stands for.
-    pub fn parameters(&self, typedef: u32) -> Option<u32> {
-        let pointer = self.at(typedef).filter(|found| found.kind() == kind::TYPEDEF)?.word(8);
-        let function = self.at(pointer).filter(|found| found.kind() == kind::PTR)?.word(8);
-        let function = self.at(function).filter(|found| found.kind() == kind::FUNC_PROTO)?;
-        Some(function.word(4) & 0xffff)
+    /// How many parameters a function has, or the one whose pointer a typedef stands for.
+    pub fn parameters(&self, id: u32) -> Option<u32> {
+        let of = |id: u32, kind| self.at(id).filter(|found| found.kind() == kind).map(|found| found.word(8));
+        let prototype = of(id, kind::FUNC).or_else(|| of(of(id, kind::TYPEDEF)?, kind::PTR))?;
+        let found = self.at(prototype).filter(|found| found.kind() == kind::FUNC_PROTO)?;
+        Some(found.word(4) & 0xffff)
     }
 
     /// The members of a structure or union.
@@ -639,6 +639,7 @@ mod tests {
         assert_eq!(btf.id(Meaning::Typedef, tracepoint), by_libbpf(tracepoint, kind::TYPEDEF));
         // The tracepoint's own data, which programs do not get; the socket; two states.
         assert_eq!(btf.parameters(btf.id(Meaning::Typedef, tracepoint).unwrap()), Some(4));
+        assert_eq!(btf.parameters(btf.id(Meaning::Function, "tcp_set_state").unwrap()), Some(2));
         assert_eq!(btf.parameters(btf.id(Meaning::Struct, "sock").unwrap()), None);
         assert_eq!(btf.id(Meaning::Struct, "sock"), by_libbpf("sock", kind::STRUCT));
         assert_eq!(btf.id(Meaning::Function, "tcp_set_state"), by_libbpf("tcp_set_state", kind::FUNC));

@@ -32,7 +32,7 @@ pub(super) fn configure(
     constants.look_at_end = again == Again::AtEnd;
     constants.look_at_end_detailed = again == Again::AtEnd && settings.detailed;
     constants.is_preemptible = types.preemptible;
-    constants.retransmit_tells_error = types.tells_unsent;
+    constants.retransmit_tells_error = types.tells_retransmit_errors;
     constants.wanted = wanted(settings);
     constants.can_cast = types.casts.is_some();
     [
@@ -51,6 +51,9 @@ pub(super) fn configure(
         explain(Stage::Open, || maps.more_owners.set_max_entries(MOST_TRACKED))?;
     } else if let Some(made) = made {
         made.hand_over(maps)?;
+    }
+    if !settings.wanted.unsent {
+        explain(Stage::Open, || maps.attempts.set_autocreate(false))?;
     }
     if !settings.detailed {
         for map in [&mut maps.port_sets, &mut maps.local_prefixes, &mut maps.remote_prefixes] {

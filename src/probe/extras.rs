@@ -1,7 +1,8 @@
 //! What is attached beside the main program of a ring's rung, as far as the kernel lets.
 
 use super::features::kernel_has_kprobes;
-use super::types::{ACCEPT_ENTRY, KernelTypes, OPEN_FILES, RETRANSMIT, SET_STATE};
+use super::instructions;
+use super::types::{ACCEPT_ENTRY, CONNECT_EXIT, FAST_OPEN_EXIT, KernelTypes, OPEN_FILES, RETRANSMIT, SET_STATE};
 use crate::config::{ProbeSettings, Rung};
 
 /// How accepts are seen, and whether anything else is attached. Without a way to see them, an accepted endpoint that its
@@ -49,6 +50,14 @@ impl Extras {
     /// Whether the probe is told of SYNs that are sent again.
     pub(super) fn tell_retries(self, settings: &ProbeSettings, types: &KernelTypes) -> bool {
         self != Self::Nothing && settings.wanted.retries && types.fitting.target(RETRANSMIT).is_some()
+    }
+
+    /// Whether it is told where the ways to connect return, by trampolines.
+    pub(super) fn tell_unsent(self, settings: &ProbeSettings, types: &KernelTypes) -> bool {
+        let can_be_had = |section| types.fitting.target(section).is_some_and(instructions::can_enter);
+        // Both or neither: the kernel has trampolines, or has not.
+        let is_there = types.fitting.target(FAST_OPEN_EXIT).is_some();
+        self != Self::Nothing && settings.wanted.unsent && is_there && can_be_had(CONNECT_EXIT)
     }
 
     /// Whether it is told who lets go of a socket.

@@ -6,8 +6,8 @@ use std::os::raw::{c_int, c_long};
 
 use libbpf_rs::libbpf_sys::{
     self, BPF_PROG_TYPE_KPROBE, BPF_PROG_TYPE_RAW_TRACEPOINT, BPF_PROG_TYPE_TRACEPOINT, BPF_PROG_TYPE_TRACING,
-    BPF_TRACE_FENTRY, BPF_TRACE_ITER, BPF_TRACE_RAW_TP, bpf_attach_type, bpf_insn, bpf_prog_load_opts, bpf_prog_type,
-    bpf_program,
+    BPF_TRACE_FENTRY, BPF_TRACE_FEXIT, BPF_TRACE_ITER, BPF_TRACE_RAW_TP, bpf_attach_type, bpf_insn, bpf_prog_load_opts,
+    bpf_prog_type, bpf_program,
 };
 
 use crate::sys::once::Once;
@@ -102,6 +102,7 @@ pub(super) fn take_over() {
             (c"tp_btf+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"iter+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"fentry+", BPF_PROG_TYPE_RAW_TRACEPOINT),
+            (c"fexit+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"raw_tp+", BPF_PROG_TYPE_RAW_TRACEPOINT),
             (c"kprobe+", BPF_PROG_TYPE_KPROBE),
             (c"tracepoint+", BPF_PROG_TYPE_TRACEPOINT),
@@ -119,6 +120,7 @@ pub(super) fn attach_type_of(section: &str) -> Option<bpf_attach_type> {
         "tp_btf" => Some(BPF_TRACE_RAW_TP),
         "iter" => Some(BPF_TRACE_ITER),
         "fentry" => Some(BPF_TRACE_FENTRY),
+        "fexit" => Some(BPF_TRACE_FEXIT),
         _ => None,
     }
 }

@@ -262,7 +262,7 @@ mod tests {
     fn no_rung_holds_more_descriptors_than_there_are_places_for() {
         instructions::take_over();
         for (rung, detailed) in Rung::LADDER.into_iter().flat_map(|rung| [(rung, false), (rung, true)]) {
-            let wanted = Wanted { states: true, closes: true, retries: detailed };
+            let wanted = Wanted { states: true, closes: true, retries: detailed, unsent: detailed };
             let settings = ProbeSettings { rung: Some(rung), detailed, wanted, ..ProbeSettings::default() };
             let mut places = Places::new();
             match attach(&settings, &mut places) {

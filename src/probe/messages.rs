@@ -58,7 +58,8 @@ unsafe extern "C" fn take_message(level: libbpf_print_level, format: *const c_ch
 fn take_text(is_warning: bool, text: &str) {
     // The verifier has many.
     text.lines().for_each(|line| log::line(Level::Debug, line));
-    if is_warning {
+    // What is only for the verifier's log is not in the objects: that is no cause of anything.
+    if is_warning && !text.contains("skipping all of .BTF.ext line info") {
         let first = text.lines().next().unwrap_or_default();
         let text = first.strip_prefix("libbpf: ").unwrap_or(first).to_owned();
         LAST_WARNING.with_borrow_mut(|last| {

@@ -9,7 +9,7 @@ use libbpf_rs::{ObjectBuilder, OpenObject};
 use super::messages::explain;
 use super::refusal::{Refusal, Stage};
 use crate::config::ProbeSettings;
-use crate::sys::shared::{TCP_WANTED_CLOSES, TCP_WANTED_RETRIES, TCP_WANTED_STATES};
+use crate::sys::shared::{TCP_WANTED_CLOSES, TCP_WANTED_RETRIES, TCP_WANTED_STATES, TCP_WANTED_UNSENT};
 
 /// FreePlaces for objects, one for each try that is left.
 pub struct FreePlaces<'obj>(slice::IterMut<'obj, MaybeUninit<OpenObject>>);
@@ -44,5 +44,6 @@ pub fn wanted(settings: &ProbeSettings) -> u8 {
     let states = if settings.wanted.states { TCP_WANTED_STATES } else { 0 };
     let closes = if settings.wanted.closes { TCP_WANTED_CLOSES } else { 0 };
     let retries = if settings.wanted.retries { TCP_WANTED_RETRIES } else { 0 };
-    states | closes | retries
+    let unsent = if settings.wanted.unsent { TCP_WANTED_UNSENT } else { 0 };
+    states | closes | retries | unsent
 }

@@ -12,7 +12,7 @@ use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, FreePlaces, builder, wanted};
 use super::perf_event;
 use super::refusal::{Part, Refusal, Stage};
-use super::remedy::{NEEDED_FOR_RETRIES, warn_of_unseen_accepts, warn_of_untold_retries};
+use super::remedy::{warn_of_unseen_accepts, warn_of_untold_attempts};
 use super::types::KernelTypes;
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::perf::TcpEventPerfSkelBuilder;
@@ -37,7 +37,7 @@ pub(super) fn attach<'obj>(
         log::line(Level::Warn, "events have no process IDs: the kernel tells none of this PID namespace");
     }
     warn_of_unseen_accepts(settings, &refusals);
-    warn_of_untold_retries(settings, NEEDED_FOR_RETRIES);
+    warn_of_untold_attempts(settings);
     Ok(probe)
 }
 

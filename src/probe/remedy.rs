@@ -213,8 +213,22 @@ pub(super) fn warn_of_unseen_accepts(settings: &ProbeSettings, refusals: &[Refus
     }
 }
 
-/// Why the other rungs than those with a ring do not tell retries.
-pub(super) const NEEDED_FOR_RETRIES: &str = "that takes the probe kprobe or tp_btf, and Linux 5.8";
+/// Why the other rungs than those with a ring tell neither retries nor attempts that fail before a SYN.
+const NEEDED_FOR_ATTEMPTS: &str = "that takes the probe kprobe or tp_btf, and Linux 5.8";
+
+pub(super) const UNTOLD_UNSENT: &str = "attempts that fail before a SYN are not told";
+
+pub(super) const UNSENT_BY_SYSCALL: &str = "attempts that fail before a SYN are told of the system call connect alone, not of io_uring \
+     and MSG_FASTOPEN: this kernel has no trampolines; the tracepoint sys_exit_connect makes each system call of this host \
+     some 60 ns slower";
+
+/// What is asked for of attempts, and this rung does not tell.
+pub(super) fn warn_of_untold_attempts(settings: &ProbeSettings) {
+    warn_of_untold_retries(settings, NEEDED_FOR_ATTEMPTS);
+    if settings.wanted.unsent {
+        log::line(Level::Warn, format_args!("{UNTOLD_UNSENT}: {NEEDED_FOR_ATTEMPTS}"));
+    }
+}
 
 /// Retries are asked for, and this probe does not tell them.
 pub(super) fn warn_of_untold_retries(settings: &ProbeSettings, why: impl Display) {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io::Read;
 use std::mem::{ManuallyDrop, MaybeUninit};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -18,13 +18,16 @@ use super::features::kernel_has_kprobes;
 use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, DESTROY, FreePlaces, builder};
 use super::owner_maps::OwnerMaps;
+use super::perf_event::{self, Attachment};
 use super::refusal::{Refusal, Stage};
-use super::remedy::warn_of_untold_retries;
+use super::remedy::{UNSENT_BY_SYSCALL, UNTOLD_UNSENT, warn_of_untold_retries};
 use super::skeletons::core::{TcpEventSkel, TcpEventSkelBuilder};
 use super::types::KernelTypes;
 use super::variables::SharedVariables;
 use crate::config::{ProbeSettings, Rung};
+use crate::probe::tracefs::TraceFs;
 use crate::sys::log::{self, Level};
+use crate::sys::shared::{TCP_HEARD_ALL, TCP_HEARD_NONE, TCP_HEARD_SYSCALL};
 
 /// Where a socket fails (since Linux 5.14).
 const ERROR_REPORT: &str = "inet_sk_error_report";
@@ -67,7 +70,8 @@ fn try_attach<'obj>(
     place: &'obj mut MaybeUninit<OpenObject>,
 ) -> Result<Probe<'obj>, Refusal> {
     let again = extras.look_again(rung, settings, &kernel.types);
-    let skeleton = load(rung, extras, again, settings, kernel, place)?;
+    let by_trampolines = extras.tell_unsent(settings, &kernel.types);
+    let skeleton = load(rung, extras, again, by_trampolines, settings, kernel, place)?;
     let variables = Arc::new(SharedVariables::map(&skeleton)?);
     let mut links = Vec::new();
     // Before the main program, so that no connection passes between the two unowned.
@@ -86,6 +90,14 @@ fn try_attach<'obj>(
     let (looks, tells_let_go) = attach_looks(&skeleton, again, settings.detailed, extras.tell_let_go(settings));
     links.extend(looks);
     links.extend(attach_retries(&skeleton, settings, extras.tell_retries(settings, &kernel.types)));
+    let (mut events, mut heard) = (Vec::new(), TCP_HEARD_NONE);
+    if settings.wanted.unsent {
+        let at_exits;
+        (at_exits, heard) = attach_unsent(&skeleton, by_trampolines);
+        links.extend(at_exits.links);
+        events.extend(at_exits.event);
+    }
+    variables.get().heard_connects.store(heard.into(), Ordering::SeqCst);
     if tells_let_go {
         variables.get().sees_let_go.store(1, Ordering::SeqCst);
     }
@@ -99,7 +111,7 @@ fn try_attach<'obj>(
     }
     let variables = Some(variables);
     let skeleton = ManuallyDrop::new(Skeleton::Core(Box::new(skeleton)));
-    Ok(Probe { links, events: Vec::new(), holders, skeleton, variables, rung, fds, own: Own::default() })
+    Ok(Probe { links, events, holders, skeleton, variables, rung, fds, own: Own::default() })
 }
 
 /// Loads the programs that are needed.
@@ -107,6 +119,7 @@ fn load<'obj>(
     rung: Rung,
     extras: Extras,
     again: Again,
+    by_trampolines: bool,
     settings: &ProbeSettings,
     kernel: &Kernel,
     place: &'obj mut MaybeUninit<OpenObject>,
@@ -129,6 +142,10 @@ fn load<'obj>(
     progs.accept_graft.set_autoload(extras == Extras::AcceptKprobe);
     progs.adopt.set_autoload(extras.adopt(types));
     progs.syn_again.set_autoload(extras.tell_retries(settings, types));
+    progs.connect_exit.set_autoload(by_trampolines);
+    progs.fast_open_exit.set_autoload(by_trampolines);
+    // Trampolines may be refused yet.
+    progs.connect_syscall_exit.set_autoload(settings.wanted.unsent);
     configure(&mut open, rung, again, settings, types, kernel.maps.take())?;
     let mut skeleton = types.fitting.during(|| explain(Stage::Load, || open.load()))?;
     if detailed {
@@ -196,6 +213,39 @@ fn attach_retries(skeleton: &TcpEventSkel<'_>, settings: &ProbeSettings, is_load
         return None;
     }
     attach().inspect_err(|refusal| warn_of_untold_retries(settings, refusal)).ok()
+}
+
+/// What is attached where the ways to connect return.
+#[derive(Default)]
+struct Exits {
+    links: Vec<Link>,
+    /// The perf event of a tracepoint.
+    event: Option<RawFd>,
+}
+
+/// Attaches what tells of attempts that fail before a SYN: where all ways to connect return, or the system call does. Also which of
+/// them are heard.
+fn attach_unsent(skeleton: &TcpEventSkel<'_>, by_trampolines: bool) -> (Exits, u8) {
+    let progs = &skeleton.progs;
+    if by_trampolines {
+        let attach = |program: &ProgramMut<'_>| explain(Stage::Trace, || program.attach_trace());
+        match attach(&progs.connect_exit).and_then(|first| Ok(vec![first, attach(&progs.fast_open_exit)?])) {
+            Ok(links) => return (Exits { links, event: None }, TCP_HEARD_ALL),
+            Err(refusal) => log::line(Level::Info, format_args!("where connect returns, no trampoline: {refusal}")),
+        }
+    }
+    let attach =
+        |tracefs: TraceFs| perf_event::attach(&progs.connect_syscall_exit, &tracefs, "syscalls", "sys_exit_connect");
+    match perf_event::open_tracefs().and_then(attach) {
+        Ok(Attachment { link, event }) => {
+            log::line(Level::Warn, UNSENT_BY_SYSCALL);
+            (Exits { links: vec![link], event: Some(event) }, TCP_HEARD_SYSCALL)
+        }
+        Err(refusal) => {
+            log::line(Level::Warn, format_args!("{UNTOLD_UNSENT}: {refusal}"));
+            (Exits::default(), TCP_HEARD_NONE)
+        }
+    }
 }
 
 /// Runs the iterator once over all open files. Returns its link, for more.

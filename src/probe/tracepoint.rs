@@ -15,7 +15,7 @@ use super::messages::explain;
 use super::object::{ACCEPT_GRAFT, DESTROY, FreePlaces, wanted};
 use super::perf_event;
 use super::refusal::{Refusal, Stage};
-use super::remedy::{NEEDED_FOR_RETRIES, warn_of_untold_retries};
+use super::remedy::warn_of_untold_attempts;
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::skeletons::tracepoint::TcpEventTracepointSkelBuilder;
 use crate::probe::tracefs::{Format, TraceFs};
@@ -203,7 +203,7 @@ fn find_changes(tracefs: &TraceFs) -> Result<(&'static str, &'static str, Format
 
 /// Says once what this rung cannot know. Whoever has asked for it knows.
 fn tell_losses(settings: &ProbeSettings, with_accepts: bool, ids: &Ids) {
-    warn_of_untold_retries(settings, NEEDED_FOR_RETRIES);
+    warn_of_untold_attempts(settings);
     let level = if settings.rung.is_some() { Level::Info } else { Level::Warn };
     let accepts = if with_accepts { "" } else { "accepts, " };
     let of_processes = match ids {

@@ -38,15 +38,21 @@ const RETRANSMIT_WITH_ERROR: u32 = 3;
 /// The iterator over all open files (since Linux 5.8).
 pub(super) const OPEN_FILES: &str = "iter/task_file";
 
+/// Where the ways to connect return: the system call and io_uring, and sending with MSG_FASTOPEN.
+pub(super) const CONNECT_EXIT: &str = "fexit/__sys_connect_file";
+pub(super) const FAST_OPEN_EXIT: &str = "fexit/__inet_stream_connect";
+
 /// Where accepts are.
 pub(super) const ACCEPT_ENTRY: &str = "fentry/security_sock_graft";
 
 /// Sections of the programs that are for something which has a type in the kernel, and that type.
-const TARGETS: [(&str, Meaning, &str); 4] = [
+const TARGETS: [(&str, Meaning, &str); 6] = [
     (SET_STATE, Meaning::Typedef, "btf_trace_inet_sock_set_state"),
     (ACCEPT_ENTRY, Meaning::Function, ACCEPT_GRAFT),
     (RETRANSMIT, Meaning::Typedef, "btf_trace_tcp_retransmit_skb"),
     (OPEN_FILES, Meaning::Function, "bpf_iter_task_file"),
+    (CONNECT_EXIT, Meaning::Function, "__sys_connect_file"),
+    (FAST_OPEN_EXIT, Meaning::Function, "__inet_stream_connect"),
 ];
 
 /// Structures, unions and enumerations that the programs have.
@@ -79,7 +85,7 @@ pub(super) struct KernelTypes {
     /// Whether the kernel tells where a connection fails. False where it is not known.
     pub(super) tells_errors: bool,
     /// Whether it tells where a segment could not be sent again.
-    pub(super) tells_unsent: bool,
+    pub(super) tells_retransmit_errors: bool,
     /// Whether the kernel may give the CPU to another process while a tracepoint's program runs.
     pub(super) preemptible: bool,
 }
@@ -118,10 +124,12 @@ impl KernelTypes {
             let id = explain(Stage::Types, find).ok()?;
             Some((*section, u32::try_from(id).ok()?))
         });
-        let targets = targets.filter(|(section, id)| can_be_had(section, *id));
+        // How many parameters functions have is not known.
+        let targets = targets
+            .filter(|(section, id)| can_be_had(section, *id) && ![CONNECT_EXIT, FAST_OPEN_EXIT].contains(section));
         let fitting = Fitting { targets: targets.collect(), ..Fitting::default() };
         // Types that are new to this library are a new kernel's.
-        Self { fitting, tells_unsent: true, preemptible: true, ..Self::default() }
+        Self { fitting, tells_retransmit_errors: true, preemptible: true, ..Self::default() }
     }
 
     /// With the kernel's type information, as much as is about names that the programs have.
@@ -146,7 +154,7 @@ impl KernelTypes {
         let btf = Btf::read(bytes, names)?;
 
         let targets = TARGETS.iter().filter_map(|(section, meaning, name)| Some((*section, btf.id(*meaning, name)?)));
-        let targets = targets.filter(|(section, id)| can_be_had(section, *id));
+        let targets = targets.filter(|(section, id)| can_be_had(section, *id) && has_parameters(&btf, section, *id));
         let rdonly_cast = btf.id(Meaning::Function, RDONLY_CAST);
         let casts = CASTS.map(|name| btf.id(Meaning::Struct, name).unwrap_or(0));
         let rdonly_cast = rdonly_cast.filter(|cast| !casts.contains(&0) && instructions::can_cast(*cast, casts[0]));
@@ -159,7 +167,7 @@ impl KernelTypes {
             fitting,
             casts: rdonly_cast.map(|_| casts),
             tells_errors: btf.id(Meaning::Typedef, ERROR_REPORT).is_some(),
-            tells_unsent: retransmit.is_some_and(|parameters| parameters == 1 + RETRANSMIT_WITH_ERROR),
+            tells_retransmit_errors: retransmit.is_some_and(|parameters| parameters == 1 + RETRANSMIT_WITH_ERROR),
             preemptible,
         };
         Some((types, btf.reduced()))
@@ -176,6 +184,16 @@ impl KernelTypes {
 /// Whether this kernel lets programs of a section be loaded, where not all do.
 fn can_be_had(section: &str, target: u32) -> bool {
     section != ACCEPT_ENTRY || instructions::can_enter(target)
+}
+
+/// Whether a function that a program sees return has as many parameters as the program takes it to have: the result is behind them.
+fn has_parameters(btf: &Btf<'_>, section: &str, target: u32) -> bool {
+    let count = match section {
+        CONNECT_EXIT => 4,
+        FAST_OPEN_EXIT => 5,
+        _ => return true,
+    };
+    btf.parameters(target) == Some(count)
 }
 
 /// The types that the programs have, of a user's file that may be right about them. `kernel` is the kernel's own word on those.
@@ -235,7 +253,9 @@ mod tests {
         if !Path::new(KERNEL_BTF).exists() {
             return eprintln!("skipped: the kernel shows no types");
         }
-        let targets = KernelTypes::of_kernel(&[]).unwrap().0.fitting.targets;
+        let mut targets = KernelTypes::of_kernel(&[]).unwrap().0.fitting.targets;
+        // But for those whose parameters it does not count.
+        targets.retain(|(section, _)| !section.starts_with("fexit/"));
         assert_eq!(targets, KernelTypes::by_libbpf().fitting.targets);
         assert!(targets.iter().any(|(section, _)| *section == SET_STATE));
     }

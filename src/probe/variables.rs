@@ -21,6 +21,8 @@ pub struct Variables<'map> {
     pub(super) adopted: &'map AtomicU32,
     /// To be set once it is told who lets go of a socket.
     pub(super) sees_let_go: &'map AtomicU32,
+    /// To be set once it is told where ways to connect return: which ones.
+    pub(super) heard_connects: &'map AtomicU32,
     /// Records that found the ring full.
     pub lost_records: &'map AtomicU64,
     /// Owners that found the map full.
@@ -46,6 +48,7 @@ impl SharedVariables {
                 reader_sleeps: AtomicU32::from_ptr(&raw mut (*bss).reader_sleeps),
                 adopted: AtomicU32::from_ptr(&raw mut (*bss).adopted),
                 sees_let_go: AtomicU32::from_ptr(&raw mut (*bss).sees_let_go),
+                heard_connects: AtomicU32::from_ptr(&raw mut (*bss).heard_connects),
                 lost_records: AtomicU64::from_ptr(&raw mut (*bss).lost_records),
                 lost_owners: AtomicU64::from_ptr(&raw mut (*bss).lost_owners),
                 recovered: AtomicU64::from_ptr(&raw mut (*bss).recovered),

@@ -159,6 +159,7 @@ impl Shed {
             Kind::Close => &mut self.closes,
             Kind::Snapshot => &mut self.snapshots,
             Kind::Retry => &mut self.retries,
+            Kind::Unsent => &mut self.unsent,
         };
         *counter += 1;
     }
@@ -290,7 +291,7 @@ mod tests {
                     scope.spawn(move || {
                         for number in 0..EACH {
                             match PRODUCERS[producer] {
-                                Kind::State | Kind::Close | Kind::Retry => {
+                                Kind::State | Kind::Close | Kind::Retry | Kind::Unsent => {
                                     queue.push_displacing(make(producer, number));
                                 }
 

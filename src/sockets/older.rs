@@ -8,9 +8,8 @@ use std::collections::HashMap;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -44,27 +43,50 @@ pub struct OlderEndpoints<'run> {
 
 type Endpoints = HashMap<Endpoint, Listed>;
 
+/// What the thread has listed, once it has. (A channel for one value is 13 KB of code.)
+#[derive(Default)]
+struct Outcome {
+    listed: Mutex<Option<io::Result<Endpoints>>>,
+    has_come: Condvar,
+}
+
+impl Outcome {
+    fn give(&self, listed: io::Result<Endpoints>) {
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some(listed);
+        self.has_come.notify_one();
+    }
+
+    /// `None` where it has not come within that time, and once it was taken.
+    fn take_within(&self, time: Duration) -> Option<io::Result<Endpoints>> {
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.has_come.wait_timeout_while(listed, time, |listed| listed.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+
+    fn take(&self) -> Option<io::Result<Endpoints>> {
+        self.listed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// A thread that lists. Dropping it ends the thread, and waits for that.
 struct Listing {
     waker: Arc<Waker>,
     is_over: Arc<AtomicBool>,
-    listed: Receiver<io::Result<Endpoints>>,
+    outcome: Arc<Outcome>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Listing {
     fn start() -> Result<Self, Error> {
         let (waker, is_over) = (Arc::new(Waker::new()), Arc::new(AtomicBool::new(false)));
-        let (sender, listed) = mpsc::sync_channel(1);
+        let outcome = Arc::new(Outcome::default());
         let thread = {
-            let (waker, is_over) = (Arc::clone(&waker), Arc::clone(&is_over));
+            let (waker, is_over, outcome) = (Arc::clone(&waker), Arc::clone(&is_over), Arc::clone(&outcome));
             spawn("tcpevent-older", move || {
-                let result = waker.sleeper().and_then(|sleeper| list(&sleeper, &|| is_over.load(Ordering::SeqCst)));
-                // Nobody waits for it any more, perhaps.
-                let _ = sender.send(result);
+                outcome.give(waker.sleeper().and_then(|sleeper| list(&sleeper, &|| is_over.load(Ordering::SeqCst))));
             })?
         };
-        Ok(Self { waker, is_over, listed, thread: Some(thread) })
+        Ok(Self { waker, is_over, outcome, thread: Some(thread) })
     }
 }
 
@@ -98,9 +120,9 @@ impl<'run> OlderEndpoints<'run> {
         let mut this = Self { sleeper, listing: None, by_endpoint: HashMap::new(), buffer: Vec::new() };
         match Listing::start() {
             Ok(listing) => {
-                let listed = listing.listed.recv_timeout(START_WAIT);
+                let listed = listing.outcome.take_within(START_WAIT);
                 this.listing = Some(listing);
-                if let Ok(listed) = listed {
+                if let Some(listed) = listed {
                     this.take(listed);
                 } else {
                     log::line(
@@ -130,7 +152,7 @@ impl<'run> OlderEndpoints<'run> {
         if event.begin != Begin::Older {
             return;
         }
-        if let Some(Ok(listed)) = self.listing.as_ref().map(|listing| listing.listed.try_recv()) {
+        if let Some(listed) = self.listing.as_ref().and_then(|listing| listing.outcome.take()) {
             self.take(listed);
         }
         let endpoint = Endpoint::of(event);

@@ -276,6 +276,8 @@ static void print_statistics(int number)
 	PUT(tracked_most);
 	PUT(retries);
 	PUT(shed_retries);
+	PUT(unsent);
+	PUT(shed_unsent);
 #undef PUT
 	putchar('\n');
 }

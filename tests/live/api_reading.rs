@@ -39,8 +39,9 @@ fn wait_for_statistics(watcher: &mut Watcher, is_so: impl Fn(&HashMap<String, i6
 /// Whether every event is in the queue, delivered, or shed.
 fn adds_up(statistics: &HashMap<String, i64>) -> bool {
     let sum = |names: &[&str]| names.iter().map(|name| statistics[*name]).sum::<i64>();
-    let found = sum(&["delivered", "queued", "shed_states", "shed_closes", "shed_snapshots", "shed_retries"]);
-    found == sum(&["states", "closes", "snapshots", "retries"])
+    let found =
+        sum(&["delivered", "queued", "shed_states", "shed_closes", "shed_snapshots", "shed_retries", "shed_unsent"]);
+    found == sum(&["states", "closes", "snapshots", "retries", "unsent"])
 }
 
 /// That, and nothing is lost.

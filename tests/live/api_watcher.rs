@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tcpEvent::internals::handles::{
     TCPEVENT_DIRECTION_ACCEPTED, TCPEVENT_DIRECTION_CONNECTED, TCPEVENT_DIRECTION_UNKNOWN, TCPEVENT_KIND_CLOSE,
-    TCPEVENT_KIND_RETRY, TCPEVENT_KIND_SNAPSHOT, TCPEVENT_KIND_STATE, tcpevent_event,
+    TCPEVENT_KIND_RETRY, TCPEVENT_KIND_SNAPSHOT, TCPEVENT_KIND_STATE, TCPEVENT_KIND_UNSENT, tcpevent_event,
 };
 
 use crate::api_traffic::{cookie_at, cookies_of};
@@ -46,6 +46,7 @@ pub enum Kind {
     Close,
     Snapshot,
     Retry,
+    Unsent,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,7 @@ impl Event {
             TCPEVENT_KIND_CLOSE => Kind::Close,
             TCPEVENT_KIND_SNAPSHOT => Kind::Snapshot,
             TCPEVENT_KIND_RETRY => Kind::Retry,
+            TCPEVENT_KIND_UNSENT => Kind::Unsent,
             _ => panic!("no kind: {raw:#?}"),
         };
         let direction = match raw.direction {

@@ -14,6 +14,7 @@ mod api_snapshots;
 mod api_states;
 mod api_table;
 mod api_traffic;
+mod api_unsent;
 mod api_watcher;
 mod btf_files;
 mod closes;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::sized::{self, MOST_STRUCT_SIZE};
 use super::types::{
     TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_RETRIES, TCPEVENT_EVENTS_SNAPSHOTS, TCPEVENT_EVENTS_STATES,
-    TCPEVENT_LOG_DEBUG, TCPEVENT_LOG_INFO, TCPEVENT_LOG_WARN, TCPEVENT_PROBE_AUTO, TCPEVENT_PROBE_KPROBE,
-    TCPEVENT_PROBE_TP_BTF, TCPEVENT_PROBE_TRACEPOINT, tcpevent_options,
+    TCPEVENT_EVENTS_UNSENT, TCPEVENT_LOG_DEBUG, TCPEVENT_LOG_INFO, TCPEVENT_LOG_WARN, TCPEVENT_PROBE_AUTO,
+    TCPEVENT_PROBE_KPROBE, TCPEVENT_PROBE_TP_BTF, TCPEVENT_PROBE_TRACEPOINT, tcpevent_options,
 };
 use super::watch::Options;
 use crate::config::{DEFAULT_SLOTS, MOST_SLOTS, ProbeSettings, Rung, SWEEP_INTERVAL, SWEEP_INTERVALS, Wanted};
@@ -53,13 +53,16 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
         unsafe { sized::read(options.cast(), size)? }
     };
 
-    let most_events =
-        TCPEVENT_EVENTS_STATES | TCPEVENT_EVENTS_CLOSES | TCPEVENT_EVENTS_SNAPSHOTS | TCPEVENT_EVENTS_RETRIES;
+    let most_events = TCPEVENT_EVENTS_STATES
+        | TCPEVENT_EVENTS_CLOSES
+        | TCPEVENT_EVENTS_SNAPSHOTS
+        | TCPEVENT_EVENTS_RETRIES
+        | TCPEVENT_EVENTS_UNSENT;
     let events = match options.events {
         0 => TCPEVENT_EVENTS_CLOSES,
         events if events & !most_events == 0 => events,
         events => {
-            let takes = "TCPEVENT_EVENTS_STATES, _CLOSES, _SNAPSHOTS and _RETRIES, or-ed";
+            let takes = "TCPEVENT_EVENTS_STATES, _CLOSES, _SNAPSHOTS, _RETRIES and _UNSENT, or-ed";
             return Err(Error::option("options->events", &events, takes));
         }
     };
@@ -133,7 +136,8 @@ pub unsafe fn read_options(options: *const tcpevent_options) -> Result<Options, 
     };
     let states = events & TCPEVENT_EVENTS_STATES != 0;
     let closes = states || events & TCPEVENT_EVENTS_CLOSES != 0;
-    let wanted = Wanted { states, closes, retries: events & TCPEVENT_EVENTS_RETRIES != 0 };
+    let has = |event| events & event != 0;
+    let wanted = Wanted { states, closes, retries: has(TCPEVENT_EVENTS_RETRIES), unsent: has(TCPEVENT_EVENTS_UNSENT) };
     Ok(Options {
         probe: ProbeSettings { rung, btf, filter: Arc::new(filter), detailed: true, wanted },
         sweep_interval: (events & TCPEVENT_EVENTS_SNAPSHOTS != 0).then_some(sweep_interval),

@@ -24,6 +24,11 @@ pub const TCPEVENT_EVENTS_SNAPSHOTS: u32 = 4;
 /// Attempts to connect that nobody answers, each time the kernel sends the SYN again (kernel: tcp_retransmit_skb): for the first
 /// time about a second after the first SYN. Not told by the plain tracepoint, nor before Linux 5.8: a line of the log says so.
 pub const TCPEVENT_EVENTS_RETRIES: u32 = 8;
+/// Attempts to connect that fail before anything is sent, with the errno that the program gets: no route, a security module or a
+/// cgroup's program that says no, no local port or address. Such an attempt is told as this instead of as a close. Not told by the
+/// plain tracepoint, nor before Linux 5.8. Where the kernel has no trampolines, only the system call connect is told of, and each
+/// system call of the host takes some 60 ns longer while the watch is open. A line of the log says so.
+pub const TCPEVENT_EVENTS_UNSENT: u32 = 16;
 
 /// The first of the following probes that works.
 pub const TCPEVENT_PROBE_AUTO: u32 = 0;
@@ -43,6 +48,10 @@ pub const TCPEVENT_KIND_SNAPSHOT: u8 = 3;
 /// A SYN was sent again: `segs_retransmitted` says how many times it has been so far, `segs_out` how many were sent in all, and `age_ns` how
 /// long the attempt has lasted. Both states are SYN_SENT.
 pub const TCPEVENT_KIND_RETRY: u8 = 4;
+/// An attempt has failed before anything was sent: `error` is what connect has returned. The remote address and port are those asked for,
+/// as the program or a cgroup's program has left them (0 where they were none), the local ones what the socket was bound to. Both states
+/// are CLOSE.
+pub const TCPEVENT_KIND_UNSENT: u8 = 5;
 
 /// Unknown which end opened the connection: it is older than the probe, or had no place in the table of owners. Also in
 /// snapshots, and for listening sockets.
@@ -105,7 +114,8 @@ pub const TCPEVENT_ENDING_USER_TIMEOUT: u8 = 13;
 pub const TCPEVENT_KNOWN_OWNER: u32 = 1;
 /// `uid` is the owner's, or without an owner the socket's. Otherwise it is UINT32_MAX.
 pub const TCPEVENT_KNOWN_UID: u32 = 2;
-/// `error` says how the connection ended, or in a retry, what the network has answered so far. Only in these. The plain tracepoint sees received resets and no other error.
+/// `error` says how the connection ended, or why the attempt failed before a SYN, or in a retry, what the network has answered so far. Only
+/// in these. The plain tracepoint sees received resets and no other error.
 pub const TCPEVENT_KNOWN_ERROR: u32 = 4;
 /// `payload_received` and all fields after it up to `min_rtt_us` describe what the connection carried. In closes,
 /// snapshots and retries. The plain tracepoint does not learn the counters of failed attempts, of sockets that a process still holds, or of
@@ -120,8 +130,8 @@ pub const TCPEVENT_KNOWN_TIMES: u32 = 32;
 /// `accept_queue` and all fields after it describe a listening socket. Only in snapshots.
 pub const TCPEVENT_KNOWN_BACKLOG: u32 = 64;
 
-/// In closes: the connection was never established (it went from SYN_SENT to CLOSE). `error` has the reason. If it is known to
-/// be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
+/// The connection was never established: a close from SYN_SENT, or an attempt that failed before a SYN. `error` has the reason. If
+/// it is known to be 0, without TCPEVENT_FLAG_GIVEN_UP, the kernel could not begin the attempt because no local port was free.
 pub const TCPEVENT_FLAG_FAILED: u32 = 1;
 /// With TCPEVENT_FLAG_FAILED: the program gave up, by close, shutdown or exit, before the network answered. A program's own time
 /// limit looks like this. `error` is what the network had reported so far (an ICMP message that does not end an attempt by
@@ -150,8 +160,8 @@ pub struct tcpevent_options {
     /// sizeof(struct tcpevent_options): tells the library which fields there are. A larger structure than it knows is accepted
     /// if the rest is 0.
     pub size: usize,
-    /// TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_SNAPSHOTS and TCPEVENT_EVENTS_RETRIES, or-ed; 0 for
-    /// TCPEVENT_EVENTS_CLOSES.
+    /// TCPEVENT_EVENTS_STATES, TCPEVENT_EVENTS_CLOSES, TCPEVENT_EVENTS_SNAPSHOTS, TCPEVENT_EVENTS_RETRIES and
+    /// TCPEVENT_EVENTS_UNSENT, or-ed; 0 for TCPEVENT_EVENTS_CLOSES.
     pub events: u32,
     /// TCPEVENT_PROBE_AUTO, or the only probe to try.
     pub probe: u32,
@@ -184,7 +194,7 @@ pub struct tcpevent_options {
 pub struct tcpevent_event {
     /// Bytes of this structure that the library has filled: at most what `tcpevent_read` was told.
     pub size: u32,
-    /// What has happened: TCPEVENT_KIND_STATE, _CLOSE, _SNAPSHOT or _RETRY.
+    /// What has happened: TCPEVENT_KIND_STATE, _CLOSE, _SNAPSHOT, _RETRY or _UNSENT.
     pub kind: u8,
     /// The state before (kernel: include/net/tcp_states.h), which `tcpevent_state_name` names. In snapshots and retries it is the
     /// same as `new_state`.
@@ -219,7 +229,8 @@ pub struct tcpevent_event {
     pub flags: u32,
     /// In closes: why the kernel has ended the connection, as a positive errno such as ECONNREFUSED, ETIMEDOUT, ECONNRESET or
     /// EHOSTUNREACH (sock.sk_err); 0 for an orderly end, or one by the program itself. In retries: what an ICMP message has said of
-    /// the attempt so far (sock.sk_err_soft), or 0, as where the program has asked for it (SO_ERROR).
+    /// the attempt so far (sock.sk_err_soft), or 0, as where the program has asked for it (SO_ERROR). Of an attempt that failed before
+    /// a SYN: what connect has returned.
     pub error: i32,
     /// AF_INET or AF_INET6.
     pub family: u16,
@@ -336,6 +347,10 @@ pub struct tcpevent_statistics {
     pub retries: u64,
     /// Retries that the full queue dropped.
     pub shed_retries: u64,
+    /// Attempts that failed before a SYN and were queued, or dropped.
+    pub unsent: u64,
+    /// Such attempts that the full queue dropped.
+    pub shed_unsent: u64,
 }
 
 impl tcpevent_event {
@@ -431,6 +446,8 @@ impl From<WatchStatistics> for tcpevent_statistics {
             tracked_most: of.most_tracked,
             retries: counters.retries,
             shed_retries: counters.shed.retries,
+            unsent: counters.unsent,
+            shed_unsent: counters.shed.unsent,
         }
     }
 }
@@ -441,6 +458,7 @@ const _: () = {
     assert!(TCPEVENT_KIND_CLOSE == Kind::Close as u8);
     assert!(TCPEVENT_KIND_SNAPSHOT == Kind::Snapshot as u8);
     assert!(TCPEVENT_KIND_RETRY == Kind::Retry as u8);
+    assert!(TCPEVENT_KIND_UNSENT == Kind::Unsent as u8);
     assert!(TCPEVENT_DIRECTION_UNKNOWN == Direction::Unknown as u8);
     assert!(TCPEVENT_DIRECTION_CONNECTED == Direction::Connected as u8);
     assert!(TCPEVENT_DIRECTION_ACCEPTED == Direction::Accepted as u8);
