@@ -54,7 +54,7 @@ SLACK = {"programs": 20, "path": 4 * 142, "getppid": 2}
 BOOTS = 2
 
 # The numbers of tcpevent.h.
-STATES, CLOSES, RETRIES = 1, 2, 8
+STATES, CLOSES, RETRIES, UNSENT = 1, 2, 8, 16
 PROBES = {"kprobe": 1, "tp_btf": 2, "tracepoint": 3}
 
 
@@ -73,8 +73,9 @@ class Handles(Watcher):
     settle = settle
 
     def __init__(self, events, rung):
-        kind = ("states" if events & STATES else "closes") + (" and retries" if events & RETRIES else "")
-        self.name = f"handle, {kind}, {rung}"
+        names = {STATES: "states", CLOSES: "closes", RETRIES: "retries", UNSENT: "unsent"}
+        kinds = " and ".join(name for event, name in names.items() if events & event)
+        self.name = f"handle, {kinds}, {rung}"
         self.command = f"open {events} {PROBES[rung]}"
 
     def start(self):
@@ -201,6 +202,7 @@ def watchers(rungs, beside):
         yield Handles(STATES, rung)
         if beside:
             yield Handles(CLOSES | RETRIES, rung)
+            yield Handles(CLOSES | UNSENT, rung)
             yield Classic(rung, filter=nothing)
     if beside:
         yield from peers()
