@@ -86,11 +86,13 @@ static __noinline int connect_returns(struct sock *holder, const void *address, 
 
 	if (result > 0 || is_left_out(-result) || is_kernel_thread(current_task()))
 		return 0;
+	/* A connection that is established is noted then; here one that is dissolved (connect to AF_UNSPEC). */
+	if (!result && (read_bytes(&to, sizeof(to.family), address, length) || to.family))
+		return 0;
 	sk = connection_of(holder);
 	if (!sk || !is_tcp(sk))
 		return 0;
 	if (!result) {
-		/* Established, or dissolved. */
 		end_attempt(sk);
 		return 0;
 	}
