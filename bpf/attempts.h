@@ -11,8 +11,8 @@
 #include "socket.h"
 
 enum attempt {
-	ATTEMPT_NONE, /* the socket has none under way, but has had one */
-	ATTEMPT_TOLD, /* it has got as far as SYN_SENT, and the program has not been given its result yet */
+	ATTEMPT_NONE, /* the socket has none under way; what it has had, its program knows the result of */
+	ATTEMPT_TOLD, /* it has got as far as SYN_SENT, and no call of connect has given the result yet */
 };
 
 /*
@@ -35,29 +35,22 @@ static __always_inline bool follows_attempts(void)
 }
 
 /* NULL where none is known. */
-static __always_inline __u8 *attempt_of(struct sock *sk)
+static __always_inline __u8 *attempt_of(__u64 inode)
 {
-	__u64 inode = inode_of(sk);
-
 	return inode ? bpf_map_lookup_elem(&attempts, &inode) : 0;
+}
+
+static __always_inline void set_attempt(__u64 inode, __u8 attempt)
+{
+	if (inode)
+		bpf_map_update_elem(&attempts, &inode, &attempt, BPF_ANY);
 }
 
 static __noinline int begin_attempt(struct sock *sk)
 {
-	__u8 told = ATTEMPT_TOLD;
-	__u64 inode = inode_of(sk);
-
-	if (inode)
-		bpf_map_update_elem(&attempts, &inode, &told, BPF_ANY);
-	return 0;
-}
-
-static __noinline int forget_attempt(struct sock *sk)
-{
-	__u8 *attempt = attempt_of(sk);
-
-	if (attempt)
-		*attempt = ATTEMPT_NONE;
+	/* MPTCP's own socket has the inode of its first connection, which goes to SYN_SENT by itself. */
+	if (speaks_tcp(sk))
+		set_attempt(inode_of(sk), ATTEMPT_TOLD);
 	return 0;
 }
 
@@ -68,27 +61,6 @@ static __always_inline void note_attempt(struct sock *sk)
 		begin_attempt(sk);
 }
 
-/* It is established, or dissolved. */
-static __always_inline void end_attempt(struct sock *sk)
-{
-	if (follows_attempts())
-		forget_attempt(sk);
-}
-
-/* Whether the current process is in the system call connect itself. */
-static __always_inline bool is_in_connect(void)
-{
-	struct pt_regs *registers = user_registers();
-
-	if (!registers)
-		return false;
-#if defined(__TARGET_ARCH_x86)
-	return BPF_CORE_READ(registers, orig_ax) == 42;
-#else
-	return BPF_CORE_READ(registers, syscallno) == 203;
-#endif
-}
-
 /*
  * Whether an attempt ends in SYN_SENT before anything was sent, as for want of a local port: then connect says why, and the socket does
  * not (tcp_v4_connect()).
@@ -96,27 +68,34 @@ static __always_inline bool is_in_connect(void)
 static __noinline int has_sent_nothing(struct sock *sk)
 {
 	__u32 heard = *(volatile __u32 *)&heard_connects;
-	struct socket *socket;
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	struct socket *socket = socket_of(sk);
 	__u8 *attempt;
 
-	if (!heard)
+	if (!heard || !socket || !speaks_tcp(sk))
 		return false;
-	socket = socket_of(sk);
-	if (!socket || state_of(socket) != SS_UNCONNECTED || BPF_CORE_READ(sk, sk_err))
+	attempt = attempt_of(inode_of(sk));
+	/* By shutdown: another call of connect is another attempt. */
+	if (attempt && state_of(socket) == SS_DISCONNECTING)
+		*attempt = ATTEMPT_NONE;
+	if (state_of(socket) != SS_UNCONNECTED || BPF_CORE_READ(sk, sk_err))
 		return false;
-	if (heard != TCP_HEARD_ALL && !is_in_connect())
+	/* Who connects in another way is not heard of. */
+	if (is_kernel_thread(current_task()) || (heard != TCP_HEARD_ALL && !is_in_connect()))
 		return false;
-	attempt = attempt_of(sk);
+	/* Who wants all changes is told of this one. */
+	if (wanted & TCP_WANTED_STATES)
+		return false;
+	/* As where connect returns. */
 	if (!attempt)
-		return false;
+		return !BPF_CORE_READ(tp, write_seq);
 	*attempt = ATTEMPT_NONE;
 	return true;
 }
 
 static __always_inline bool is_told_as_unsent(struct sock *sk, int old_state)
 {
-	/* Who wants all changes is told of this one. */
-	return follows_attempts() && !(wanted & TCP_WANTED_STATES) && old_state == TCP_SYN_SENT && has_sent_nothing(sk);
+	return follows_attempts() && old_state == TCP_SYN_SENT && has_sent_nothing(sk);
 }
 
 #endif

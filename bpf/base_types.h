@@ -46,6 +46,7 @@ enum {
 #define BPF_F_CURRENT_CPU 0xffffffffULL
 
 enum {
+	BPF_RB_AVAIL_DATA = 0, /* of bpf_ringbuf_query() */
 	BPF_RB_NO_WAKEUP = 1,
 	BPF_RB_FORCE_WAKEUP = 2,
 };
@@ -105,6 +106,7 @@ enum {
 typedef enum {
 	SS_UNCONNECTED = 1,
 	SS_CONNECTED = 3,
+	SS_DISCONNECTING = 4,
 } socket_state;
 
 #define TASK_COMM_LEN 16

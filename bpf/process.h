@@ -47,6 +47,20 @@ static __always_inline struct pt_regs *user_registers(void)
 #define THIRD_ARGUMENT(registers) BPF_CORE_READ(registers, user_regs.regs[2])
 #endif
 
+/* Whether the current process is in the system call connect. */
+static __always_inline bool is_in_connect(void)
+{
+	struct pt_regs *registers = user_registers();
+
+	if (!registers)
+		return false;
+#if defined(__TARGET_ARCH_x86)
+	return (__s32)BPF_CORE_READ(registers, orig_ax) == 42;
+#else
+	return BPF_CORE_READ(registers, syscallno) == 203;
+#endif
+}
+
 /*
  * Whether the current process executes another program. It lets go of files as task work, on its way back to user mode
  * (do_close_on_exec(), ____fput()): it has the other program's name by then, and in_execve is no longer set; but the number of

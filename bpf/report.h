@@ -175,7 +175,8 @@ static __always_inline __u8 ending_by(struct sock *sk, struct tcp_sock *tp, cons
 	/* A timer that has come while the process held the lock ends it with what an ICMP message has said. */
 	if (FIELD(direct, sk, sk_err))
 		return 0;
-	return TCP_ENDING_BY_PROCESS | (BPF_CORE_READ_BITFIELD_PROBED(tp, repair) ? TCP_ENDING_BY_REPAIR : 0);
+	return TCP_ENDING_BY_PROCESS | (BPF_CORE_READ_BITFIELD_PROBED(tp, repair) ? TCP_ENDING_BY_REPAIR : 0) |
+	       (is_in_connect() ? TCP_ENDING_BY_CONNECT : 0);
 }
 
 /* What tells how a connection has ended, but for the counters: as much as src/ingest/ending.rs looks at. */

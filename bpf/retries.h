@@ -27,8 +27,8 @@ int syn_again(__u64 *ctx)
 
 	if (sk->__sk_common.skc_state != TCP_SYN_SENT)
 		return 0;
-	/* As the kernel counts: what the device has only put off counts as sent (NET_XMIT_CN), what has not left the host does not. */
-	if (retransmit_tells_error && (int)ctx[RETRANSMIT_ERROR] < 0)
+	/* A segment that a queue of this host has dropped (NET_XMIT_DROP) is tried again soon; one that cannot leave it is not sent. */
+	if (retransmit_tells_error && (int)ctx[RETRANSMIT_ERROR])
 		return 0;
 	tp = tcp_of(sk, true);
 	if (!tp || !fits_socket(sk, tp, true))

@@ -77,7 +77,7 @@ enum tcp_flag {
 	TCP_FLAG_ENDING_TOLD = 32,
 };
 
-/* What there is to a connection's end. The first three: without an error, and not of MPTCP, which ends its connections by itself. */
+/* What there is to a connection's end. All but the last: without an error, and not of MPTCP, which ends its connections by itself. */
 enum tcp_ending {
 	/* A process does it, in a call on the socket that it holds (sk_lock.owned, sk_socket). */
 	TCP_ENDING_BY_PROCESS = 1,
@@ -85,8 +85,10 @@ enum tcp_ending {
 	TCP_ENDING_BY_REPAIR = 2,
 	/* No process ever had it, and none does it. */
 	TCP_ENDING_NEVER_HELD = 4,
+	/* The process has dissolved it, by connect to AF_UNSPEC. */
+	TCP_ENDING_BY_CONNECT = 8,
 	/* With an error: the peer can receive nothing (tcp_sock.snd_wnd is 0). */
-	TCP_ENDING_WINDOW_CLOSED = 8,
+	TCP_ENDING_WINDOW_CLOSED = 16,
 };
 
 /* The counters of the first part, and those of this one from bytes_sent on, are 0 where a state changes and nothing ends. */

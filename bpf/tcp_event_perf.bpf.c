@@ -144,7 +144,6 @@ static __always_inline bool fits_owner(const struct tcp_record *record)
 
 /* Attempts that fail before a SYN are not told. */
 static __always_inline void note_attempt(struct sock *sk) {}
-static __always_inline void end_attempt(struct sock *sk) {}
 
 static __always_inline bool is_told_as_unsent(struct sock *sk, int old_state)
 {

@@ -5,7 +5,7 @@
  *
  * The program that includes this file has said whether functions can be called, and so be there once (ONCE_A_PROGRAM), how it
  * is attached (constants: main_is_kprobe, second_look, look_at_end) and where it keeps owners (where_is(), is_somewhere(),
- * owner_at(), note_at(), forget_at(), end_at()) and attempts to connect (note_attempt(), end_attempt(), is_told_as_unsent()),
+ * owner_at(), note_at(), forget_at(), end_at()) and attempts to connect (note_attempt(), is_told_as_unsent()),
  * beside what report.h asks for.
  */
 #ifndef TCPEVENT_TRANSITION_H
@@ -209,8 +209,6 @@ static __always_inline int transition(void *ctx, struct sock *sk, int old_state,
 	} else if (new_state == TCP_ESTABLISHED) {
 		if (old_state == TCP_SYN_RECV)
 			has_begun = note_birth(sk, detailed);
-		else if (detailed)
-			end_attempt(sk);
 	} else if ((new_state == TCP_FIN_WAIT1 || new_state == TCP_LAST_ACK) && is_locked_by_process(sk, direct)) {
 		note_act(sk, new_state);
 	}

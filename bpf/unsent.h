@@ -74,36 +74,66 @@ static __always_inline bool fits(const struct tcp_detailed_record *record)
 	return (!filter.cgroup || record->cgroup == filter.cgroup) && fits_owner(plain);
 }
 
-/* A call that connects a socket returns. `length`: of the address, and whose that is. */
-static __noinline int connect_returns(struct sock *holder, const void *address, __u64 length, __s32 result)
+/* The call has dissolved a socket, or has connected it; or it will be connected by what is sent first (TCP_FASTOPEN_CONNECT). */
+static __noinline int connect_succeeds(struct sock *holder, __u64 inode)
 {
+	__u8 *attempt = attempt_of(inode);
+	int state = BPF_CORE_READ(holder, __sk_common.skc_state);
+
+	if (state == TCP_CLOSE) {
+		struct sock *sk = connection_of(holder);
+
+		if (sk && is_tcp(sk))
+			set_attempt(inode, ATTEMPT_NONE);
+	} else if (attempt && state != TCP_SYN_SENT) {
+		*attempt = ATTEMPT_NONE;
+	}
+	return 0;
+}
+
+/* The ring is there for what the network does, too: who asks for one unreachable address after another gets half of it. */
+static __always_inline bool has_room(void)
+{
+	return bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) < 1 << 19;
+}
+
+/* A call that connects a socket returns. `length`: of the address, and whose that is. */
+static __noinline int connect_returns(struct socket *socket, const void *address, __u64 length, __s32 result)
+{
+	struct sock *holder = BPF_CORE_READ(socket, sk), *sk;
+	__u64 inode = BPF_CORE_READ(socket, file, f_inode, i_ino);
 	struct destination to = {};
 	struct tcp_detailed_record *record;
 	struct tcp_record *plain;
-	struct sock *sk;
-	__u16 family;
+	__u16 family, unspecified = 1;
 	__u8 *attempt;
 
-	if (result > 0 || is_left_out(-result) || is_kernel_thread(current_task()))
+	if (!holder || result > 0 || is_left_out(-result) || is_kernel_thread(current_task()))
 		return 0;
-	/* A connection that is established is noted then; here one that is dissolved (connect to AF_UNSPEC). */
-	if (!result && (read_bytes(&to, sizeof(to.family), address, length) || to.family))
+	if (!result)
+		return connect_succeeds(holder, inode);
+	/* Of a socket that cannot be dissolved (connect to AF_UNSPEC) the attempt goes on. */
+	if ((__s32)length >= (__s32)sizeof(unspecified) &&
+	    !read_bytes(&unspecified, sizeof(unspecified), address, length) && !unspecified)
 		return 0;
 	sk = connection_of(holder);
 	if (!sk || !is_tcp(sk))
 		return 0;
-	if (!result) {
-		end_attempt(sk);
-		return 0;
-	}
-	attempt = attempt_of(sk);
+	attempt = attempt_of(inode);
 	if (attempt && *attempt == ATTEMPT_TOLD) {
 		*attempt = ATTEMPT_NONE;
 		return 0;
 	}
+	/* Another thread has been given the result of the attempt that this one waits for, or has given it up. */
+	if (result == -ECONNABORTED || result == -ECONNRESET || result == -EPIPE)
+		return 0;
 	/* It has sent a SYN at some time: this may be the result of that attempt, older than the probe. */
 	if (!attempt && BPF_CORE_READ((struct tcp_sock *)sk, write_seq))
 		return 0;
+	if (!has_room()) {
+		__sync_fetch_and_add(&lost_records, 1);
+		return 0;
+	}
 
 	record = new_record(sizeof(*record));
 	if (!record)
@@ -123,7 +153,7 @@ static __noinline int connect_returns(struct sock *holder, const void *address, 
 		read_address(plain->local_addr, sk, family, false, false);
 	plain->local_port = local_port_of((struct tcp_sock *)sk, false);
 	plain->time_ns = bpf_ktime_get_ns();
-	plain->inode = inode_of(sk);
+	plain->inode = inode;
 	plain->origin = TCP_ORIGIN_CONNECT;
 	plain->old_state = TCP_CLOSE;
 	read_current(current_task(), &plain->pid, &plain->uid, plain->comm);
@@ -141,35 +171,27 @@ static __noinline int connect_returns(struct sock *holder, const void *address, 
 }
 
 /* NULL where the file is no socket. */
-static __always_inline struct sock *holder_of(struct file *file)
+static __always_inline struct socket *socket_at(struct file *file)
 {
-	struct socket *socket = file && socket_inode_of(file) ? BPF_CORE_READ(file, private_data) : 0;
-
-	return socket ? BPF_CORE_READ(socket, sk) : 0;
-}
-
-/* int __sys_connect_file(struct file *file, struct sockaddr_storage *address, int addrlen, int file_flags): connect, and io_uring. */
-SEC("fexit/__sys_connect_file")
-int connect_exit(__u64 *args)
-{
-	struct sock *holder = holder_of((struct file *)args[0]);
-
-	return holder ? connect_returns(holder, (void *)args[1], (__u32)args[2], args[4]) : 0;
+	return file && socket_inode_of(file) ? BPF_CORE_READ(file, private_data) : 0;
 }
 
 /*
- * int __inet_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags, int is_sendmsg): MSG_FASTOPEN. The
- * other ways lead through here as well.
+ * int __inet_stream_connect(struct socket *sock, struct sockaddr *uaddr, int addr_len, int flags, int is_sendmsg), with the socket
+ * locked: connect, io_uring, and sending with MSG_FASTOPEN. (Some compilers put a copy of __sys_connect_file() into connect.)
  */
 SEC("fexit/__inet_stream_connect")
-int fast_open_exit(__u64 *args)
+int connect_exit(__u64 *args)
 {
-	struct sock *holder;
+	return connect_returns((struct socket *)args[0], (void *)args[1], (__u32)args[2], args[5]);
+}
 
-	if (!(__s32)args[4])
-		return 0;
-	holder = BPF_CORE_READ((struct socket *)args[0], sk);
-	return holder ? connect_returns(holder, (void *)args[1], (__u32)args[2], args[5]) : 0;
+/* int security_socket_connect(struct socket *sock, struct sockaddr *address, int addrlen), which comes before it but for MSG_FASTOPEN. */
+SEC("fexit/security_socket_connect")
+int connect_refused(__u64 *args)
+{
+	return (__s32)args[3] < 0 ? connect_returns((struct socket *)args[0], (void *)args[1], (__u32)args[2], args[3])
+				  : 0;
 }
 
 /* The file of the current process at this place in its table, or NULL. */
@@ -197,17 +219,17 @@ SEC("tracepoint/syscalls/sys_exit_connect")
 int connect_syscall_exit(struct syscall_exit *ctx)
 {
 	struct pt_regs *registers;
-	struct sock *holder;
+	struct socket *socket;
 
 	if (ctx->result > 0 || is_left_out(-ctx->result))
 		return 0;
 	registers = user_registers();
 	if (!registers)
 		return 0;
-	holder = holder_of(file_at(FIRST_ARGUMENT(registers)));
-	if (!holder)
+	socket = socket_at(file_at(FIRST_ARGUMENT(registers)));
+	if (!socket)
 		return 0;
-	return connect_returns(holder, (void *)SECOND_ARGUMENT(registers),
+	return connect_returns(socket, (void *)SECOND_ARGUMENT(registers),
 			       OF_PROGRAM | (__u32)THIRD_ARGUMENT(registers), ctx->result);
 }
 

@@ -3,8 +3,8 @@
 use super::record::Sequence;
 use crate::event::{Direction, Ending, state};
 use crate::sys::shared::{
-    TCP_ENDING_BY_PROCESS, TCP_ENDING_BY_REPAIR, TCP_ENDING_NEVER_HELD, TCP_ENDING_WINDOW_CLOSED,
-    TCP_FLAG_BEING_CLOSED, TCP_FLAG_ENDING_TOLD, TCP_FLAG_FIN_RECEIVED, tcp_detailed_record,
+    TCP_ENDING_BY_CONNECT, TCP_ENDING_BY_PROCESS, TCP_ENDING_BY_REPAIR, TCP_ENDING_NEVER_HELD,
+    TCP_ENDING_WINDOW_CLOSED, TCP_FLAG_BEING_CLOSED, TCP_FLAG_ENDING_TOLD, TCP_FLAG_FIN_RECEIVED, tcp_detailed_record,
 };
 
 /// `enum sock_flags` of include/net/sock.h.
@@ -54,7 +54,8 @@ impl Ending {
         let fin = u32::from(has(TCP_FLAG_FIN_RECEIVED));
         // Where the FIN was read as well, it is one less than nothing.
         let unread = detail.rcv_nxt.wrapping_sub(detail.copied_seq).wrapping_sub(fin);
-        let closes = has(TCP_FLAG_BEING_CLOSED);
+        // Both directions may have been shut down before, as if it were being closed.
+        let closes = has(TCP_FLAG_BEING_CLOSED) && !is(detail, TCP_ENDING_BY_CONNECT);
         if is(detail, TCP_ENDING_BY_REPAIR) {
             Self::Disconnected
         } else if closes && (1..1 << 31).contains(&unread) {
@@ -171,6 +172,11 @@ mod tests {
     fn who_dissolves_a_connection_need_not_read_it() {
         let unread = |record: &mut tcp_detailed_record| (record.copied_seq, record.sock_flags) = (4, SOCK_LINGER);
         assert_eq!(by_process(state::ESTABLISHED, 0, unread), Ending::Disconnected);
+        let shut_down = |record: &mut tcp_detailed_record| {
+            unread(record);
+            record.ending |= TCP_ENDING_BY_CONNECT;
+        };
+        assert_eq!(by_process(state::FIN_WAIT1, TCP_FLAG_BEING_CLOSED, shut_down), Ending::Disconnected);
         let taken_away = |record: &mut tcp_detailed_record| {
             unread(record);
             record.ending |= TCP_ENDING_BY_REPAIR;

@@ -2,7 +2,7 @@
 
 use super::features::kernel_has_kprobes;
 use super::instructions;
-use super::types::{ACCEPT_ENTRY, CONNECT_EXIT, FAST_OPEN_EXIT, KernelTypes, OPEN_FILES, RETRANSMIT, SET_STATE};
+use super::types::{ACCEPT_ENTRY, CONNECT_EXIT, KernelTypes, OPEN_FILES, RETRANSMIT, SET_STATE};
 use crate::config::{ProbeSettings, Rung};
 
 /// How accepts are seen, and whether anything else is attached. Without a way to see them, an accepted endpoint that its
@@ -52,12 +52,15 @@ impl Extras {
         self != Self::Nothing && settings.wanted.retries && types.fitting.target(RETRANSMIT).is_some()
     }
 
-    /// Whether it is told where the ways to connect return, by trampolines.
+    /// Whether it is told where all ways to connect return, by a trampoline.
     pub(super) fn tell_unsent(self, settings: &ProbeSettings, types: &KernelTypes) -> bool {
-        let can_be_had = |section| types.fitting.target(section).is_some_and(instructions::can_enter);
-        // Both or neither: the kernel has trampolines, or has not.
-        let is_there = types.fitting.target(FAST_OPEN_EXIT).is_some();
-        self != Self::Nothing && settings.wanted.unsent && is_there && can_be_had(CONNECT_EXIT)
+        let target = || types.fitting.target(CONNECT_EXIT);
+        self.may_tell_unsent(settings) && target().is_some_and(instructions::can_enter)
+    }
+
+    /// Whether it is told where connect returns, in whatever way.
+    pub(super) fn may_tell_unsent(self, settings: &ProbeSettings) -> bool {
+        self != Self::Nothing && settings.wanted.unsent
     }
 
     /// Whether it is told who lets go of a socket.

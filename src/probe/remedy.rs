@@ -219,8 +219,7 @@ const NEEDED_FOR_ATTEMPTS: &str = "that takes the probe kprobe or tp_btf, and Li
 pub(super) const UNTOLD_UNSENT: &str = "attempts that fail before a SYN are not told";
 
 pub(super) const UNSENT_BY_SYSCALL: &str = "attempts that fail before a SYN are told of the system call connect alone, not of io_uring \
-     and MSG_FASTOPEN: this kernel has no trampolines; the tracepoint sys_exit_connect makes each system call of this host \
-     some 60 ns slower";
+     and MSG_FASTOPEN, and each system call of this host takes some 60 ns longer (the tracepoint sys_exit_connect)";
 
 /// What is asked for of attempts, and this rung does not tell.
 pub(super) fn warn_of_untold_attempts(settings: &ProbeSettings) {

@@ -22,7 +22,7 @@ use super::perf_event::{self, Attachment};
 use super::refusal::{Refusal, Stage};
 use super::remedy::{UNSENT_BY_SYSCALL, UNTOLD_UNSENT, warn_of_untold_retries};
 use super::skeletons::core::{TcpEventSkel, TcpEventSkelBuilder};
-use super::types::KernelTypes;
+use super::types::{CONNECT_REFUSED, KernelTypes};
 use super::variables::SharedVariables;
 use crate::config::{ProbeSettings, Rung};
 use crate::probe::tracefs::TraceFs;
@@ -91,11 +91,16 @@ fn try_attach<'obj>(
     links.extend(looks);
     links.extend(attach_retries(&skeleton, settings, extras.tell_retries(settings, &kernel.types)));
     let (mut events, mut heard) = (Vec::new(), TCP_HEARD_NONE);
-    if settings.wanted.unsent {
+    if extras.may_tell_unsent(settings) {
         let at_exits;
-        (at_exits, heard) = attach_unsent(&skeleton, by_trampolines);
+        (at_exits, heard) = attach_unsent(&skeleton, by_trampolines, &kernel.types);
         links.extend(at_exits.links);
         events.extend(at_exits.event);
+    } else if settings.wanted.unsent {
+        log::line(
+            Level::Warn,
+            format_args!("{UNTOLD_UNSENT}: this kernel lets nothing be attached beside the main program"),
+        );
     }
     variables.get().heard_connects.store(heard.into(), Ordering::SeqCst);
     if tells_let_go {
@@ -143,9 +148,10 @@ fn load<'obj>(
     progs.adopt.set_autoload(extras.adopt(types));
     progs.syn_again.set_autoload(extras.tell_retries(settings, types));
     progs.connect_exit.set_autoload(by_trampolines);
-    progs.fast_open_exit.set_autoload(by_trampolines);
+    // There are kernels without security modules.
+    progs.connect_refused.set_autoload(by_trampolines && types.fitting.target(CONNECT_REFUSED).is_some());
     // Trampolines may be refused yet.
-    progs.connect_syscall_exit.set_autoload(settings.wanted.unsent);
+    progs.connect_syscall_exit.set_autoload(extras.may_tell_unsent(settings));
     configure(&mut open, rung, again, settings, types, kernel.maps.take())?;
     let mut skeleton = types.fitting.during(|| explain(Stage::Load, || open.load()))?;
     if detailed {
@@ -225,24 +231,41 @@ struct Exits {
 
 /// Attaches what tells of attempts that fail before a SYN: where all ways to connect return, or the system call does. Also which of
 /// them are heard.
-fn attach_unsent(skeleton: &TcpEventSkel<'_>, by_trampolines: bool) -> (Exits, u8) {
+fn attach_unsent(skeleton: &TcpEventSkel<'_>, by_trampolines: bool, types: &KernelTypes) -> (Exits, u8) {
     let progs = &skeleton.progs;
+    let mut why = "this kernel has no trampolines".to_owned();
     if by_trampolines {
-        let attach = |program: &ProgramMut<'_>| explain(Stage::Trace, || program.attach_trace());
-        match attach(&progs.connect_exit).and_then(|first| Ok(vec![first, attach(&progs.fast_open_exit)?])) {
-            Ok(links) => return (Exits { links, event: None }, TCP_HEARD_ALL),
-            Err(refusal) => log::line(Level::Info, format_args!("where connect returns, no trampoline: {refusal}")),
+        match explain(Stage::Trace, || progs.connect_exit.attach_trace()) {
+            Ok(link) => {
+                let mut links = vec![link];
+                if types.fitting.target(CONNECT_REFUSED).is_some() {
+                    match explain(Stage::Trace, || progs.connect_refused.attach_trace()) {
+                        Ok(link) => links.push(link),
+                        Err(refusal) => log::line(
+                            Level::Warn,
+                            format_args!("attempts that a security module refuses are not told: {refusal}"),
+                        ),
+                    }
+                }
+                return (Exits { links, event: None }, TCP_HEARD_ALL);
+            }
+            Err(refusal) => why = refusal.to_string(),
         }
+    }
+    // Elsewhere the registers of a system call are found by a helper that came before casts did.
+    if !cfg!(target_arch = "x86_64") && types.casts.is_none() {
+        log::line(Level::Warn, format_args!("{UNTOLD_UNSENT}: {why}"));
+        return (Exits::default(), TCP_HEARD_NONE);
     }
     let attach =
         |tracefs: TraceFs| perf_event::attach(&progs.connect_syscall_exit, &tracefs, "syscalls", "sys_exit_connect");
     match perf_event::open_tracefs().and_then(attach) {
         Ok(Attachment { link, event }) => {
-            log::line(Level::Warn, UNSENT_BY_SYSCALL);
+            log::line(Level::Warn, format_args!("{UNSENT_BY_SYSCALL}: {why}"));
             (Exits { links: vec![link], event: Some(event) }, TCP_HEARD_SYSCALL)
         }
         Err(refusal) => {
-            log::line(Level::Warn, format_args!("{UNTOLD_UNSENT}: {refusal}"));
+            log::line(Level::Warn, format_args!("{UNTOLD_UNSENT}: {why}; {refusal}"));
             (Exits::default(), TCP_HEARD_NONE)
         }
     }

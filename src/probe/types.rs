@@ -32,15 +32,15 @@ pub(super) const SET_STATE: &str = "tp_btf/inet_sock_set_state";
 /// Where SYNs are sent again.
 pub(super) const RETRANSMIT: &str = "tp_btf/tcp_retransmit_skb";
 
-/// As many parameters as it has where the last one is the error. (In the type there is one more, before them.)
+/// As many parameters as it has at least where the third one is the error. (In the type there is one more, before them.)
 const RETRANSMIT_WITH_ERROR: u32 = 3;
 
 /// The iterator over all open files (since Linux 5.8).
 pub(super) const OPEN_FILES: &str = "iter/task_file";
 
-/// Where the ways to connect return: the system call and io_uring, and sending with MSG_FASTOPEN.
-pub(super) const CONNECT_EXIT: &str = "fexit/__sys_connect_file";
-pub(super) const FAST_OPEN_EXIT: &str = "fexit/__inet_stream_connect";
+/// Where all ways to connect return, and where a security module refuses them.
+pub(super) const CONNECT_EXIT: &str = "fexit/__inet_stream_connect";
+pub(super) const CONNECT_REFUSED: &str = "fexit/security_socket_connect";
 
 /// Where accepts are.
 pub(super) const ACCEPT_ENTRY: &str = "fentry/security_sock_graft";
@@ -51,8 +51,8 @@ const TARGETS: [(&str, Meaning, &str); 6] = [
     (ACCEPT_ENTRY, Meaning::Function, ACCEPT_GRAFT),
     (RETRANSMIT, Meaning::Typedef, "btf_trace_tcp_retransmit_skb"),
     (OPEN_FILES, Meaning::Function, "bpf_iter_task_file"),
-    (CONNECT_EXIT, Meaning::Function, "__sys_connect_file"),
-    (FAST_OPEN_EXIT, Meaning::Function, "__inet_stream_connect"),
+    (CONNECT_EXIT, Meaning::Function, "__inet_stream_connect"),
+    (CONNECT_REFUSED, Meaning::Function, "security_socket_connect"),
 ];
 
 /// Structures, unions and enumerations that the programs have.
@@ -126,7 +126,7 @@ impl KernelTypes {
         });
         // How many parameters functions have is not known.
         let targets = targets
-            .filter(|(section, id)| can_be_had(section, *id) && ![CONNECT_EXIT, FAST_OPEN_EXIT].contains(section));
+            .filter(|(section, id)| can_be_had(section, *id) && ![CONNECT_EXIT, CONNECT_REFUSED].contains(section));
         let fitting = Fitting { targets: targets.collect(), ..Fitting::default() };
         // Types that are new to this library are a new kernel's.
         Self { fitting, tells_retransmit_errors: true, preemptible: true, ..Self::default() }
@@ -167,7 +167,7 @@ impl KernelTypes {
             fitting,
             casts: rdonly_cast.map(|_| casts),
             tells_errors: btf.id(Meaning::Typedef, ERROR_REPORT).is_some(),
-            tells_retransmit_errors: retransmit.is_some_and(|parameters| parameters == 1 + RETRANSMIT_WITH_ERROR),
+            tells_retransmit_errors: retransmit.is_some_and(|parameters| parameters > RETRANSMIT_WITH_ERROR),
             preemptible,
         };
         Some((types, btf.reduced()))
@@ -189,8 +189,8 @@ fn can_be_had(section: &str, target: u32) -> bool {
 /// Whether a function that a program sees return has as many parameters as the program takes it to have: the result is behind them.
 fn has_parameters(btf: &Btf<'_>, section: &str, target: u32) -> bool {
     let count = match section {
-        CONNECT_EXIT => 4,
-        FAST_OPEN_EXIT => 5,
+        CONNECT_EXIT => 5,
+        CONNECT_REFUSED => 3,
         _ => return true,
     };
     btf.parameters(target) == Some(count)

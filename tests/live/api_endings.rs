@@ -378,6 +378,8 @@ fn what_mptcp_does_is_not_laid_to_the_program() {
         let is_client = |event: &&Event| event.ports() == (own, port);
         let events = watcher.events_until(0, way, |events| events.iter().any(|event| is_client(&event)));
         let close = events.iter().find(is_client).unwrap();
+        let by_program = [TCPEVENT_ENDING_LINGER, TCPEVENT_ENDING_UNREAD, TCPEVENT_ENDING_DISCONNECTED];
+        assert!(!by_program.contains(&close.ending), "{way}: {close:#?}");
         assert!(close.error != 0 || endings.contains(&close.ending), "{way}: {close:#?}");
     }
 }

@@ -90,6 +90,7 @@ pub fn settled_tcp_info(connection: &Connection) -> [anu_tcp_info; 2] {
 
 // States as TCP_INFO has them.
 pub const ESTABLISHED: u8 = 1;
+pub const SYN_SENT: u8 = 2;
 pub const SYN_RECV: u8 = 3;
 pub const FIN_WAIT2: u8 = 5;
 pub const CLOSE: u8 = 7;

@@ -1,12 +1,13 @@
 //! TCPEVENT_EVENTS_UNSENT: attempts to connect that fail before anything is sent.
 
 use std::fs;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, types};
 use libbpf_rs::libbpf_sys;
@@ -15,13 +16,18 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use crate::api::{run_script, watcher};
 use crate::api_network::Network;
 use crate::api_places::Cgroups;
-use crate::api_traffic::{begin_connect, disconnect, monotonic_ns, tcp_socket};
+use crate::api_traffic::{
+    CLOSE, SYN_SENT, begin_connect, disconnect, monotonic_ns, set_option, tcp_socket, wait_for_state,
+};
 use crate::api_watcher::{Direction, ERROR, Event, FAILED, Kind, OWNER, UID, Watcher, told_place};
 use crate::consumer::{is_beyond_the_rung, lacks_cookies, slowness, turn};
 use crate::traffic::{Connection, V4, V6, closed_port, own_comm, set_linger_0};
 
 const UNSENT: &str = "events=16";
 const UNSENT_AND_CLOSES: &str = "events=18";
+
+/// include/uapi/linux/tcp.h
+const TCP_FASTOPEN_NO_COOKIE: i32 = 34;
 
 fn is_skipped() -> bool {
     is_beyond_the_rung("attempts that fail before a SYN") || lacks_cookies()
@@ -249,7 +255,10 @@ fn each_class_is_told_once_and_no_connection_that_succeeds() {
     let network = Network::new();
     set_up(&network);
     let mut watcher = Watcher::open(UNSENT);
+    let is_there = |way: &Way| *way != Way::IoUring || IoUring::new(1).is_ok();
     let ways = if all_ways_are_heard() { &Way::ALL[..] } else { &Way::ALL[..2] };
+    let ways: Vec<_> = ways.iter().copied().filter(is_there).collect();
+    let ways = &ways[..];
     // Before any other: meanwhile no socket of this process connects.
     let mut forbidden_ones = Vec::new();
     network.here.run(|| {
@@ -329,12 +338,41 @@ fn what_is_under_way_or_told_as_a_close_is_not_told_again() {
     let unreachable = SocketAddr::new(Network::UNREACHABLE_V4.parse().unwrap(), 9);
     let answered = network.here.run(|| Way::Blocking.connect(&tcp_socket(unreachable), unreachable));
     assert_eq!(answered, libc::EHOSTUNREACH);
+    // Established, and reset before a call of connect has said so; and what is sent with the SYN, to a port that is closed.
+    let listener = TcpListener::bind(V4()).unwrap();
+    let to = listener.local_addr().unwrap();
+    let client = tcp_socket(to);
+    assert_eq!(Way::NonBlocking.connect(&client, to), libc::EINPROGRESS);
+    set_linger_0(&listener.accept().unwrap().0);
+    wait_for_state(&client, CLOSE);
+    assert_eq!(Way::NonBlocking.connect(&client, to), libc::ECONNRESET);
+    let mut deferred = tcp_socket(closed);
+    for option in [libc::TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE] {
+        set_option(&deferred, libc::IPPROTO_TCP, option, 1);
+    }
+    assert_eq!(Way::Blocking.connect(&deferred, closed), 0);
+    assert_eq!(deferred.write(b"hello").unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
+    // Two threads wait for the same attempt, which is given up by a third one.
+    network.here.cut();
+    let silent = SocketAddr::new(Network::THERE_V4.parse().unwrap(), 9);
+    let shared = network.here.run(|| tcp_socket(silent));
+    thread::scope(|scope| {
+        let wait = || Way::Blocking.connect(&shared, silent);
+        let waiting = [scope.spawn(wait), scope.spawn(wait)];
+        wait_for_state(&shared, SYN_SENT);
+        // The second one may come after the first has been given up: it begins another attempt then.
+        while !waiting.iter().all(thread::ScopedJoinHandle::is_finished) {
+            thread::sleep(Duration::from_millis(100));
+            let _ = shared.shutdown(Shutdown::Both);
+        }
+        for waiting in waiting {
+            assert_ne!(waiting.join().unwrap(), 0);
+        }
+    });
     // Already connected, or on the way.
     let connection = Connection::open(V4(), V4());
     let stream = Socket::from(connection.client.try_clone().unwrap());
     assert_eq!(Way::Blocking.connect(&stream, closed), libc::EISCONN);
-    network.here.cut();
-    let silent = SocketAddr::new(Network::THERE_V4.parse().unwrap(), 9);
     let waits = network.here.run(|| begin_connect(silent));
     assert_eq!(Way::NonBlocking.connect(&waits, silent), libc::EALREADY);
     // No socket of TCP, and no address in memory.
@@ -345,10 +383,13 @@ fn what_is_under_way_or_told_as_a_close_is_not_told_again() {
     assert_eq!(unsafe { libc::connect(tcp_socket(closed).as_raw_fd(), std::ptr::without_provenance(8), 16) }, -1);
     assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EFAULT));
 
+    // The last one is told.
+    let last = SocketAddr::new("192.0.2.17".parse().unwrap(), 7000);
+    network.here.run(|| tried("last", Way::Blocking, &tcp_socket(last), last));
     for handle in [0, 1] {
-        let events = if handle == 0 { watcher.pass_later_connection(0) } else { watcher.read(1, 1000, 300).events };
+        let events = watcher.events_until(handle, "the last", |events| events.iter().any(|event| event.remote == last));
         let told = events.iter().filter(|event| event.kind == Kind::Unsent && event.pid == process::id());
-        assert_eq!(told.count(), 0, "{events:#?}");
+        assert_eq!(told.count(), 1, "{events:#?}");
     }
 }
 
@@ -408,6 +449,15 @@ fn each_attempt_of_a_socket_is_told_by_itself() {
         socket.set_nonblocking(false).unwrap();
         assert_eq!(Way::Blocking.connect(&socket, closed), libc::ECONNREFUSED);
         attempts.push(tried("refused before", Way::Blocking, &socket, unreachable(4)));
+        // Given up by shutdown; and one that has never sent a SYN.
+        socket.set_nonblocking(true).unwrap();
+        assert_eq!(Way::NonBlocking.connect(&socket, silent), libc::EINPROGRESS);
+        let _ = socket.shutdown(Shutdown::Both);
+        attempts.push(tried("shut down", Way::Blocking, &socket, unreachable(5)));
+        let fresh = tcp_socket(silent);
+        disconnect(&fresh);
+        attempts.push(tried("dissolved at first", Way::Blocking, &fresh, unreachable(6)));
+        attempts.push(tried("once more", Way::Blocking, &fresh, unreachable(7)));
         attempts
     });
     let events = watcher.events_until(0, "four", |events| events.iter().any(|event| event.remote == unreachable(4)));
@@ -456,7 +506,8 @@ fn what_does_not_fit_is_not_told() {
         assert_eq!(events.iter().filter(|event| event.remote == to).count(), 1);
     }
     for (handle, filter) in (count + 1..).zip(&others) {
-        assert!(watcher.read(handle, 1000, 0).events.iter().all(|event| event.remote != to), "{filter}");
+        let events = watcher.read(handle, 1000, 100 * i64::from(slowness())).events;
+        assert!(events.iter().all(|event| event.remote != to), "{filter}");
     }
 }
 

@@ -25,7 +25,8 @@ pub const TCPEVENT_EVENTS_SNAPSHOTS: u32 = 4;
 /// time about a second after the first SYN. Not told by the plain tracepoint, nor before Linux 5.8: a line of the log says so.
 pub const TCPEVENT_EVENTS_RETRIES: u32 = 8;
 /// Attempts to connect that fail before anything is sent, with the errno that the program gets: no route, a security module or a
-/// cgroup's program that says no, no local port or address. Such an attempt is told as this instead of as a close. Not told by the
+/// cgroup's program that says no, no local port or address. Such an attempt is told as this instead of as a close (with
+/// TCPEVENT_EVENTS_STATES, what changes the socket's state is told as that). Not told by the
 /// plain tracepoint, nor before Linux 5.8. Where the kernel has no trampolines, only the system call connect is told of, and each
 /// system call of the host takes some 60 ns longer while the watch is open. A line of the log says so.
 pub const TCPEVENT_EVENTS_UNSENT: u32 = 16;

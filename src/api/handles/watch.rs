@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::api::engine::{Engine, WatchStatistics};
 use crate::config::ProbeSettings;
 use crate::error::{Error, NO_DESCRIPTORS};
-use crate::event::Event;
+use crate::event::{Event, Kind};
 use crate::queue::Queue;
 use crate::queue::readiness::Readiness;
 use crate::queue::sink::Sink;
@@ -63,7 +63,12 @@ pub enum ReadEnd {
 
 impl Sink for Shared {
     fn put_change(&self, event: Event) {
-        self.engine.queue.push_displacing(event);
+        // Whoever asks for what there is no way to may do so as often as it likes: that displaces nothing.
+        if event.kind == Kind::Unsent {
+            self.engine.queue.push_if_room(event);
+        } else {
+            self.engine.queue.push_displacing(event);
+        }
     }
 
     fn put_snapshot(&self, event: Event) {
