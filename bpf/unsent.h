@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT) */
 /*
- * Attempts to connect that fail before a SYN: refused by a route, a firewall, a security module or a cgroup's program, or for want of an
- * address or a port. No state changes, so they are seen where connect returns. Part of tcp_event.bpf.c, and not loaded where nobody
- * asks for it.
+ * Attempts to connect that fail before a SYN: refused by a route, a security module or a cgroup's program, or for want of an address or
+ * a port. No state changes, so they are seen where connect returns. Part of tcp_event.bpf.c, and not loaded where nobody asks for it.
  */
 #ifndef TCPEVENT_UNSENT_H
 #define TCPEVENT_UNSENT_H
