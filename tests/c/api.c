@@ -134,7 +134,7 @@ static void refuse_options(void)
 	REFUSED_WITH(size, (size_t)1 << 32, "size");
 	REFUSED_WITH(size, SIZE_MAX, "size");
 
-	REFUSED_WITH(events, 16, "events");
+	REFUSED_WITH(events, 32, "events");
 	REFUSED_WITH(events, TCPEVENT_EVENTS_CLOSES | 0x80000000u, "events");
 	REFUSED_WITH(events, UINT32_MAX, "events");
 	REFUSED_WITH(probe, 4, "probe");
