@@ -47,17 +47,25 @@ static __always_inline struct pt_regs *user_registers(void)
 #define THIRD_ARGUMENT(registers) BPF_CORE_READ(registers, user_regs.regs[2])
 #endif
 
+/* The number of that system call. */
+static __always_inline __s32 call_of(struct pt_regs *registers)
+{
+#if defined(__TARGET_ARCH_x86)
+	return BPF_CORE_READ(registers, orig_ax);
+#else
+	return BPF_CORE_READ(registers, syscallno);
+#endif
+}
+
 /* Whether the current process is in the system call connect. */
 static __always_inline bool is_in_connect(void)
 {
 	struct pt_regs *registers = user_registers();
 
-	if (!registers)
-		return false;
 #if defined(__TARGET_ARCH_x86)
-	return (__s32)BPF_CORE_READ(registers, orig_ax) == 42;
+	return registers && call_of(registers) == 42;
 #else
-	return BPF_CORE_READ(registers, syscallno) == 203;
+	return registers && call_of(registers) == 203;
 #endif
 }
 
@@ -73,12 +81,11 @@ static __always_inline bool is_in_exec(void)
 
 	if (!registers)
 		return false;
+	call = call_of(registers);
 #if defined(__TARGET_ARCH_x86)
-	call = BPF_CORE_READ(registers, orig_ax);
 	/* execve and execveat: of x86-64, of its programs with short pointers, and of 32-bit ones. (Their 11 is munmap elsewhere.) */
 	return call == 59 || call == 322 || call == 520 || call == 545 || call == 11 || call == 358;
 #else
-	call = BPF_CORE_READ(registers, syscallno);
 	return call == 221 || call == 281 || call == 11 || call == 387;
 #endif
 }
